@@ -1,0 +1,195 @@
+"""What was read of a layer, and one line of history: what the network was, how it did, what was decided."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nets import Action, Architecture, Cost, action_from_dict, action_to_dict, cost
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from analysis.observer import Observer
+
+ROLES = ("inner", "branch", "stream", "stem", "head")
+STATISTICS = (
+    "response_mean",
+    "response_std",
+    "gradient_norm",
+    "weight_norm",
+    "update_ratio",
+    "dead_fraction",
+    "residual_ratio",
+)
+"""The numbers of a LayerReading, as `statistic` arguments name them."""
+UNBOUNDED = Cost(parameters=2**62, flops=2**62)
+"""The limit of a record that was given none."""
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """What was read of one layer, as means over the sampled steps of a window; None where it does not apply.
+
+    A layer is the module at a path. The reading of a normalisation covers the convolution or
+    linear layer that feeds it: the response is what comes after both, the parameters are theirs.
+
+    Args:
+        block: the block that holds the layer, None outside of blocks.
+        role: "inner" (between the layers of a block: what Widen adds to), "branch" (the end of a
+            block's branch), "stream" (a block's output, or its shortcut), "stem" or "head".
+        response_mean: mean of the output, over batch, channels and positions.
+        response_std: standard deviation of the output over all of them (He et al. 2015, figure 7:
+            after BatchNorm, before the non-linearity; a block's own output is after it).
+        gradient_norm: root mean square of the gradient's entries, as the optimizer sees it.
+        weight_norm: L2 norm of the parameters, before the step.
+        update_ratio: L2 norm of the step over that of the parameters; None without an optimizer.
+        dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch.
+        residual_ratio: std(F(x)) / std(x), the branch against the shortcut it is added to.
+        edited: step of the last edit of the block, None if it is as it was at the start.
+        extra: a user's own statistics.
+    """
+
+    block: str | None
+    role: str
+    response_mean: float | None = None
+    response_std: float | None = None
+    gradient_norm: float | None = None
+    weight_norm: float | None = None
+    update_ratio: float | None = None
+    dead_fraction: float | None = None
+    residual_ratio: float | None = None
+    edited: int | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, statistic: str) -> float | None:
+        """Give a statistic by name, from the fields or from `extra`."""
+        if statistic in STATISTICS:
+            return getattr(self, statistic)
+        return self.extra.get(statistic)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of history.
+
+    Args:
+        step: training steps so far.
+        epoch: passes over the training data so far, a fraction.
+        spent: fraction of the budget used, in [0, 1].
+        seed: the run's seed; a policy's only source of randomness, with `step`.
+        architecture: the network in force when the record was made, before what was applied.
+        limit: the cost that the network must not exceed.
+        train_flops: floating-point operations spent so far, probes included.
+        train_loss, train_accuracy: means over the window, in training mode; accuracies are
+            fractions in [0, 1], None for regression.
+        validation_loss, validation_accuracy: of the validation split, in eval mode.
+        learning_rate: in force when the record was made.
+        layers: readings by module path.
+        importance: the probe "importance" by block, if a policy needs it: the loss without the
+            block's branch minus the loss with it, on the probe batch.
+        decided, applied, refused: what the policy asked for, what was done, and what was not and
+            why; empty in the last record while the policy decides.
+    """
+
+    step: int
+    epoch: float
+    spent: float
+    seed: int
+    architecture: Architecture
+    limit: Cost
+    train_flops: int = 0
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    learning_rate: float | None = None
+    layers: Mapping[str, LayerReading] = field(default_factory=dict)
+    importance: Mapping[str, float] = field(default_factory=dict)
+    decided: Sequence[Action] = ()
+    applied: Sequence[Action] = ()
+    refused: Sequence[tuple[Action, str]] = ()
+
+    @classmethod
+    def capture(cls, net: nn.Module, observer: Observer, **numbers: Any) -> Record:
+        """Make a record in a training loop of one's own.
+
+        Args:
+            net: a network from `nets.build`.
+            observer: its readings since the last call become `layers`.
+            **numbers: any field of Record; `step` is the observer's, `spent`, `epoch` and `seed`
+                are 0 and `limit` is without bound unless given.
+        """
+        architecture: Any = net.architecture
+        given = {
+            "step": observer.step,
+            "epoch": 0.0,
+            "spent": 0.0,
+            "seed": 0,
+            "limit": UNBOUNDED,
+            "layers": observer.readings(),
+        }
+        return cls(architecture=architecture, **{**given, **numbers})
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of the architecture in force."""
+        return cost(self.architecture)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain data for one line of JSON; None and empty fields of readings are left out."""
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        data["architecture"] = self.architecture.to_dict()
+        data["limit"] = asdict(self.limit)
+        data["layers"] = {path: _reading_to_dict(reading) for path, reading in self.layers.items()}
+        data["importance"] = dict(self.importance)
+        data["decided"] = [action_to_dict(action) for action in self.decided]
+        data["applied"] = [action_to_dict(action) for action in self.applied]
+        data["refused"] = [[action_to_dict(action), why] for action, why in self.refused]
+        return data
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Record:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: an unknown or missing field, or a value out of its range.
+        """
+        try:
+            values = dict(d)
+            values["architecture"] = Architecture.from_dict(d["architecture"])
+            values["limit"] = Cost(**d["limit"])
+            values["layers"] = {path: LayerReading(**data) for path, data in d["layers"].items()}
+            for name in ("decided", "applied"):
+                values[name] = tuple(action_from_dict(action) for action in d[name])
+            values["refused"] = tuple((action_from_dict(act), why) for act, why in d["refused"])
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"record cannot be read: {error!r}") from None
+
+
+def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:
+    values = asdict(reading).items()
+    return {name: value for name, value in values if name == "block" or value not in (None, {})}
+
+
+def read_history(path: str | Path) -> list[Record]:
+    """Read a history.jsonl file, or that of a run folder.
+
+    Raises:
+        ValueError: the file is missing or a line is not a record; the message names the line.
+    """
+    path = Path(path)
+    path = path / "history.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return records

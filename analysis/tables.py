@@ -1,0 +1,140 @@
+"""Histories and summaries as tables: of layers, of growth, of compared runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from analysis.record import STATISTICS, Record
+from nets import Action, action_to_dict
+from nets.actions import adds_capacity
+
+EXPLORATORY = 5
+"""Below so many seeds a comparison is exploratory."""
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Give a Markdown table whose columns also line up as plain text; the first column is left-aligned."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
+    rule = [("-" * width if column == 0 else "-" * (width - 1) + ":") for column, width in enumerate(widths)]
+    aligned = [
+        [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+
+
+def number(value: float | None) -> str:
+    """Give a number in four digits, a dash for None."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def phrase(action: Action) -> str:
+    """Give an action as it is written in Python, without its reason."""
+    values = action_to_dict(action)
+    name = values.pop("action")
+    values.pop("reason", None)
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+
+
+def layer_table(record: Record) -> str:
+    """Give the statistics of every layer as a table; columns that no layer has are left out."""
+    extra = sorted({name for reading in record.layers.values() for name in reading.extra})
+    names = [
+        name
+        for name in (*STATISTICS, *extra)
+        if any(reading.value(name) is not None for reading in record.layers.values())
+    ]
+    rows = [
+        [path, reading.role, *(number(reading.value(name)) for name in names), number(reading.edited)]
+        for path, reading in record.layers.items()
+    ]
+    return markdown(["layer", "role", *names, "edited"], rows)
+
+
+def growth_table(history: Sequence[Record]) -> str:
+    """Give every growth step: when, what, why, and the network's size afterwards."""
+    rows = []
+    for record, after in zip(history, [*history[1:], history[-1]], strict=True):
+        for action in filter(adds_capacity, record.applied):
+            size = f"{after.cost.parameters:,}"
+            reason = getattr(action, "reason", "")
+            rows.append([phrase(action), str(record.step), f"{record.spent:.0%}", size, reason])
+    return markdown(["action", "step", "spent", "parameters after", "reason"], rows) if rows else "none"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a comparison: means over seeds, and the sample standard deviation of the accuracy."""
+
+    name: str
+    seeds: int
+    parameters: float
+    train_flops: float
+    seconds: float
+    loss: float | None
+    accuracy: float | None
+    spread: float | None
+    test: float | None
+    test_spread: float | None
+
+
+def comparison_rows(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """Average the summaries of each row over its seeds; accuracies are fractions in [0, 1]."""
+    return [
+        Row(
+            name,
+            len(runs),
+            *(mean(run[key] for run in runs) for key in ("parameters", "train_flops", "seconds")),
+            _mean(runs, "validation_loss"),
+            *_mean_and_spread(runs, "validation_accuracy"),
+            *_mean_and_spread(runs, "test_accuracy"),
+        )
+        for name, runs in summaries.items()
+        if runs
+    ]
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [run[key] for run in runs]
+    return None if None in values else mean(values)
+
+
+def _mean_and_spread(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None, float | None]:
+    values = [run[key] for run in runs]
+    if None in values:
+        return None, None
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def comparison_table(rows: Sequence[Row]) -> str:
+    """Give the comparison as Markdown, with a line that says how much it can carry."""
+    header = ["run", "parameters", "training FLOPs", "seconds", "validation loss"]
+    header += ["validation accuracy %", "test accuracy %", "seeds"]
+    lines = [
+        [
+            row.name,
+            f"{row.parameters:,.0f}",
+            f"{row.train_flops:.3g}",
+            f"{row.seconds:.1f}",
+            number(row.loss),
+            _percent(row.accuracy, row.spread),
+            _percent(row.test, row.test_spread),
+            str(row.seeds),
+        ]
+        for row in rows
+    ]
+    shown = [k for k in range(len(header)) if any(line[k] != "-" for line in lines)]
+    table = markdown([header[k] for k in shown], [[line[k] for k in shown] for line in lines])
+    if min((row.seeds for row in rows), default=0) < EXPLORATORY:
+        table += f"\n\nExploratory: fewer than {EXPLORATORY} seeds. Accuracies are mean ± sample std over seeds."
+    return table
+
+
+def _percent(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")

@@ -1,0 +1,49 @@
+"""What a network is, and how it changes: plain-data architectures, networks built from them, exact growth.
+
+Everything that needs torch is imported on first use, so that descriptions, costs and policies load
+in milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from nets.actions import Action, Insert, SetSurvival, Widen, action_from_dict, action_to_dict
+from nets.architecture import Architecture, Block, Stage
+from nets.cost import Cost, cost, train_flops
+from nets.presets import preset, preset_names, seed_of
+
+if TYPE_CHECKING:
+    from nets.growth import Grown, grow
+    from nets.modules import Network, build
+
+_LAZY = {"build": "modules", "Network": "modules", "grow": "growth", "Grown": "growth"}
+
+__all__ = [
+    "Action",
+    "Architecture",
+    "Block",
+    "Cost",
+    "Grown",
+    "Insert",
+    "Network",
+    "SetSurvival",
+    "Stage",
+    "Widen",
+    "action_from_dict",
+    "action_to_dict",
+    "build",
+    "cost",
+    "grow",
+    "preset",
+    "preset_names",
+    "seed_of",
+    "train_flops",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        value = getattr(import_module(f"nets.{_LAZY[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'nets' has no attribute {name!r}")

@@ -1,0 +1,121 @@
+"""The edits that an architecture accepts, as frozen data: each gives the next architecture or says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from nets.architecture import Architecture, Block, check_count, check_fraction
+
+
+@dataclass(frozen=True)
+class Action:
+    """An edit. `reason` is shown in logs and not compared; `initializer` overrides the one given to `grow`."""
+
+    def edit(self, architecture: Architecture) -> Architecture:
+        """Give the next architecture; a ValueError says why there is none."""
+        raise ValueError(f"{type(self).__name__} does not say how it edits an architecture")
+
+
+@dataclass(frozen=True)
+class Widen(Action):
+    """Add `by` inner channels to a block; the outputs of the network stay the same."""
+
+    block: str
+    by: int
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+    reason: str = field(default="", compare=False, kw_only=True)
+
+    def edit(self, architecture: Architecture) -> Architecture:
+        check_count("by", self.by)
+        architecture.stage_of(self.block)
+        block = architecture.blocks[self.block]
+        return architecture.with_block(replace(block, width=block.width + self.by))
+
+
+@dataclass(frozen=True)
+class Insert(Action):
+    """Add a block of `width` inner channels after a block of the same stage; it gets the stage's next name.
+
+    In a plain net the new layer starts as the identity, so it must be at least as wide as the layer before it.
+    """
+
+    after: str
+    width: int
+    survival: float = 1.0
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+    reason: str = field(default="", compare=False, kw_only=True)
+
+    def edit(self, architecture: Architecture) -> Architecture:
+        check_count("width", self.width)
+        check_fraction("survival", self.survival)
+        stage = architecture.stage_of(self.after)
+        before = architecture.blocks[self.after]
+        if architecture.block == "plain" and self.width < before.width:
+            raise ValueError(
+                f"width must be at least {before.width}, the width of {self.after} "
+                f"(a new layer of a plain net starts as the identity), got {self.width}"
+            )
+        born = Block(f"{stage.name}.block{stage.births + 1}", self.width, self.survival)
+        place = stage.blocks.index(before) + 1
+        blocks = (*stage.blocks[:place], born, *stage.blocks[place:])
+        return architecture.with_stage(replace(stage, blocks=blocks, births=stage.births + 1))
+
+
+@dataclass(frozen=True)
+class SetSurvival(Action):
+    """Set the probability in (0, 1] with which a block's branch is kept in training.
+
+    Kept branches are scaled by 1/probability, as in torchvision.ops.StochasticDepth (Huang et al. 2016,
+    arXiv 1603.09382). A plain net has no branch to drop.
+    """
+
+    block: str
+    probability: float
+    reason: str = field(default="", compare=False, kw_only=True)
+
+    def edit(self, architecture: Architecture) -> Architecture:
+        check_fraction("probability", self.probability)
+        architecture.stage_of(self.block)
+        if architecture.block == "plain":
+            raise ValueError(f"{self.block} is a layer of a plain net: it has no residual branch to drop")
+        return architecture.with_block(replace(architecture.blocks[self.block], survival=self.probability))
+
+
+ACTIONS = {kind.__name__: kind for kind in (Widen, Insert, SetSurvival)}
+"""The actions by name, as they stand in files."""
+
+
+def adds_capacity(action: Action) -> bool:
+    """Say whether the action makes the network larger."""
+    return isinstance(action, Widen | Insert)
+
+
+def action_to_dict(action: Action) -> dict[str, Any]:
+    """Give the action as plain data with its name under "action"; an initializer function is given by its name."""
+    values = {item.name: getattr(action, item.name) for item in fields(action)}
+    initializer = values.get("initializer")
+    if callable(initializer):
+        values["initializer"] = getattr(initializer, "__name__", repr(initializer))
+    kept = {name: value for name, value in values.items() if name not in ("initializer", "reason") or value}
+    return {"action": type(action).__name__, **kept}
+
+
+def action_from_dict(d: Mapping[str, Any]) -> Action:
+    """Read what `action_to_dict` wrote.
+
+    Raises:
+        ValueError: an unknown action or field, or data that is no action at all.
+    """
+    name = d.get("action") if isinstance(d, Mapping) else None
+    if not isinstance(name, str) or name not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {name!r}")
+    kind = ACTIONS[name]
+    unknown = set(d) - {"action"} - {item.name for item in fields(kind)}
+    if unknown:
+        raise ValueError(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    try:
+        return kind(**{key: value for key, value in d.items() if key != "action"})
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from None

@@ -1,0 +1,53 @@
+"""Values for new entries, each drawn from a stream of its own that depends on (seed, entry name) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+Initializer = Callable[[tuple[int, ...], torch.Generator], Tensor]
+"""Takes the shape of a weight, (outputs, inputs, *kernel), and a CPU generator; gives float32 values."""
+
+
+def he(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw from N(0, 2 / fan_in) (He et al. 2015, arXiv 1502.01852, equation 10)."""
+    fan_in = torch.Size(shape[1:]).numel()
+    return torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+
+
+def xavier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw from U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16)."""
+    kernel = torch.Size(shape[2:]).numel()
+    bound = (6 / ((shape[0] + shape[1]) * kernel)) ** 0.5
+    return (2 * torch.rand(shape, generator=generator) - 1) * bound
+
+
+INITIALIZERS: dict[str, Initializer] = {"he": he, "xavier": xavier}
+
+
+def initializer_of(choice: str | Initializer) -> Initializer:
+    """Give the initializer of that name, or the user's own function unchanged.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    if callable(choice):
+        return choice
+    if choice not in INITIALIZERS:
+        known = ", ".join(INITIALIZERS)
+        raise ValueError(f"initializer must be one of {known}, or a function; got {choice!r}")
+    return INITIALIZERS[choice]
+
+
+def hash_of(*parts: object) -> int:
+    """Hash the parts to a number below 2**62, the same in every process and on every machine."""
+    text = ":".join(str(part) for part in parts)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
+
+
+def generator_of(*parts: object) -> torch.Generator:
+    """Give a CPU generator whose stream depends on the parts alone."""
+    return torch.Generator().manual_seed(hash_of(*parts))

@@ -1,0 +1,41 @@
+"""When and where to grow: policies, and the functions that a custom policy calls."""
+
+from policies.base import (
+    Policy,
+    due,
+    flat,
+    growths,
+    insert,
+    largest_by,
+    largest_width,
+    room,
+    series,
+    sites,
+    stalled,
+    widen,
+)
+from policies.depth import StochasticDepth
+from policies.plateau import Plateau
+from policies.scheduled import Never, Periodic, RandomSite
+from policies.statistic import LayerStatistic
+
+__all__ = [
+    "LayerStatistic",
+    "Never",
+    "Periodic",
+    "Plateau",
+    "Policy",
+    "RandomSite",
+    "StochasticDepth",
+    "due",
+    "flat",
+    "growths",
+    "insert",
+    "largest_by",
+    "largest_width",
+    "room",
+    "series",
+    "sites",
+    "stalled",
+    "widen",
+]

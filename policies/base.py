@@ -1,0 +1,191 @@
+"""What a policy is, and the `when` and `where` functions that policies call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from analysis import Record
+from analysis.record import UNBOUNDED
+from nets import Action, Architecture, Insert, Widen, cost
+from nets.actions import adds_capacity
+
+History = Sequence[Record]
+
+
+class Policy(ABC):
+    """Decides when and where to grow.
+
+    Subclasses are frozen dataclasses whose fields are their settings. `decide` is a pure function
+    of the history: no network, no state, randomness only from the record's seed and step. What
+    needs the network is a probe: name it in `needs` ("importance"), and the loop measures it into
+    every record. Amounts of growth are given as a `share` of the limit's FLOPs an image.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def decide(self, history: History) -> Sequence[Action]:
+        """Give the actions to take now; history[-1] is the present, with nothing decided yet."""
+
+
+# When -------------------------------------------------------------------------------------------
+
+
+def due(history: History, every: int) -> bool:
+    """Say whether the present record is a multiple of `every` records from the start."""
+    return len(history) % every == 0
+
+
+def since_growth(history: History) -> History:
+    """Give the records made since the last growth, the present one included."""
+    grown = [i for i, record in enumerate(history) if any(map(adds_capacity, record.applied))]
+    return history[grown[-1] + 1 :] if grown else history
+
+
+def stalled(history: History, patience: int, min_delta: float = 0.0) -> bool:
+    """Say whether the validation loss of the last `patience` records has not beaten the best before.
+
+    Only records since the last growth count, so the earliest answer comes `patience + 1` records
+    after it. To beat means by more than `min_delta`.
+    """
+    losses = [r.validation_loss for r in since_growth(history) if r.validation_loss is not None]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]) - min_delta
+
+
+def flat(history: History, window: int, level: float = 0.05) -> bool:
+    """Say whether the validation loss no longer falls: a one-sided slope test over `window` records.
+
+    True when a straight line through the last `window` losses since the last growth does not fall
+    at significance `level` (scipy.stats.linregress).
+    """
+    from scipy.stats import linregress  # imported late: it takes most of a second
+
+    records = [r for r in since_growth(history) if r.validation_loss is not None][-window:]
+    if len(records) < window:
+        return False
+    steps, losses = zip(*((record.step, record.validation_loss) for record in records))
+    test = linregress(steps, losses, alternative="less")
+    # not `>`: losses that are all the same have no p-value (nan), and do not fall
+    return not test.pvalue <= level  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# Where ------------------------------------------------------------------------------------------
+
+
+def series(history: History, layer: str, statistic: str) -> list[float]:
+    """Give a layer's statistic over the records since the layer's block was last edited.
+
+    Records in which it is missing are left out.
+    """
+    last = history[-1].layers.get(layer)
+    values: list[float] = []
+    for record in reversed(history):
+        reading = record.layers.get(layer)
+        if last is None or (reading is not None and reading.edited != last.edited):
+            break
+        value = None if reading is None else reading.value(statistic)
+        values.extend([] if value is None else [value])
+    return values[::-1]
+
+
+def growths(history: History) -> list[Widen | Insert]:
+    """Give the growth actions that were applied, in order."""
+    applied = [action for record in history for action in record.applied]
+    return [action for action in applied if isinstance(action, Widen | Insert)]
+
+
+def sites(history: History, cooldown: int = 1) -> list[str]:
+    """Give the blocks that may be edited: all but those edited within `cooldown` records.
+
+    Edited is what was born, widened, or had a block inserted after it. A newborn's statistics say
+    what its initialisation did, not what it needs.
+    """
+    recent = [_places(record.architecture) for record in history[-cooldown - 1 :]]
+    return [name for name, place in recent[-1].items() if all(p.get(name) == place for p in recent)]
+
+
+def _places(architecture: Architecture) -> dict[str, tuple[int, str]]:
+    """Give each block's width and the name of the block after it."""
+    names = [*architecture.blocks, ""]
+    widths = [block.width for block in architecture.blocks.values()]
+    return {name: (width, after) for name, width, after in zip(names, widths, names[1:])}
+
+
+def largest_by(
+    architecture: Architecture, block: str, flops: float, parameters: float = float("inf")
+) -> int:
+    """Give the largest `by` for which Widen(block, by) adds at most so much; 0 if none."""
+    return _largest(architecture, lambda by: Widen(block, by), 1, flops, parameters)
+
+
+def largest_width(
+    architecture: Architecture, after: str, flops: float, parameters: float = float("inf")
+) -> int:
+    """Give the largest `width` for which Insert(after, width) adds at most so much; 0 if none."""
+    architecture.stage_of(after)  # refuses an unknown name
+    least = architecture.blocks[after].width if architecture.block == "plain" else 1
+    return _largest(architecture, lambda width: Insert(after, width), least, flops, parameters)
+
+
+def _largest(
+    architecture: Architecture,
+    action: Callable[[int], Action],
+    least: int,
+    flops: float,
+    parameters: float,
+) -> int:
+    if flops == parameters == float("inf"):
+        raise ValueError(f"flops must be finite unless parameters are, got {flops}")
+    before = cost(architecture)
+
+    def fits(amount: int) -> bool:
+        after = cost(architecture.apply(action(amount)))
+        added = after.flops - before.flops, after.parameters - before.parameters
+        return added[0] <= flops and added[1] <= parameters
+
+    if not fits(least):
+        return 0
+    low, high = least, least * 2
+    while fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def room(record: Record, share: float = 1.0) -> tuple[float, float]:
+    """Give the FLOPs and parameters that a growth may add: `share` of the limit, within the limit.
+
+    The share is of FLOPs; of parameters all that is left may be used.
+
+    Raises:
+        ValueError: the record has no limit.
+    """
+    if record.limit == UNBOUNDED:
+        raise ValueError("limit must be given to grow by a share of it, got a record without one")
+    left = record.limit.flops - record.cost.flops
+    return min(share * record.limit.flops, left), record.limit.parameters - record.cost.parameters
+
+
+def widen(history: History, block: str, share: float, reason: str = "") -> list[Action]:
+    """Give the widening of a block that uses up `share`, or nothing if none fits."""
+    by = largest_by(history[-1].architecture, block, *room(history[-1], share))
+    return [Widen(block, by, reason=reason)] if by else []
+
+
+def insert(
+    history: History, after: str, share: float, reason: str = "", survival: float = 1.0
+) -> list[Action]:
+    """Give the insertion that uses up `share`, at most as wide as its stream; nothing if less than a quarter fits.
+
+    In a plain net, which has no stream, as wide as `share` allows.
+    """
+    architecture = history[-1].architecture
+    width = largest_width(architecture, after, *room(history[-1], share))
+    stream = architecture.stage_of(after).width
+    if width == 0 or width < stream / 4:
+        return []
+    return [Insert(after, min(width, stream or width), survival, reason=reason)]

@@ -1,0 +1,92 @@
+"""The thesis: the whole net grows by a quarter when its error stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis import Record
+from nets import Action, Architecture, Insert, Widen, cost
+from nets.architecture import Stage, check_choice, check_count, check_fraction
+from policies.base import History, Policy, flat, largest_by, largest_width, room, stalled
+
+
+@dataclass(frozen=True)
+class Plateau(Policy):
+    """Grows the whole net, a quarter of the limit at a time, when the validation loss stalls.
+
+    Every stage gets an equal part: its blocks widen up to the width of their stream, and what is
+    left goes into new blocks. It works when the learning rate is constant while growing (schedule
+    `hold`); under a falling rate the loss rarely stalls before growth must end. Waiting for full
+    convergence hurts, so keep `patience` short (Wen et al. 2020, AutoGrow, arXiv 1906.02909,
+    section 3.3). Source: the 2017 thesis that this project finishes, section 4.1.
+
+    Args:
+        patience: records without improvement before growing; 2 to 4 of 20.
+        min_delta: an improvement is a loss lower by more than this; 0 or more.
+        when: "stall" waits for `patience`; "slope" tests whether the loss still falls over `window`.
+        window: records of the slope test, at least 3.
+        share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
+    """
+
+    patience: int = 2
+    min_delta: float = 0.0
+    when: str = "stall"
+    window: int = 4
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_count("patience", self.patience)
+        if not self.min_delta >= 0:
+            raise ValueError(f"min_delta must be at least 0, got {self.min_delta}")
+        check_choice("when", self.when, ("stall", "slope"))
+        check_count("window", self.window, least=3)
+        check_fraction("share", self.share)
+
+    def decide(self, history: History) -> Sequence[Action]:
+        if self.when == "slope":
+            ready, reason = flat(history, self.window), f"no downward slope over {self.window} records"
+        else:
+            ready = stalled(history, self.patience, self.min_delta)
+            reason = f"no better validation loss in {self.patience} records"
+        return whole(history[-1], self.share, reason) if ready else []
+
+
+def whole(record: Record, share: float, reason: str = "") -> list[Action]:
+    """Give the actions that spread `share` of the limit's FLOPs, within the limit, evenly over the stages."""
+    architecture, actions = record.architecture, []
+    flops, parameters = room(record, share)
+    ceiling = cost(architecture).parameters + parameters
+    for stage in record.architecture.stages:
+        target = cost(architecture).flops + flops / len(record.architecture.stages)
+        for action in _fill(architecture, stage, target, ceiling, reason):
+            architecture = architecture.apply(action)
+            actions.append(action)
+    return actions
+
+
+def _fill(
+    architecture: Architecture, stage: Stage, flops: float, parameters: float, reason: str
+) -> list[Action]:
+    """Give widenings up to the stream's width, then insertions, until the stage's part is used up."""
+    actions: list[Action] = []
+
+    def left() -> tuple[float, float]:
+        now = cost(architecture)
+        return flops - now.flops, parameters - now.parameters
+
+    for block in stage.blocks:
+        by = largest_by(architecture, block.name, *left())
+        if stage.width:
+            by = min(by, stage.width - block.width)
+        if by > 0:
+            actions.append(Widen(block.name, by, reason=reason))
+            architecture = architecture.apply(actions[-1])
+    while stage.width:
+        last = architecture.stage_of(stage.blocks[0].name).blocks[-1].name
+        width = min(stage.width, largest_width(architecture, last, *left()))
+        if width < max(1, stage.width / 4):
+            break
+        actions.append(Insert(last, width, reason=reason))
+        architecture = architecture.apply(actions[-1])
+    return actions

@@ -1,0 +1,205 @@
+"""Checkpoints: everything comes back bit for bit, and what is no checkpoint of the run is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from analysis import Observer
+from nets import Insert, Network, Widen, build, grow, preset, seed_of
+from training.budget import Progress
+from training.checkpoint import (
+    load_checkpoint,
+    load_optimizer_state,
+    network_of,
+    optimizer_state,
+    save_checkpoint,
+)
+from training.settings import Train
+from training.step import make_optimizer
+
+IDENTITY = {"data": "digits", "seed": 0, "epochs": 0.5, "policy": {"class_path": "a.B", "init_args": {}}}
+SMALL = seed_of(preset("resnet8", image=(1, 8, 8)))
+
+
+def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(8, 1, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)
+
+
+def step_of(net: Network, optimizer: torch.optim.Optimizer, step: int) -> None:
+    inputs, targets = batch_of(step)
+    optimizer.zero_grad()
+    functional.cross_entropy(net(inputs), targets).backward()
+    optimizer.step()
+
+
+def trained(kind: str = "sgd") -> tuple[Network, torch.optim.Optimizer, Observer]:
+    """A net that has taken steps, grown and taken more steps, and its observer in the middle of a window."""
+    net = build(SMALL, seed=1).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(net, Train(optimizer=kind))
+    with Observer(net, optimizer) as observer:
+        for step in range(2):
+            step_of(net, optimizer, step)
+        grown = grow(net, [Widen("stage1.block1", 2), Insert("stage2.block1", 4, 0.5)], optimizer)
+        net, optimizer = grown.network, grown.optimizer
+        observer.follow(grown)
+        for step in range(2, 5):
+            step_of(net, optimizer, step)
+    return net, optimizer, observer
+
+
+def save(path: Path, kind: str = "sgd") -> tuple[Network, torch.optim.Optimizer, Observer]:
+    net, optimizer, observer = trained(kind)
+    window = torch.tensor([1.5, 2.0, 8.0], dtype=torch.float64)
+    progress = Progress(step=5, epoch=1, position=2, images=40, flops=2**70, records=3, boundary=4)
+    save_checkpoint(path, net, optimizer, progress, observer, window, IDENTITY)
+    return net, optimizer, observer
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether nested data with tensors is equal bit for bit, memory format included."""
+    if isinstance(first, torch.Tensor):
+        alike = first.dtype == second.dtype and first.stride() == second.stride()
+        return alike and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, kind):
+    path = tmp_path / "checkpoint.pt"
+    net, optimizer, observer = save(path, kind)
+    state = load_checkpoint(path, IDENTITY)
+    assert state["architecture"] == net.architecture
+    again = network_of(state, path)
+    other = make_optimizer(again, Train(optimizer=kind, lr=123))
+    load_optimizer_state(again, other, state["optimizer"])
+    assert same(dict(again.state_dict()), dict(net.state_dict()))
+    assert same(optimizer_state(again, other), optimizer_state(net, optimizer))
+    watch = Observer(again, other)
+    watch.load_state_dict(state["observer"])
+    with observer, watch:
+        for step in range(5, 8):
+            step_of(net, optimizer, step)
+            step_of(again, other, step)
+    assert same(dict(again.state_dict()), dict(net.state_dict()))
+    assert same(optimizer_state(again, other), optimizer_state(net, optimizer))
+    assert watch.readings() == observer.readings()
+    assert watch.step == observer.step == 8
+    assert state["progress"]["flops"] == 2**70
+    assert same(state["window"], torch.tensor([1.5, 2.0, 8.0], dtype=torch.float64))
+
+
+def test_loading_shares_nothing_with_the_file_and_the_old_optimizer(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save(path)
+    state = load_checkpoint(path, IDENTITY)
+    before = load_checkpoint(path, IDENTITY)
+    net = network_of(state, path)
+    optimizer = make_optimizer(net, Train())
+    load_optimizer_state(net, optimizer, state["optimizer"])
+    step_of(net, optimizer, 0)
+    assert same(load_checkpoint(path, IDENTITY)["weights"], before["weights"])
+
+
+def test_the_file_is_plain_data_that_begins_with_the_architecture(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    net, optimizer, _ = save(path)
+    state = torch.load(path, weights_only=True)
+    assert next(iter(state)) == "architecture"
+    assert state["architecture"] == net.architecture.to_dict()
+    assert state["optimizer"]["state"].keys() == dict(net.named_parameters()).keys()
+    assert [set(group["params"]) for group in state["optimizer"]["groups"]] == [
+        {name for name, value in net.named_parameters() if value.dim() > 1},
+        {name for name, value in net.named_parameters() if value.dim() <= 1},
+    ]
+    assert state["identity"] == IDENTITY
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_cut_short_anywhere_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save(path)
+    whole = path.read_bytes()
+    for length in (0, 1, 3, 4, 100, 1000, len(whole) // 3, len(whole) // 2, *range(len(whole) - 30, len(whole))):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"^checkpoint .*checkpoint\.pt cannot be read: .+$") as caught:
+            load_checkpoint(path, IDENTITY)
+        assert "\n" not in str(caught.value)
+
+
+class Intruder:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no checkpoint at all" * 100,
+        b"PK\x03\x04" + bytes(5000),
+        {"weights": {}},
+        {"identity": IDENTITY},
+        {"identity": IDENTITY, "architecture": {"stages": []}},
+        {"identity": None, "architecture": SMALL.to_dict()},
+        [1, 2],
+        7,
+    ],
+    ids=["text", "zip", "weights", "identity", "no stages", "no identity", "list", "number"],
+)
+def test_anything_else_is_refused(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"^checkpoint .* (cannot be read: .+|is of another run.*)$"):
+        load_checkpoint(path, IDENTITY)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    trap = tmp_path / "trap"
+    for name in ("pickle", "torch"):
+        path = tmp_path / f"{name}.pt"
+        state = {"identity": IDENTITY, "architecture": SMALL.to_dict(), "weights": Intruder(trap)}
+        if name == "pickle":
+            path.write_bytes(pickle.dumps(state))
+        else:
+            torch.save(state, path)
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_checkpoint(path, IDENTITY)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", "mnist"), ("seed", 1), ("epochs", 1.0), ("policy", {"class_path": "a.C"}), ("new", 1)],
+)
+def test_the_checkpoint_of_another_run_is_refused_and_the_setting_named(tmp_path, name, value):
+    path = tmp_path / "checkpoint.pt"
+    save(path)
+    with pytest.raises(ValueError, match=f"is of another run: {name} is .*, not "):
+        load_checkpoint(path, {**IDENTITY, name: value})
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save(path)
+    state = load_checkpoint(path, IDENTITY)
+    with pytest.raises(ValueError, match="its weights are not those of its architecture"):
+        network_of({**state, "architecture": SMALL}, path)

@@ -1,0 +1,300 @@
+"""Built networks: values from (seed, name), module paths, drop masks from (seed, step, block)."""
+
+import numpy
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, build, preset, seed_of
+from nets.initializers import hash_of
+from nets.modules import uniform
+
+IMAGE = (2, 8, 8)
+
+
+def small(name="resnet8", **settings):
+    return seed_of(preset(name, classes=3, image=IMAGE, **settings), width=0.25, blocks=None)
+
+
+def dropping(survival, blocks=1, **settings):
+    """The small net with every block at this survival, `blocks` of them in the first stage."""
+    architecture = small(**settings)
+    for _ in range(blocks - 1):
+        architecture = architecture.apply(Insert("stage1.block1", 4))
+    for block in architecture.blocks:
+        architecture = architecture.apply(SetSurvival(block, survival))
+    return architecture
+
+
+def images(count=4, seed=0, shape=IMAGE):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_same_seed_gives_the_same_values():
+    first, second, other = (build(small(), seed=seed).state_dict() for seed in (3, 3, 4))
+    assert list(first) == list(second)
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        if name.endswith(("conv1.weight", "conv.weight", "linear.weight")):
+            assert not torch.equal(value, other[name])
+
+
+def test_every_weight_has_values_of_its_own():
+    weights = [value for value in build(small()).state_dict().values() if value.dim() > 1]
+    leading = {tuple(weight.flatten()[:3].tolist()) for weight in weights}
+    assert len(leading) == len(weights)
+
+
+def test_a_weight_does_not_depend_on_the_other_layers():
+    wide = build(preset("resnet14", classes=3, image=IMAGE), seed=5).state_dict()
+    narrow = build(preset("resnet8", classes=3, image=IMAGE), seed=5).state_dict()
+    for name, value in narrow.items():
+        assert torch.equal(value, wide[name])
+
+
+def test_weights_start_from_he():
+    net = build(preset("resnet20", image=(3, 8, 8)), seed=0)
+    for name, value in net.named_parameters():
+        if value.dim() > 1:
+            fan_in = value[0].numel()
+            assert float(value.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
+        else:
+            assert torch.all(value == (1.0 if name.endswith("weight") else 0.0))
+
+
+def test_building_and_running_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    net = build(dropping(0.5), seed=1)
+    net(images()).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_built_net_knows_its_architecture_and_starts_in_train_mode():
+    net = build(small())
+    assert isinstance(net, Network)
+    assert net.architecture == small()
+    assert net.training
+    assert all(
+        parameter.requires_grad and parameter.dtype == torch.float32
+        for parameter in net.parameters()
+    )
+    assert net(images()).shape == (4, 3)
+
+
+def test_building_obeys_the_default_device():
+    with torch.device("meta"):
+        assert {value.device.type for value in build(small()).state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("order", ["post", "pre"])
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_module_paths_are_those_that_statistics_and_checkpoints_name(order, block):
+    paths = set(dict(build(small("resnet14", order=order, block=block)).named_modules()))
+    last = 3 if block == "bottleneck" else 2
+    expected = {"stem", "stem.conv", "head", "head.linear"}
+    for stage in ("stage1", "stage2", "stage3"):
+        expected |= {stage, f"{stage}.block1", f"{stage}.block2"}
+        for number in range(1, last + 1):
+            expected |= {f"{stage}.block2.conv{number}", f"{stage}.block1.bn{number}"}
+    expected.add("stage2.block1.shortcut.conv")
+    expected |= {"stem.bn", "stage2.block1.shortcut.bn"} if order == "post" else {"head.bn"}
+    assert expected <= paths
+    assert "stage2.block2.shortcut.conv" not in paths
+    assert ("stage1.block1.shortcut.conv" in paths) == (block == "bottleneck")
+    assert "stage2.block1.bn1" in paths
+
+
+def test_a_block_of_an_edited_stage_keeps_its_path():
+    net = build(small().apply(Insert("stage2.block1", 4)).apply(Insert("stage2.block1", 5)))
+    assert [name for name, _ in net.stage2.named_children()] == ["block1", "block3", "block2"]
+    assert net.get_submodule("stage2.block3.conv1").out_channels == 5
+
+
+def test_the_post_activation_block_is_the_published_one():
+    net = build(small(), seed=2).eval()
+    block, x = net.get_submodule("stage2.block1"), images(shape=(16, 8, 8))
+    y = torch.relu(block.bn1(block.conv1(x)))
+    expected = torch.relu(block.bn2(block.conv2(y)) + block.shortcut.bn(block.shortcut.conv(x)))
+    assert torch.equal(block(x, net.draw), expected)
+
+
+def test_the_pre_activation_block_is_the_published_one():
+    net = build(small(order="pre"), seed=2).eval()
+    block, x = net.get_submodule("stage2.block1"), images(shape=(16, 8, 8))
+    active = torch.relu(block.bn1(x))
+    branch = block.conv2(torch.relu(block.bn2(block.conv1(active))))
+    expected = block.shortcut.conv(active) + branch
+    assert torch.equal(block(x, net.draw), expected)
+
+
+def test_resnet18_has_the_shapes_of_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet18()
+        ours = Network(preset("resnet18", classes=1000, image=(3, 224, 224)))
+
+    def shapes(net):
+        return sorted(tuple(value.shape) for value in net.parameters())
+
+    assert shapes(ours) == shapes(theirs)
+
+
+# stochastic depth
+
+
+def draws(seed, salt, steps):
+    """The numbers of one block over many steps, by the function that the network calls."""
+    counts = torch.arange(1, steps + 1)
+    return uniform(torch.stack([torch.full_like(counts, seed), counts]), salt).numpy()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+@pytest.mark.parametrize("block", ["stage1.block1", "stage3.block17"])
+def test_draws_look_uniform(seed, block):
+    values = draws(seed, hash_of(block), 20_000)
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert abs(values.mean() - 0.5) < 5 * (1 / 12 / len(values)) ** 0.5
+    assert scipy.stats.kstest(values, "uniform").pvalue > 1e-3
+    neighbours = numpy.corrcoef(values[:-1], values[1:])[0, 1]
+    assert abs(neighbours) < 5 / len(values) ** 0.5
+
+
+def test_draws_of_blocks_and_seeds_are_independent():
+    blocks = [f"stage{stage}.block{number}" for stage in (1, 2, 3) for number in (1, 2, 3)]
+    rows = [draws(0, hash_of(block), 20_000) for block in blocks]
+    rows += [draws(seed, hash_of(blocks[0]), 20_000) for seed in (1, 2, 3)]
+    correlations = numpy.corrcoef(rows) - numpy.eye(len(rows))
+    assert numpy.abs(correlations).max() < 5 / 20_000**0.5
+    # the events that matter: two blocks kept in the same step
+    together = numpy.mean((rows[0] < 0.5) & (rows[1] < 0.5))
+    assert together == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 20_000) ** 0.5)
+
+
+def test_equal_seed_step_and_block_give_an_equal_draw():
+    draw = torch.tensor([7, 3])
+    assert uniform(draw, 11) == uniform(draw.clone(), 11)
+    others = [uniform(torch.tensor(pair), 11) for pair in ((7, 4), (8, 3), (3, 7))] + [
+        uniform(draw, 12)
+    ]
+    assert len({float(value) for value in [uniform(draw, 11), *others]}) == 5
+
+
+def branches(net, block, steps):
+    """What a block adds to its stream in some train steps, and the same with nothing dropped."""
+    module = net.get_submodule(block)
+    x = images(shape=(16, 8, 8))
+    added = []
+    with torch.no_grad():
+        for step in range(1, steps + 1):
+            added.append(module(x, torch.tensor([int(net.draw[0]), step])) - x)
+        module.survival = 1.0
+        full = module(x, net.draw) - x
+    return torch.stack(added), full
+
+
+@pytest.mark.parametrize("survival", [0.25, 0.5, 0.9])
+def test_a_branch_is_kept_with_its_probability_and_scaled_by_it(survival):
+    net = build(dropping(survival, order="pre"), seed=3)
+    added, full = branches(net, "stage1.block1", steps=800)
+    kept = added.abs().amax((1, 2, 3, 4)) > 0
+    spread = (survival * (1 - survival) / len(kept)) ** 0.5
+    assert float(kept.double().mean()) == pytest.approx(survival, abs=4 * spread)
+    torch.testing.assert_close(
+        added[kept], (full / survival).expand_as(added[kept]), rtol=1e-5, atol=1e-5
+    )
+
+
+def kept_branches(net, x, steps):
+    """Which blocks are kept in each of some train steps, seen from outside by hooks."""
+    seen = {name: [] for name in net.architecture.blocks}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen[name].append(
+                bool((output != inputs[0]).any())
+            )
+        )
+        for name in seen
+        if isinstance(net.get_submodule(name).shortcut, nn.Identity)
+    ]
+    with torch.no_grad():
+        for _ in range(steps):
+            net(x)
+    for hook in hooks:
+        hook.remove()
+    return {name: kept for name, kept in seen.items() if kept}
+
+
+def test_masks_of_a_run_depend_on_its_seed_and_not_on_the_other_blocks():
+    architecture = dropping(0.5, blocks=3, order="pre")
+    larger = architecture.apply(Insert("stage1.block1", 4, 0.5))
+    masks, again, other, grown = (
+        kept_branches(build(plan, seed), images(), steps=40)
+        for plan, seed in ((architecture, 0), (architecture, 0), (architecture, 1), (larger, 0))
+    )
+    assert len(masks) == 3
+    assert masks == again
+    assert masks != other
+    assert {name: grown[name] for name in masks} == masks
+    assert len({tuple(kept) for kept in grown.values()}) == 4
+
+
+def test_evaluation_drops_nothing_and_counts_no_step():
+    certain = build(small(), seed=4).eval()
+    risky = build(dropping(0.1), seed=4).eval()
+    draw = risky.draw.clone()
+    for _ in range(5):
+        assert torch.equal(risky(images()), certain(images()))
+    assert torch.equal(risky.draw, draw)
+
+
+def test_training_counts_its_steps():
+    net = build(small(), seed=4)
+    for _ in range(3):
+        net(images())
+    assert net.draw.tolist() == [4, 3]
+    assert build(small(), seed=9).draw.tolist() == [9, 0]
+
+
+def dense_net(order):
+    blocks = (Block("stage1.block1", 5, 0.5), Block("stage1.block2", 3))
+    return Architecture(
+        (Stage("stage1", 6, blocks, births=2),), 3, (7,), 6, order, "dense", "dense"
+    )
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        dropping(0.5, blocks=2),
+        dropping(0.5, order="pre", block="bottleneck"),
+        dropping(0.9, stem="imagenet"),
+        dense_net("post"),
+        dense_net("pre"),
+        preset("mlp-6", image=(7,), classes=3),
+    ],
+)
+def test_a_train_step_never_asks_the_host(architecture):
+    net = build(architecture).to("meta")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    x = torch.empty(4, *architecture.image, device="meta")
+    targets = torch.empty(4, dtype=torch.int64, device="meta")
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), targets).backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_dropped_branch_gets_no_gradient_and_the_rest_does():
+    net = build(dropping(0.5, order="pre"), seed=0)
+    names = list(net.architecture.blocks)
+    outcomes = set()
+    for _ in range(20):
+        net.zero_grad()
+        net(images()).square().sum().backward()
+        alive = [bool(net.get_submodule(f"{name}.conv2").weight.grad.any()) for name in names]
+        outcomes.add(tuple(alive))
+        assert net.stem.conv.weight.grad.any()
+    assert len(outcomes) > 3

@@ -1,0 +1,808 @@
+"""What the observer reads against plain hooks, autograd and float64 sums, and that it leaves no trace."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models import resnet18
+
+from analysis import LayerReading, Observer
+from analysis.observer import moments
+from analysis.record import STATISTICS
+from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, Widen, build, grow
+
+CLASSES = 4
+CLIP = 0.05
+
+
+def architecture_of(kind, order="post", stem="cifar", survival=1.0):
+    """Two stages, three blocks; the second stage projects its shortcut."""
+    blocks = (Block("stage1.block1", 5, survival), Block("stage1.block2", 3, survival))
+    if kind == "plain":
+        stage = Stage("stage1", 0, (Block("stage1.block1", 6), Block("stage1.block2", 5)), births=2)
+        return Architecture((stage,), CLASSES, (7,), 0, "post", "none", "plain")
+    flat = kind == "dense"
+    stages = (
+        Stage("stage1", 6, blocks, births=2),
+        Stage("stage2", 8, (Block("stage2.block1", 4, survival),), 1 if flat else 2, True, 1),
+    )
+    image = (7,) if flat else (2, 16, 16) if stem == "imagenet" else (2, 6, 6)
+    return Architecture(stages, CLASSES, image, 6, order, "dense" if flat else stem, kind)
+
+
+NETS = {
+    "basic": architecture_of("basic"),
+    "basic pre": architecture_of("basic", "pre"),
+    "bottleneck": architecture_of("bottleneck", stem="imagenet"),
+    "bottleneck pre": architecture_of("bottleneck", "pre"),
+    "dense": architecture_of("dense"),
+    "dense pre": architecture_of("dense", "pre"),
+    "plain": architecture_of("plain"),
+}
+
+
+def network_of(name, seed=0):
+    """A net whose BatchNorm entries are not 1 and 0, and in which some channels are dead."""
+    net = build(NETS[name], seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+        for path, bias in net.named_parameters():
+            if path.endswith("bias") and "block1" in path:
+                bias[:2] = -50
+    return net
+
+
+def batch_of(image, step=0, count=12):
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(count, *image, generator=generator)
+    return inputs, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def sgd(net, **options):
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, **options)
+
+
+def adamw(net, **options):
+    return torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1, **options)
+
+
+def take_step(net, optimizer, inputs, targets, clip=CLIP):
+    optimizer.zero_grad()
+    functional.cross_entropy(net(inputs), targets).backward()
+    if clip:
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+    optimizer.step()
+
+
+# What should be read: the layers by hand, their statistics slowly ---------------------------------
+
+
+def layers_by_hand(net):
+    """Path -> (role, block, modules that own its parameters, whether a relu follows, branch end)."""
+    if not isinstance(net, Network):
+        return layers_of_resnet18(net)
+    kind, order = net.architecture.block, net.architecture.order
+    layers = {}
+    if kind != "plain":
+        layers["stem"] = ("stem", None, ["stem"], order == "post", None)
+    for name in net.architecture.blocks:
+        if kind == "plain":
+            layers[f"{name}.linear"] = ("inner", name, [f"{name}.linear"], True, None)
+            continue
+        part, count = "linear" if kind == "dense" else "conv", 3 if kind == "bottleneck" else 2
+        for number in range(1, count):
+            bn = f"{name}.bn{number if order == 'post' else number + 1}"
+            layers[bn] = ("inner", name, [f"{name}.{part}{number}", bn], True, None)
+        last, end = f"{name}.{part}{count}", f"{name}.bn{count}"
+        end, owners = (end, [last, end]) if order == "post" else (last, [last])
+        layers[end] = ("branch", name, owners, False, None)
+        if name == "stage2.block1":
+            path = f"{name}.shortcut" + (".bn" if order == "post" else "")
+            layers[path] = ("stream", name, [f"{name}.shortcut"], False, None)
+        layers[name] = ("stream", name, [name], False, end)
+    layers["head"] = ("head", None, ["head"], False, None)
+    return layers
+
+
+def layers_of_resnet18(net):
+    layers = {"bn1": ("inner", None, ["conv1", "bn1"], False, None)}
+    for stage in range(1, 5):
+        for block in range(2):
+            path = f"layer{stage}.{block}"
+            for number in (1, 2):
+                owners = [f"{path}.conv{number}", f"{path}.bn{number}"]
+                layers[owners[1]] = ("inner", None, owners, False, None)
+            if stage > 1 and block == 0:
+                owners = [f"{path}.downsample.0", f"{path}.downsample.1"]
+                layers[owners[1]] = ("inner", None, owners, False, None)
+    layers["fc"] = ("inner", None, ["fc"], False, None)
+    return layers
+
+
+def slowly(net, step):
+    """Take a step and give the readings: outputs from plain hooks, gradients and weights from copies."""
+    layers, seen, gradients, before = layers_by_hand(net), {}, {}, {}
+
+    def keep(path):
+        def hook(module, args, output):
+            seen[path] = output.detach().double().clone()
+
+        return hook
+
+    paths = {*layers, *(f"{name}.shortcut" for name in layers if layers[name][4])}
+    handles = [net.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+
+    def before_update(optimizer, *args):
+        for name, parameter in net.named_parameters():
+            before[name] = parameter.detach().double().clone()
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.detach().double().clone()
+
+    optimizer = step.optimizer
+    handles.append(optimizer.register_step_pre_hook(before_update))
+    step(net)
+    for handle in handles:
+        handle.remove()
+    after = {name: parameter.detach().double() for name, parameter in net.named_parameters()}
+    readings = {}
+    for path, (role, block, owners, rectified, end) in layers.items():
+        output = seen[path]
+        owned = [n for n in gradients if any(n.startswith(f"{owner}.") for owner in owners)]
+        gradient = torch.cat([gradients[name].flatten() for name in owned])
+        weight = torch.cat([before[name].flatten() for name in owned])
+        update = torch.cat([(after[name] - before[name]).flatten() for name in owned])
+        readings[path] = LayerReading(
+            block,
+            role,
+            response_mean=output.mean().item(),
+            response_std=output.std(correction=0).item(),
+            gradient_norm=(gradient.square().mean().sqrt()).item(),
+            weight_norm=weight.norm().item(),
+            update_ratio=(update.norm() / weight.norm()).item(),
+        )
+        if rectified:
+            channels = output.transpose(0, 1).flatten(1)
+            dead = sum(bool((channel <= 0).all()) for channel in channels) / len(channels)
+            readings[path] = replace_in(readings[path], dead_fraction=dead)
+        if end:
+            spread = seen[end].std(correction=0) / seen[f"{path}.shortcut"].std(correction=0)
+            readings[path] = replace_in(readings[path], residual_ratio=spread.item())
+    return readings
+
+
+def replace_in(reading, **values):
+    return LayerReading(**{**reading.__dict__, **values})
+
+
+class Step:
+    """A training step that can be taken on a network and its twin alike."""
+
+    def __init__(self, optimizer, batch, clip=CLIP):
+        self.optimizer, self.batch, self.clip = optimizer, batch, clip
+
+    def __call__(self, net):
+        take_step(net, self.optimizer, *self.batch, self.clip)
+
+
+def compare(found, expected, tolerance=1e-5):
+    assert list(found) == list(expected)
+    for path, wanted in expected.items():
+        got = found[path]
+        assert (got.block, got.role, got.edited) == (wanted.block, wanted.role, wanted.edited), path
+        for name in STATISTICS:
+            value, want = got.value(name), wanted.value(name)
+            if want is None:
+                assert value is None, (path, name)
+                continue
+            # a mean may be near 0: its error is one of the outputs' size
+            slack = tolerance * wanted.response_std if name == "response_mean" else 0.0
+            assert value == pytest.approx(want, rel=tolerance, abs=slack), (path, name)
+
+
+def mean_of(readings):
+    """Mean over steps of every statistic."""
+    result = {}
+    for path, first in readings[0].items():
+        rows = [step[path] for step in readings]
+        means = {
+            name: None
+            if first.value(name) is None
+            else sum(row.value(name) for row in rows) / len(rows)
+            for name in STATISTICS
+        }
+        result[path] = replace_in(first, **means)
+    return result
+
+
+def read_steps(net, optimizer_of, batches, every=1, clip=CLIP):
+    """Readings of the observer over the batches, and the slow ones of every step on a twin."""
+    twin = copy.deepcopy(net)
+    optimizer, other = optimizer_of(net), optimizer_of(twin)
+    slow = [slowly(twin, Step(other, batch, clip)) for batch in batches]
+    with Observer(net, optimizer, every=every) as observer:
+        for batch in batches:
+            take_step(net, optimizer, *batch, clip)
+        return observer.readings(), slow
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_statistic_of_our_nets(name):
+    net = network_of(name)
+    batches = [batch_of(NETS[name].image, step) for step in range(3)]
+    found, slow = read_steps(net, sgd, batches)
+    compare(found, mean_of(slow))
+    dead = [reading.dead_fraction for reading in found.values() if reading.dead_fraction is not None]
+    assert dead
+    assert max(dead) > 0
+    ratios = [reading for reading in found.values() if reading.residual_ratio is not None]
+    assert len(ratios) == (0 if name == "plain" else 3)
+
+
+def test_every_statistic_of_torchvisions_resnet18():
+    torch.manual_seed(0)
+    net = resnet18(num_classes=CLASSES)
+    found, slow = read_steps(net, sgd, [batch_of((3, 32, 32), step, 4) for step in range(2)])
+    compare(found, mean_of(slow))
+    assert len(found) == 21
+
+
+@pytest.mark.parametrize("optimizer_of", [sgd, adamw])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("clip", [None, CLIP])
+def test_gradients_and_updates_as_the_optimizer_sees_and_makes_them(optimizer_of, fused, clip):
+    net = network_of("basic")
+    batches = [batch_of(net.architecture.image, step) for step in range(4)]
+    found, slow = read_steps(net, lambda n: optimizer_of(n, fused=fused), batches, clip=clip)
+    compare(found, mean_of(slow))
+
+
+@pytest.mark.parametrize(
+    ("every", "chosen"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])]
+)
+def test_readings_are_means_over_every_kth_step(every, chosen):
+    net = network_of("basic")
+    batches = [batch_of(net.architecture.image, step) for step in range(5)]
+    found, slow = read_steps(net, sgd, batches, every=every)
+    compare(found, mean_of([slow[step] for step in chosen]))
+
+
+def test_a_window_begins_with_a_reading():
+    net = network_of("basic")
+    optimizer, twin = sgd(net), copy.deepcopy(net)
+    other = sgd(twin)
+    batches = [batch_of(net.architecture.image, step) for step in range(6)]
+    slow = [slowly(twin, Step(other, batch)) for batch in batches]
+    with Observer(net, optimizer, every=4) as observer:
+        for length, begin in ((2, 0), (1, 2), (3, 3)):
+            for batch in batches[begin : begin + length]:
+                take_step(net, optimizer, *batch)
+            compare(observer.readings(), slow[begin])
+
+
+def test_readings_again_without_a_step_are_the_same():
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with Observer(net, optimizer, every=3) as observer:
+        assert all(r.response_std is None for r in observer.readings().values())
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+        found = observer.readings()
+        assert observer.readings() == found
+        take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+        assert observer.readings() != found
+    assert observer.readings() == observer.readings()
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 7, 7), (6, 5, 1, 1), (40, 5), (6, 9, 4)])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e3, -1e4])
+def test_a_large_mean_cancels_nothing(shape, mean):
+    generator = torch.Generator().manual_seed(1)
+    x = mean + torch.randn(shape, generator=generator)
+    found = moments(x)
+    wide = x.double()
+    assert found[0].item() == pytest.approx(wide.mean().item(), rel=1e-6, abs=1e-6)
+    assert found[1].item() == pytest.approx(wide.std(correction=0).item(), rel=1e-5)
+    channels = x + 1e4 * torch.arange(shape[1]).view(-1, *[1] * (len(shape) - 2))
+    assert moments(channels)[1].item() == pytest.approx(
+        channels.double().std(correction=0).item(), rel=1e-5
+    )
+    assert moments(torch.full(shape, 3.0))[1].item() == 0
+    for half in (torch.bfloat16, torch.float16):
+        low = torch.randn(shape, generator=generator).to(half)
+        expected = low.double().std(correction=0).item()
+        assert moments(low)[1].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_large_mean_inside_a_net_cancels_nothing():
+    net = network_of("basic pre")
+    batches = [batch_of(net.architecture.image, step) for step in range(2)]
+    found, slow = read_steps(net, sgd, [(1e3 + inputs, targets) for inputs, targets in batches])
+    compare(found, mean_of(slow))
+
+
+def test_dead_channels_are_those_that_no_image_wakes():
+    torch.manual_seed(0)
+    net = build(NETS["basic"])
+    with torch.no_grad():
+        bn = net.get_submodule("stage1.block1.bn1")
+        bn.bias.copy_(torch.tensor([-100.0, 0.0, 0.0, -100.0, 0.0]))
+        bn.weight[2] = 0.0  # all outputs 0: dead as well
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+    assert observer.readings()["stage1.block1.bn1"].dead_fraction == 3 / 5
+    assert observer.readings()["stage2.block1.bn1"].dead_fraction == 0
+
+
+def test_forwards_that_do_not_train_are_ignored():
+    net = network_of("basic")
+    twin = copy.deepcopy(net)
+    optimizer, other = sgd(net), sgd(twin)
+    batch, elsewhere = batch_of(net.architecture.image), batch_of(net.architecture.image, 9)
+    (expected,) = [slowly(twin, Step(other, batch))]
+    with Observer(net, optimizer) as observer:
+        net.eval()
+        net(elsewhere[0])
+        net.train()
+        draw, norms = net.draw.clone(), copy.deepcopy(dict(net.named_buffers()))
+        with torch.no_grad():
+            net(elsewhere[0])
+        net.draw.copy_(draw)
+        for name, buffer in net.named_buffers():
+            buffer.copy_(norms[name])
+        optimizer.zero_grad()
+        functional.cross_entropy(net(batch[0]), batch[1]).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+        net.eval()
+        net(elsewhere[0])
+        net.train()
+        optimizer.step()
+        net.eval()
+        net(elsewhere[0])
+        assert observer.step == 1
+        compare(observer.readings(), expected)
+
+
+# No trace ---------------------------------------------------------------------------------------
+
+
+def hooks_of(net, optimizer=None):
+    """All hooks that sit on modules, parameters and the optimizer."""
+    found = []
+    for module in net.modules():
+        found += [name for name, value in vars(module).items() if name.endswith("_hooks") and value]
+    for parameter in net.parameters():
+        found += list((parameter._post_accumulate_grad_hooks or {}).values())
+        found += list((parameter._backward_hooks or {}).values())
+    if optimizer is not None:
+        pairs = vars(optimizer).items()
+        found += [name for name, value in pairs if name.startswith("_optimizer_step_") and value]
+    return found
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_left_on_the_module(known):
+    net = network_of("basic")
+    optimizer = sgd(net)
+    before = copy.deepcopy(net.state_dict())
+    names = {path: set(vars(module)) for path, module in net.named_modules()}
+    with Observer(net, optimizer if known else None) as observer:
+        assert hooks_of(net, optimizer)
+        for step in range(2):
+            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+        observer.readings()
+    assert hooks_of(net, optimizer) == []
+    assert {path: set(vars(module)) for path, module in net.named_modules()} == names
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert hooks_of(other) == []
+        assert list(other.state_dict()) == list(before)
+        assert all(torch.equal(a, b) for a, b in zip(other.parameters(), net.parameters()))
+    with pytest.raises(KeyError, match="stop"), Observer(net, optimizer):
+        raise KeyError("stop")
+    assert hooks_of(net, optimizer) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", ["basic", "bottleneck pre", "plain"])
+def test_training_is_bit_equal_with_and_without(name, known):
+    net = network_of(name)
+    for block in net.modules():
+        if hasattr(block, "survival"):
+            block.survival = 0.7
+    twin = copy.deepcopy(net)
+    optimizer, other = adamw(net), adamw(twin)
+    with Observer(net, optimizer if known else None, every=2) as observer:
+        for step in range(20):
+            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            take_step(twin, other, *batch_of(net.architecture.image, step))
+            if step % 7 == 6:
+                observer.readings()
+    for key, value in twin.state_dict().items():
+        assert torch.equal(net.state_dict()[key], value), key
+
+
+def test_nothing_is_read_on_the_host_within_a_step():
+    with torch.device("meta"):
+        for name, architecture in NETS.items():
+            net = Network(architecture)
+            for block in net.modules():
+                if hasattr(block, "survival"):
+                    block.survival = 0.5
+            for known in (True, False):
+                optimizer = sgd(net, foreach=True)
+                with Observer(net, optimizer if known else None) as observer:
+                    inputs = torch.empty(3, *architecture.image)
+                    targets = torch.empty(3, dtype=torch.int64)
+                    for _ in range(3):
+                        take_step(net, optimizer, inputs, targets, clip=None)
+                    assert observer.step == (3 if known else 2), name
+                    with pytest.raises(NotImplementedError):
+                        observer.readings()
+
+
+# Other loops ------------------------------------------------------------------------------------
+
+
+def test_without_an_optimizer_every_training_forward_is_a_step():
+    net = network_of("basic")
+    optimizer, twin = sgd(net), copy.deepcopy(net)
+    other = sgd(twin)
+    batches = [batch_of(net.architecture.image, step) for step in range(3)]
+    slow = [slowly(twin, Step(other, batch, clip=None)) for batch in batches]
+    # the weights are read when the step ends: with the next forward or with the readings
+    shown = [{p: replace_in(r, update_ratio=None) for p, r in step.items()} for step in slow]
+    with Observer(net) as observer:
+        for batch in batches:
+            take_step(net, optimizer, *batch, clip=None)
+        assert observer.step == 2
+        found = observer.readings()
+        assert observer.step == 3
+    for path, wanted in mean_of(shown).items():
+        assert found[path].update_ratio is None
+        for name in ("response_mean", "response_std", "gradient_norm", "residual_ratio"):
+            want = wanted.value(name)
+            near = pytest.approx(want, rel=1e-5, abs=1e-6) if want is not None else None
+            assert found[path].value(name) == near, (path, name)
+        assert found[path].weight_norm == pytest.approx(wanted.weight_norm, rel=0.1)
+
+
+def test_without_an_optimizer_weights_are_those_before_the_step():
+    net = network_of("basic")
+    optimizer, twin = sgd(net), copy.deepcopy(net)
+    expected = slowly(twin, Step(sgd(twin), batch_of(net.architecture.image), clip=None))
+    with Observer(net) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image), clip=None)
+        found = observer.readings()
+    for path, wanted in expected.items():
+        assert found[path].weight_norm == pytest.approx(wanted.weight_norm, rel=1e-5), path
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_accumulated_gradients_are_read_as_one(known):
+    net = network_of("plain")
+    optimizer, twin = sgd(net), copy.deepcopy(net)
+    other = sgd(twin)
+    one, two = batch_of((7,), 0), batch_of((7,), 1)
+
+    def accumulate(network, stepper):
+        stepper.zero_grad()
+        for inputs, targets in (one, two):
+            (functional.cross_entropy(network(inputs), targets) / 2).backward()
+        gradients = {n: p.grad.double().clone() for n, p in network.named_parameters()}
+        stepper.step()
+        return gradients
+
+    with torch.no_grad():
+        outputs = [twin.get_submodule("stage1.block1.linear")(x).double() for x, _ in (one, two)]
+    gradients = accumulate(twin, other)
+    with Observer(net, optimizer if known else None) as observer:
+        accumulate(net, optimizer)
+        found = observer.readings()["stage1.block1.linear"]
+    assert observer.step == (1 if known else 2)
+    both = [gradients[f"stage1.block1.linear.{leaf}"].flatten() for leaf in ("weight", "bias")]
+    if known:
+        norm = torch.cat(both).square().mean().sqrt().item()
+        assert found.gradient_norm == pytest.approx(norm, rel=1e-5)
+    spread = sum(output.std(correction=0).item() for output in outputs) / 2
+    assert found.response_std == pytest.approx(spread, rel=1e-5)
+
+
+class Twice(nn.Module):
+    """Calls one layer twice in a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(5, 5)
+        self.last = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.last(self.shared(functional.relu(self.shared(x))))
+
+
+def test_a_layer_called_twice_is_read_as_the_mean_of_its_calls():
+    torch.manual_seed(0)
+    net = Twice()
+    inputs, targets = batch_of((5,))
+    first = net.shared(inputs)
+    second = net.shared(functional.relu(first))
+    spreads = [x.double().std(correction=0).item() for x in (first, second)]
+    means = [x.double().mean().item() for x in (first, second)]
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, inputs, targets)
+        gradients = torch.cat([p.grad.double().flatten() for p in net.shared.parameters()])
+        found = observer.readings()["shared"]
+    assert found.response_std == pytest.approx(sum(spreads) / 2, rel=1e-5)
+    assert found.response_mean == pytest.approx(sum(means) / 2, rel=1e-5)
+    assert found.gradient_norm == pytest.approx(gradients.square().mean().sqrt().item(), rel=1e-5)
+
+
+class Tied(nn.Module):
+    """Holds one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        shared = nn.Linear(5, 5)
+        self.first = nn.Sequential(shared, nn.ReLU())
+        self.second = nn.Sequential(shared, nn.ReLU(), nn.Linear(5, CLASSES))
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_a_layer_of_two_names_is_read_once():
+    torch.manual_seed(0)
+    net = Tied()
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of((5,)))
+    assert list(observer.readings()) == ["first.0", "second.2"]
+    assert all(r.gradient_norm > 0 for r in observer.readings().values())
+
+
+class Zoo(nn.Module):
+    """Norms with and without a layer that feeds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.norm = nn.LayerNorm(8)
+        self.lone = nn.LayerNorm(8)
+        self.conv = nn.Conv1d(8, 4, 1)
+        self.group = nn.GroupNorm(2, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        x = self.lone(self.norm(self.embed(x)))[:, :, None]
+        return self.head(self.group(self.conv(x)).flatten(1))
+
+
+def test_norms_of_any_kind_cover_what_feeds_them():
+    torch.manual_seed(0)
+    net = Zoo()
+    optimizer = sgd(net)
+    inputs, targets = batch_of((6,))
+    response = net.norm(net.embed(inputs)).double()
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, inputs, targets, clip=None)
+    found = observer.readings()
+    assert list(found) == ["norm", "lone", "group", "head"]
+    assert found["norm"].response_std == pytest.approx(response.std(correction=0).item(), rel=1e-5)
+    for path, owners in (("norm", (net.embed, net.norm)), ("lone", (net.lone,))):
+        gradients = [p.grad.double().flatten() for module in owners for p in module.parameters()]
+        norm = torch.cat(gradients).square().mean().sqrt().item()
+        assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5)
+
+
+def test_under_autocast_the_half_precision_outputs_are_read_exactly():
+    net = network_of("basic")
+    twin = copy.deepcopy(net)
+    optimizer, other = sgd(net), sgd(twin)
+    inputs, targets = batch_of(net.architecture.image)
+
+    def step(network, stepper):
+        stepper.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = network(inputs)
+        assert outputs.dtype == torch.bfloat16
+        functional.cross_entropy(outputs.float(), targets).backward()
+        stepper.step()
+
+    class Cast(Step):
+        def __call__(self, network):
+            step(network, self.optimizer)
+
+    expected = slowly(twin, Cast(other, None))
+    with Observer(net, optimizer) as observer:
+        step(net, optimizer)
+        compare(observer.readings(), expected)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_scaled_gradients_are_read_unscaled(fused):
+    net = network_of("basic")
+    twin = copy.deepcopy(net)
+    optimizer, other = sgd(net, fused=fused), sgd(twin, fused=fused)
+    batch = batch_of(net.architecture.image)
+    expected = slowly(twin, Step(other, batch, clip=None))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with Observer(net, optimizer) as observer:
+        loss = functional.cross_entropy(net(batch[0]), batch[1])
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        compare(observer.readings(), expected, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_block_that_is_unfrozen_later_is_seen(known):
+    net = network_of("basic")
+    frozen = net.get_submodule("stage1.block2")
+    frozen.requires_grad_(False)
+    optimizer = sgd(net)
+    path = "stage1.block2.bn1"
+    with Observer(net, optimizer if known else None) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image), clip=None)
+        reading = observer.readings()[path]
+        assert reading.gradient_norm is None
+        assert reading.response_std > 0
+        frozen.requires_grad_(True)
+        take_step(net, optimizer, *batch_of(net.architecture.image, 1), clip=None)
+        owned = [*frozen.conv1.parameters(), *frozen.bn1.parameters()]
+        gradients = torch.cat([p.grad.double().flatten() for p in owned])
+        reading = observer.readings()[path]
+    norm = gradients.square().mean().sqrt().item()
+    assert reading.gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert (reading.update_ratio is not None) is known
+
+
+# Growing and resuming ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_following_a_grown_net_keeps_names_and_marks_what_was_edited(known):
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with Observer(net, optimizer if known else None) as observer:
+        for step in range(3):
+            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+        names = list(observer.readings())
+        take_step(net, optimizer, *batch_of(net.architecture.image, 3))
+        actions = [
+            Widen("stage1.block2", 2),
+            Insert("stage2.block1", 3),
+            SetSurvival("stage1.block1", 0.5),
+        ]
+        grown = grow(net, actions, optimizer)
+        if known:
+            observer.follow(grown)
+        else:
+            observer.follow(grown.network)
+        assert hooks_of(net, optimizer) == []
+        assert observer.step == 4
+        twin = copy.deepcopy(grown.network)
+        for module in twin.modules():
+            for name in [n for n in vars(module) if n.endswith("_hooks")]:
+                getattr(module, name).clear()
+        other = sgd(twin)
+        other.load_state_dict(grown.optimizer.state_dict())
+        batch = batch_of(net.architecture.image, 5)
+        take_step(grown.network, grown.optimizer, *batch)
+        found = observer.readings()
+        assert observer.step == 5
+    assert [name for name in found if "stage2.block2" not in name] == names
+    marks = {reading.block: reading.edited for reading in found.values()}
+    assert marks == {
+        None: None,
+        "stage1.block1": None,
+        "stage1.block2": 4,
+        "stage2.block1": None,
+        "stage2.block2": 4,
+    }
+    expected = slowly(twin, Step(other, batch))
+    for path, reading in expected.items():
+        assert found[path].response_std == pytest.approx(reading.response_std, rel=1e-5)
+
+
+def test_marks_are_of_the_last_edit():
+    net = network_of("basic")
+    with Observer(net, sgd(net), step=10, edited={"stage1.block1": 7}) as observer:
+        for _ in range(2):
+            grown = grow(observer.net, [Widen("stage1.block2", 1)], observer.optimizer)
+            observer.follow(grown)
+            take_step(grown.network, grown.optimizer, *batch_of(net.architecture.image))
+        found = observer.readings()
+    assert found["stage1.block1"].edited == 7
+    assert found["stage1.block2"].edited == 11
+    assert observer.step == 12
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+@pytest.mark.parametrize("cut", [0, 1, 4, 5])
+def test_a_resumed_window_goes_on_exactly(name, cut):
+    def train(observer, net, optimizer, steps):
+        for step in steps:
+            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+
+    def begin():
+        net = network_of(name)
+        return net, sgd(net)
+
+    net, optimizer = begin()
+    with Observer(net, optimizer, every=2, edited={"stage1.block1": 0}) as observer:
+        train(observer, net, optimizer, range(4))
+        observer.readings()
+        train(observer, net, optimizer, range(4, 9))
+        expected = observer.readings(), observer.step
+    net, optimizer = begin()
+    with Observer(net, optimizer, every=2, edited={"stage1.block1": 0}) as observer:
+        train(observer, net, optimizer, range(4))
+        observer.readings()
+        train(observer, net, optimizer, range(4, 4 + cut))
+        state = pickle.loads(pickle.dumps(observer.state_dict()))
+    with Observer(net, optimizer, every=2) as observer:
+        observer.load_state_dict(state)
+        train(observer, net, optimizer, range(4 + cut, 9))
+        assert (observer.readings(), observer.step) == expected
+
+
+def test_a_resumed_observer_gives_the_last_readings_again():
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+        expected, state = observer.readings(), observer.state_dict()
+    resumed = Observer(net, optimizer)
+    resumed.load_state_dict(state)
+    assert resumed.readings() == expected
+
+
+def test_a_state_does_not_change_with_the_observer():
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+        state = observer.state_dict()
+        before = copy.deepcopy(state)
+        other = Observer(net, optimizer)
+        other.load_state_dict(state)
+        with other:
+            take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+        observer.edited["stage1.block1"] = 1
+    assert pickle.dumps(state) == pickle.dumps(before)
+
+
+def test_the_state_can_be_saved_and_loaded_without_running_code(tmp_path):
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+        observer.readings()
+        take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+        torch.save(observer.state_dict(), tmp_path / "state.pt")
+        resumed = Observer(net, optimizer)
+        resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert resumed.readings() == observer.readings()
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_every_is_checked(every):
+    with pytest.raises(ValueError, match=f"every must be at least 1, got {every}"):
+        Observer(nn.Linear(2, 2), every=every)
+
+
+def test_a_batchnorms_response_std_is_that_of_its_entries():
+    net = network_of("basic")
+    bn = net.get_submodule("stage1.block1.bn1")
+    with torch.no_grad():
+        expected = math.sqrt(bn.weight.square().mean() + bn.bias.double().var(correction=0))
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+    assert observer.readings()["stage1.block1.bn1"].response_std == pytest.approx(expected, rel=1e-4)

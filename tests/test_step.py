@@ -1,0 +1,200 @@
+"""The training step and the evaluation: what they compute, and that a step never waits for the device."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from analysis import Observer
+from nets import Network, SetSurvival, build, preset, seed_of
+from training.budget import Progress
+from training.data import Augment, Batches, channel_statistics
+from training.loop import _step
+from training.settings import Train
+from training.sources import Images
+from training.step import (
+    LOSSES,
+    Precision,
+    evaluate,
+    make_optimizer,
+    means_of,
+    train_step,
+)
+
+LIMIT = preset("resnet8", image=(1, 8, 8))
+SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))
+CPU = Precision(torch.device("cpu"), bf16=False)
+MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
+
+
+def some_images(count: int = 60) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 8, 8, 1), dtype=torch.uint8, generator=generator)
+    return Images(pixels, torch.randint(10, (count,), generator=generator))
+
+
+def some_batch(count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    images = some_images(count)
+    return (images.pixels.permute(0, 3, 1, 2).float() - 100) / 50, images.targets
+
+
+def zeros(device: str = "cpu") -> torch.Tensor:
+    return torch.zeros(3, dtype=torch.float64, device=device)
+
+
+def test_a_step_with_its_observer_reads_nothing_from_the_device():
+    """On the meta device every read on the host raises."""
+    with torch.device("meta"):
+        net = Network(SMALL)
+    images = some_images()
+    batches = Batches(
+        Images(images.pixels.to("meta"), images.targets), 8, 0, "meta", Augment(1, flip=True), MEAN, STD
+    )
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)  # fused ones refuse the meta device
+    observer = Observer(net, optimizer)
+    settings = Train(net="resnet8", batch_size=8)
+    run: Any = SimpleNamespace(
+        net=net,
+        optimizer=optimizer,
+        batches=batches,
+        settings=settings,
+        progress=Progress(),
+        loss=LOSSES["classification"],
+        precision=CPU,
+        window=zeros("meta"),
+        spent=0.25,
+    )
+    with observer:
+        for _ in range(3):
+            _step(run)
+    assert run.progress.step == observer.step == 3
+    for read in (run.window.tolist, observer.readings):  # the check itself: reads do raise
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_step_is_a_plain_optimizer_step_and_adds_its_sums_to_the_window(task):
+    inputs, targets = some_batch()
+    net = build(LIMIT if task == "classification" else preset("resnet8", classes=1, image=(1, 8, 8)))
+    if task == "regression":
+        targets = targets.float()[:, None]
+    other = copy.deepcopy(net)
+    optimizer, plain = (make_optimizer(one, Train()) for one in (net, other))
+    window, sums = zeros(), [0.0, 0, 0]
+    for _ in range(2):
+        train_step(net, optimizer, inputs, targets, LOSSES[task], CPU, window)
+        outputs = other(inputs)
+        value = LOSSES[task](outputs, targets)
+        plain.zero_grad()
+        value.backward()
+        plain.step()
+        sums[0] += value.item() * 16
+        sums[1] += int((outputs.argmax(1) == targets).sum()) if task == "classification" else 0
+        sums[2] += 16
+    assert window.tolist() == sums
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, net.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("sums", "classification", "means"),
+    [
+        ([30.0, 15.0, 60.0], True, (0.5, 0.25)),
+        ([30.0, 0.0, 60.0], False, (0.5, None)),
+        ([0.0, 0.0, 0.0], True, (None, None)),
+    ],
+)
+def test_means_of_a_window(sums, classification, means):
+    assert means_of(torch.tensor(sums, dtype=torch.float64), classification) == means
+
+
+def test_evaluation_gives_loss_and_accuracy_over_all_images_and_changes_nothing(monkeypatch):
+    images = some_images(1203)  # three batches, the last of 203
+    net = build(SMALL)
+    net.stage1.block1.bn1.eval()  # a mode of its own, that must come back
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    seen = []
+    net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    loss, accuracy = evaluate(net, images, MEAN, STD, LOSSES["classification"], CPU)
+    assert seen == [500, 500, 203]
+    assert [module.training for module in net.modules()] == modes
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with torch.no_grad():
+        outputs = copy.deepcopy(net).eval()((images.pixels.permute(0, 3, 1, 2).float() - 100) / 50)
+    assert loss == pytest.approx(float(functional.cross_entropy(outputs, images.targets)), rel=1e-5)
+    assert accuracy == float((outputs.argmax(1) == images.targets).double().mean())
+
+
+def test_evaluation_of_a_regression_has_no_accuracy():
+    net = build(preset("mlp-5", classes=1, image=(1,)))
+    points = torch.linspace(-1, 1, 7)[:, None]
+    loss, accuracy = evaluate(
+        net, Images(points, points.sin()), torch.zeros(1), torch.ones(1), LOSSES["regression"], CPU
+    )
+    with torch.no_grad():
+        assert loss == pytest.approx(float((net(points) - points.sin()).square().mean()), rel=1e-5)
+    assert accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "fused": True}),
+        ("adam", {"lr": 0.001, "fused": True}),
+        ("adamw", {"lr": 0.001, "fused": True}),
+    ],
+)
+def test_weights_decay_and_batchnorm_and_biases_do_not(optimizer, options):
+    net = build(SMALL)
+    made = make_optimizer(net, Train(optimizer=optimizer, weight_decay=0.25))
+    assert type(made).__name__.lower() == optimizer
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    decay = {names[p]: group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    for name, value in decay.items():
+        expected = 0 if ".bn" in name or name.endswith("bias") else 0.25
+        assert value == expected, name
+    for group in made.param_groups:
+        assert {key: group[key] for key in options} == options
+
+
+def test_sgd_without_momentum_is_no_nesterov():
+    group = make_optimizer(build(SMALL), Train(momentum=0)).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:99", "", "CPU"])
+def test_a_device_that_cannot_train_is_refused(name):
+    with pytest.raises(ValueError, match=f"device must be auto, cpu or an available GPU, got '{name}'"):
+        Precision.of(Train(device=name))
+
+
+def test_precision_is_what_is_asked_for():
+    assert Precision.of(Train(device="cpu", precision="float32")) == CPU
+    assert Precision.of(Train(device="cpu", precision="bf16")).bf16
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert Precision.of(Train(device="cpu", precision="auto")).bf16 == native
+
+
+def test_bf16_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32():
+    net, seen = build(SMALL), []
+    net.head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(outputs.dtype)
+        return functional.cross_entropy(outputs, targets)
+
+    bf16 = Precision(torch.device("cpu"), bf16=True)
+    window = zeros()
+    train_step(net, make_optimizer(net, Train()), *some_batch(), loss, bf16, window)
+    evaluate(net, some_images(), *channel_statistics(some_images()), loss, bf16)
+    assert seen == [torch.bfloat16, torch.float32] * 2
+    assert all(parameter.dtype == torch.float32 for parameter in net.parameters())

@@ -1,0 +1,99 @@
+"""A run's state in one file: the architecture first, then weights, optimizer state by name, counters."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from analysis import Observer
+from nets import Architecture, Network
+from training.budget import Progress
+from training.folder import write_whole
+
+
+def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Give options and state by parameter name, so that a grown network finds its own again."""
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = [
+        {**group, "params": [names[parameter] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    state = {names[parameter]: dict(values) for parameter, values in optimizer.state.items()}
+    return {"groups": groups, "state": state}
+
+
+def load_optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put back what `optimizer_state` gave; groups, their order and options become the saved ones."""
+    parameters = dict(net.named_parameters())
+    optimizer.param_groups = [
+        {**group, "params": [parameters[name] for name in group["params"]]} for group in saved["groups"]
+    ]
+    optimizer.state.clear()
+    for name, values in saved["state"].items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) if torch.is_tensor(value) and key != "step" else value
+            for key, value in values.items()
+        }
+
+
+def save_checkpoint(
+    path: Path,
+    net: Network,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    observer: Observer,
+    window: torch.Tensor,
+    identity: dict[str, Any],
+) -> None:
+    """Write the whole state; a reader sees the old file or the new one."""
+    state = {
+        "architecture": net.architecture.to_dict(),
+        "weights": net.state_dict(),
+        "optimizer": optimizer_state(net, optimizer),
+        "generator": torch.get_rng_state(),
+        "progress": asdict(progress),
+        "observer": observer.state_dict(),
+        "window": window,
+        "identity": identity,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint, on the CPU; it cannot run code (weights_only).
+
+    Raises:
+        ValueError: it is cut short, no checkpoint of ours, or of a run with another identity.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = dict(state["identity"])
+        architecture = Architecture.from_dict(state["architecture"])
+    except Exception as error:  # torch raises many kinds for a damaged file
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} cannot be read: {first[:120]}") from None
+    for name, value in identity.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"checkpoint {path} is of another run: {name} is {found.get(name)!r}, not {value!r}"
+            )
+    return {**state, "architecture": architecture}
+
+
+def network_of(state: dict[str, Any], path: Path) -> Network:
+    """Build the network of a checkpoint, on the CPU; a ValueError if weights and architecture differ."""
+    with torch.device("meta"):
+        net = Network(state["architecture"])
+    try:
+        net.load_state_dict(state["weights"], assign=True)
+    except (RuntimeError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"checkpoint {path}: its weights are not those of its architecture") from None
+    return net

@@ -1,0 +1,152 @@
+"""A run's files: written so that a reader never sees half of one, and cut back when a run resumes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis import Record
+
+_TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
+_FREE = ("out", "resume", "final", "device", "threads", "data_dir")
+"""Settings that a resumed run may change."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and put it in place."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a dict as an indented JSON file, whole."""
+    write_whole(path, json.dumps(data, indent=2) + "\n")
+
+
+def claim(folder: Path, settings: Mapping[str, Any], text: str, resume: bool) -> None:
+    """Make the folder a run's own and write its config.yaml.
+
+    Raises:
+        ValueError: it holds another run, or `resume` is asked with other settings than the run's.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be a folder, got the file {folder}")
+    if any((folder / name).exists() for name in _TRACES):
+        if not resume:
+            raise ValueError(f"out: {folder} already holds a run; choose another or add --resume")
+        check_same_settings(folder, settings)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", environment())
+        write_whole(folder / "config.yaml", text)  # last: it makes the folder a run's
+    except OSError as error:
+        raise ValueError(f"out: {folder} cannot be written: {error.strerror}") from None
+
+
+def claim_comparison(folder: Path, settings: Mapping[str, Any], text: str) -> None:
+    """Make the folder a comparison's own; one of the same settings but other rows or seeds is gone on with.
+
+    Raises:
+        ValueError: it holds a training run, or a comparison with other settings.
+    """
+    if (folder / "history.jsonl").exists() or (folder / "checkpoint.pt").exists():
+        raise ValueError(f"out: {folder} already holds a training run; choose another")
+    if (folder / "config.yaml").exists():
+        if "cells" not in read_config(folder):
+            raise ValueError(f"out: {folder} already holds a training run; choose another")
+        same = {name: value for name, value in settings.items() if name not in ("seeds", "cells")}
+        check_same_settings(folder, same)
+        write_whole(folder / "config.yaml", text)
+        return
+    claim(folder, settings, text, resume=False)
+
+
+def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first setting in which the folder's run differs."""
+    before = read_config(folder)
+    for name, value in binding(settings).items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{name} must be {before.get(name)!r} to resume the run in {folder}, got {value!r}"
+            )
+
+
+def binding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings that a run keeps when it is resumed."""
+    return {name: value for name, value in settings.items() if name not in _FREE}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.yaml; a ValueError if it is missing or damaged."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"out: {folder} holds files of a run but no config.yaml")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"out: {path} cannot be read")
+    return config
+
+
+def environment() -> dict[str, Any]:
+    """Give what a result depends on besides the settings: versions, machine, command."""
+    import torch
+    import torchvision
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def append_record(folder: Path, record: Record) -> None:
+    """Add a line to history.jsonl and flush it to the disk."""
+    with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record.to_dict()) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to metrics.csv, with a header line first."""
+    path = folder / "metrics.csv"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, row.keys())
+    if not path.exists() or path.stat().st_size == 0:
+        writer.writeheader()
+    writer.writerow(row)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text.getvalue())
+
+
+def cut_back(folder: Path, records: int) -> None:
+    """Leave the first `records` lines of history.jsonl and metrics.csv: what a checkpoint knows."""
+    for name, lines in (("history.jsonl", records), ("metrics.csv", records + 1)):
+        path = folder / name
+        if path.exists():
+            kept = path.read_bytes().splitlines(keepends=True)[:lines]  # line ends stay as they are
+            write_whole(path, b"".join(kept))

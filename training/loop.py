@@ -1,0 +1,170 @@
+"""The training loop: step, read the layers, ask the policy, grow, write it down, go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from time import perf_counter
+from typing import Any
+
+from analysis import Record, block_importance
+from analysis.tables import phrase
+from nets import cost, grow, train_flops
+from nets.actions import adds_capacity
+from training.budget import learning_rate
+from training.folder import append_metrics, append_record
+from training.interrupts import Interrupted, Interrupts
+from training.judgement import Verdict, ask, judge
+from training.run import CHECKED, Run, open_run
+from training.settings import Train
+from training.step import evaluate, means_of, train_step
+from training.summary import finish, finished
+
+Say = Callable[[str], None]
+
+
+def train(
+    settings: Train, say: Say = print, advance: Callable[[float], None] | None = None
+) -> Mapping[str, Any]:
+    """Run a training run to the end of its budget, or resume it, and give its summary.
+
+    Args:
+        settings: what to do; `settings.folder` holds the result.
+        say: takes one line per record.
+        advance: called after every step with the fraction of the budget spent.
+
+    Raises:
+        ValueError: settings, data or folder cannot be used.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+    """
+    done = finished(settings)
+    if done is not None:
+        return done
+    run = open_run(settings)
+    started = perf_counter() - run.progress.seconds
+    since = perf_counter(), run.progress.images
+    with run.observer, Interrupts() as interrupts:
+        while run.spent < 1 or run.record_due:  # a probe may use up what was left for the last record
+            _step(run)
+            run.progress.seconds = perf_counter() - started
+            if run.record_due:
+                speed = (run.progress.images - since[1]) / (perf_counter() - since[0])
+                say(_record_and_grow(run, speed))
+                since = perf_counter(), run.progress.images
+            if advance:
+                advance(run.spent)
+            if interrupts.number:
+                run.save()
+                run.board.close()
+                raise Interrupted(interrupts.number, f"stopped at step {run.progress.step}; --resume goes on")
+    run.board.close()
+    return finish(run)
+
+
+def _step(run: Run) -> None:
+    progress = run.progress
+    inputs, targets = run.batches.batch(progress.epoch, progress.position)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.settings, run.spent)
+    train_step(run.net, run.optimizer, inputs, targets, run.loss, run.precision, run.window)
+    progress.step += 1
+    progress.position += 1
+    if progress.position == run.batches.per_epoch:
+        progress.epoch, progress.position = progress.epoch + 1, 0
+    progress.images += len(targets)
+    progress.flops += len(targets) * train_flops(run.net.architecture)
+
+
+def _record_and_grow(run: Run, speed: float) -> str:
+    """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
+    record = _measure(run)
+    verdict = Verdict()
+    if run.spent < 1:
+        decided = ask(run.settings.policy, (*run.history, record))
+        may_grow = run.spent <= run.settings.grow_until
+        verdict = judge(run.net.architecture, decided, run.limit, may_grow)
+    difference = _grow(run, verdict) if verdict.applied else None
+    record = replace(record, **{name: getattr(verdict, name) for name in ("decided", "applied", "refused")})
+    run.history.append(record)
+    run.progress.records += 1
+    append_record(run.folder, record)
+    append_metrics(run.folder, _metrics(record, run.progress.seconds, speed))
+    run.board.record(record, speed)
+    run.board.growth(record.step, record.applied, record.refused, difference)
+    run.board.flush()
+    run.save()
+    return line_of(record, speed)
+
+
+def _measure(run: Run) -> Record:
+    progress, settings = run.progress, run.settings
+    progress.boundary = int(run.spent * settings.record_count)
+    classification = run.splits.task == "classification"
+    train_loss, train_accuracy = means_of(run.window, classification)
+    run.window.zero_()
+    validation = evaluate(run.net, run.splits.validation, *run.statistics, run.loss, run.precision)
+    importance = {}
+    if "importance" in settings.policy.needs and run.spent < 1:
+        importance = block_importance(run.net, *run.probe, run.loss)
+        forwards = (1 + len(importance)) * len(run.probe[0])
+        progress.flops += forwards * cost(run.net.architecture).flops
+    return Record.capture(
+        run.net,
+        run.observer,
+        step=progress.step,
+        epoch=progress.images / len(run.splits.train),
+        spent=run.spent,
+        seed=settings.seed,
+        limit=run.limit,
+        train_flops=progress.flops,
+        train_loss=train_loss,
+        train_accuracy=train_accuracy,
+        validation_loss=validation[0],
+        validation_accuracy=validation[1],
+        learning_rate=learning_rate(settings, run.spent),
+        importance=importance,
+    )
+
+
+def _grow(run: Run, verdict: Verdict) -> float | None:
+    """Grow the run's network and give the output difference; the state before it is kept."""
+    if any(map(adds_capacity, verdict.applied)):
+        run.save(f"growth/step{run.progress.step:07d}.pt")
+    probe, settings = run.probe[0][:CHECKED], run.settings
+    grown = grow(
+        run.net,
+        verdict.applied,
+        run.optimizer,
+        initializer=settings.initializer,
+        seed=settings.seed,
+        probe=probe,
+    )
+    before, after = (cost(net.architecture).flops for net in (run.net, grown.network))
+    run.progress.flops += len(probe) * (2 * before + 3 * after)  # the forwards that `grow` makes
+    assert grown.optimizer is not None
+    run.net, run.optimizer = grown.network, grown.optimizer
+    run.observer.follow(grown)
+    return grown.difference
+
+
+def _metrics(record: Record, seconds: float, speed: float) -> dict[str, Any]:
+    names = ("step", "epoch", "spent", "train_flops", "train_loss", "train_accuracy")
+    names += ("validation_loss", "validation_accuracy", "learning_rate")
+    row = {name: getattr(record, name) for name in names}
+    return {**row, **asdict(record.cost), "seconds": seconds, "images_per_second": speed}
+
+
+def line_of(record: Record, speed: float) -> str:
+    """Give a record as one line of text."""
+    parts = [f"step {record.step}", f"{record.spent:4.0%}"]
+    for name, loss, accuracy in (
+        ("train", record.train_loss, record.train_accuracy),
+        ("validation", record.validation_loss, record.validation_accuracy),
+    ):
+        share = "" if accuracy is None else f" {accuracy:.1%}"
+        parts.append("" if loss is None else f"{name} {loss:.4g}{share}")
+    parts.append(f"{record.cost.parameters:,} parameters")
+    parts.append(f"{speed:,.0f} images/s")
+    for action in filter(adds_capacity, record.applied):
+        parts.append(f"{phrase(action)}: {getattr(action, 'reason', '')}")
+    return "  ".join(part for part in parts if part)

@@ -1,0 +1,184 @@
+"""A run in progress: its data, network, optimizer and counters, made anew or from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis import Observer, Record, read_history
+from analysis.board import Board
+from nets import Architecture, Cost, Network, build, cost
+from nets.initializers import generator_of
+from training.budget import Budget, Progress
+from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
+from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
+from training.folder import binding, claim, cut_back
+from training.settings import Train, settings_to_dict, settings_to_yaml
+from training.step import LOSSES, Loss, Precision, make_optimizer
+
+PROBE = 128
+"""Training images of the probe batch; growth is checked on the first CHECKED of them."""
+CHECKED = 32
+
+
+@dataclass
+class Run:
+    """All that a training loop holds between steps."""
+
+    settings: Train
+    folder: Path
+    precision: Precision
+    splits: Splits
+    statistics: tuple[Tensor, Tensor]  # mean and std by channel
+    batches: Batches
+    loss: Loss
+    limit: Cost
+    budget: Budget
+    probe: tuple[Tensor, Tensor]
+    net: Network
+    optimizer: torch.optim.Optimizer
+    observer: Observer
+    window: Tensor  # (3,) summed loss, correct, images since the last record
+    progress: Progress
+    history: list[Record]
+    board: Board
+
+    @property
+    def spent(self) -> float:
+        """Fraction of the budget spent."""
+        return self.budget.spent(self.progress)
+
+    @property
+    def record_due(self) -> bool:
+        """Whether another part of the budget has been spent since the last record."""
+        return int(self.spent * self.settings.record_count) > self.progress.boundary
+
+    def save(self, name: str = "checkpoint.pt") -> None:
+        """Write the state to a file of the run folder."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        identity = binding(settings_to_dict(self.settings))
+        save_checkpoint(path, self.net, self.optimizer, self.progress, self.observer, self.window, identity)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on: all that can be refused before anything is written."""
+
+    precision: Precision
+    splits: Splits
+    statistics: tuple[Tensor, Tensor]  # mean and std by channel
+    batches: Batches
+    limit: Architecture
+    first: Architecture
+
+
+def ground_of(settings: Train) -> Ground:
+    """Load the data and check the settings against it.
+
+    Raises:
+        ValueError: the data or the settings cannot be used.
+    """
+    precision = Precision.of(settings)
+    splits = load(settings.data, settings.data_dir)
+    limit = settings.limit(splits.classes, splits.image)
+    first = settings.first(limit)
+    statistics = channel_statistics(splits.train)
+    batches = Batches(
+        splits.train,
+        settings.batch_size,
+        settings.seed,
+        precision.device,
+        augment_of(settings.data),
+        *statistics,
+    )
+    return Ground(precision, splits, statistics, batches, limit, first)
+
+
+def open_run(settings: Train) -> Run:
+    """Make a run in its folder, or take up the one that is there.
+
+    Raises:
+        ValueError: the data, the settings or the folder cannot be used; nothing is overwritten.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    ground = ground_of(settings)
+    device, folder = ground.precision.device, settings.folder
+    plain = settings_to_dict(settings)
+    claim(folder, plain, settings_to_yaml(settings), settings.resume)
+    path = folder / "checkpoint.pt"
+    state = load_checkpoint(path, binding(plain)) if path.exists() else None
+    torch.manual_seed(settings.seed)
+    net = _network(state, path, ground.first, settings.seed, device)
+    optimizer = make_optimizer(net, settings)
+    observer = Observer(net, optimizer, settings.observe_every)
+    window = torch.zeros(3, dtype=torch.float64, device=device)
+    progress = Progress()
+    if state is not None:
+        progress = _restore(state, path, net, optimizer, observer, window)
+    cut_back(folder, progress.records)
+    return Run(
+        settings=settings,
+        folder=folder,
+        precision=ground.precision,
+        splits=ground.splits,
+        statistics=ground.statistics,
+        batches=ground.batches,
+        loss=LOSSES[ground.splits.task],
+        limit=cost(ground.limit),
+        budget=Budget.of(settings, ground.limit, len(ground.splits.train)),
+        probe=_probe(ground.splits, ground.statistics, device),
+        net=net,
+        optimizer=optimizer,
+        observer=observer,
+        window=window,
+        progress=progress,
+        history=_history(folder, progress.records),
+        board=Board(folder, purge_step=progress.step + 1 if settings.resume else None),
+    )
+
+
+def _restore(
+    state: dict[str, Any],
+    path: Path,
+    net: Network,
+    optimizer: torch.optim.Optimizer,
+    observer: Observer,
+    window: Tensor,
+) -> Progress:
+    """Put a checkpoint's state into fresh objects, and give its counters."""
+    try:
+        load_optimizer_state(net, optimizer, state["optimizer"])
+        torch.set_rng_state(state["generator"])
+        observer.load_state_dict(state["observer"])
+        window.copy_(state["window"])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error!r}") from None
+
+
+def _history(folder: Path, records: int) -> list[Record]:
+    """Read the records that the checkpoint knows; a ValueError if some are missing."""
+    history = read_history(folder) if records else []
+    if len(history) < records:
+        raise ValueError(f"{folder / 'history.jsonl'} holds {len(history)} of {records} records")
+    return history
+
+
+def _network(
+    state: dict[str, Any] | None, path: Path, first: Architecture, seed: int, device: torch.device
+) -> Network:
+    net = build(first, seed) if state is None else network_of(state, path)
+    return net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _probe(splits: Splits, statistics: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give the fixed probe batch: training images, the same for every run on this data."""
+    order = torch.randperm(len(splits.train), generator=generator_of("probe"))[:PROBE]
+    chosen = splits.train.take(order)
+    return next(evaluation_batches(chosen, *statistics, device, batch_size=PROBE))

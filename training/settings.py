@@ -1,0 +1,264 @@
+"""Everything a run or a comparison can be told, as data; reading it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nets import Architecture, cost, preset, seed_of
+from nets.architecture import check_choice, check_count, check_fraction
+from policies import (
+    LayerStatistic,
+    Never,
+    Periodic,
+    Plateau,
+    Policy,
+    RandomSite,
+    StochasticDepth,
+)
+
+
+MOST_EPOCHS = 10**9
+
+
+@dataclass(frozen=True)
+class Start:
+    """The net that a run starts from, as a part of the limit network.
+
+    Args:
+        width: fraction of the limit's inner widths, above 0 and at most 1.
+        blocks: blocks of each stage; null keeps all.
+    """
+
+    width: float = 0.25
+    blocks: int | None = 1
+
+    def __post_init__(self) -> None:
+        check_fraction("start.width", self.width)
+        if self.blocks is not None:
+            check_count("start.blocks", self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What a training run and a comparison share.
+
+    Args:
+        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine or folder:PATH
+            (PATH/train/CLASS/* and PATH/test/CLASS/*).
+        data_dir: where torchvision keeps or downloads its files.
+        net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
+            the run may cost more.
+        order: post or pre activation; by default as the net was published.
+        epochs: the budget; see budget.
+        budget: flops is the training FLOPs of that many epochs of the limit; epochs is that many
+            passes over the data; seconds is that many seconds.
+        records: how often layers are read and the policy is asked, at equal parts of the budget; by
+            default once per budgeted epoch and at least 20 times.
+        grow_until: fraction of the budget after which nothing grows, from 0 to 1.
+        schedule: of the learning rate over the budget: cosine, or hold (constant until grow_until,
+            then a cosine).
+        batch_size: images a step.
+        optimizer: sgd, adam or adamw.
+        lr: the largest learning rate; by default 0.1 for sgd, 0.001 for adam and adamw.
+        momentum: of sgd (Nesterov).
+        weight_decay: of weights; BatchNorm and biases get none.
+        initializer: of new weights: he or xavier.
+        observe_every: steps between readings of the layers.
+        precision: float32, bf16 (autocast), or auto: bf16 where the device computes it natively.
+        device: a torch device; auto takes the GPU if there is one.
+        threads: CPU threads; by default torch's choice.
+        final: read the test set, once, at the end.
+    """
+
+    data: str = "digits"
+    data_dir: str = "data"
+    net: str = "resnet20"
+    order: str | None = None
+    epochs: float = 20
+    budget: str = "flops"
+    records: int | None = None
+    grow_until: float = 0.6
+    schedule: str = "cosine"
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    initializer: str = "he"
+    observe_every: int = 10
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    final: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epochs <= MOST_EPOCHS:
+            raise ValueError(f"epochs must be above 0 and at most {MOST_EPOCHS}, got {self.epochs}")
+        check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
+        check_choice("schedule", self.schedule, ("cosine", "hold"))
+        check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw"))
+        check_choice("initializer", self.initializer, ("he", "xavier"))
+        check_choice("precision", self.precision, ("auto", "float32", "bf16"))
+        if not 0 <= self.grow_until <= 1:
+            raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
+        check_count("batch_size", self.batch_size, least=2)
+        check_count("observe_every", self.observe_every)
+        for name in ("records", "threads"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.lr is not None and not 0 < self.lr < inf:
+            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        preset(self.net)  # an unknown name is refused before anything is loaded
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest learning rate: `lr`, or 0.1 for sgd and 0.001 for adam and adamw."""
+        return self.lr or (0.1 if self.optimizer == "sgd" else 0.001)
+
+    @property
+    def record_count(self) -> int:
+        """Records a run makes: `records`, or one per budgeted epoch and at least 20."""
+        return self.records or max(20, round(self.epochs if self.budget != "seconds" else 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Common):
+    """One training run.
+
+    Args:
+        policy: when and where to grow: a class in the box, or an import path such as mine.Mine.
+        start: the net to start from; by default a quarter of the width and one block a stage, and
+            the limit itself for Never.
+        seed: of initial values, data order and everything random.
+        out: the run folder; by default runs/DATA-NET-POLICY-seedN.
+        resume: go on with the run in the folder, if there is one.
+    """
+
+    policy: Policy = field(default_factory=Never)
+    start: Start | None = None
+    seed: int = 0
+    out: str | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("seed", self.seed, least=0)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        data = Path(self.data.removeprefix("folder:")).name
+        policy = type(self.policy).__name__.lower()
+        return Path(self.out or f"runs/{data}-{self.net}-{policy}-seed{self.seed}")
+
+    def limit(self, classes: int, image: tuple[int, ...]) -> Architecture:
+        """Give the limit network for data of that shape."""
+        return preset(self.net, classes=classes, image=image, order=self.order)
+
+    def first(self, limit: Architecture) -> Architecture:
+        """Give the network to start from; a ValueError if it costs more than the limit."""
+        start = self.start
+        if start is None:
+            start = Start(1, None) if isinstance(self.policy, Never) else Start()
+        first = seed_of(limit, start.width, start.blocks)
+        if cost(first).flops > cost(limit).flops or cost(first).parameters > cost(limit).parameters:
+            raise ValueError(f"start must cost at most the limit {cost(limit)}, got {cost(first)}")
+        return first
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a comparison.
+
+    Args:
+        policy: when and where to grow.
+        start: the net to start from; by default as for a training run.
+        schedule: of the learning rate, if other than the comparison's.
+        lr: the largest learning rate, if other than the comparison's.
+    """
+
+    policy: Policy
+    start: Start | None = None
+    schedule: str | None = None
+    lr: float | None = None
+
+
+def standard_cells() -> dict[str, Cell]:
+    """Give the rows of a comparison: static nets up to the limit, the controls, and the policies."""
+    return {
+        "static-quarter": Cell(Never(), Start(0.25, None)),
+        "static-half": Cell(Never(), Start(0.5, None)),
+        "static-full": Cell(Never(), Start(1, None)),
+        "periodic": Cell(Periodic()),
+        "random-site": Cell(RandomSite()),
+        "plateau": Cell(Plateau(), schedule="hold"),
+        "layer-statistic": Cell(LayerStatistic()),
+        "stochastic-depth": Cell(StochasticDepth()),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Common):
+    """Policies x seeds in one table, at equal budget, limit and data order.
+
+    Args:
+        seeds: one run of every row each.
+        cells: the rows by name; by default static nets at a quarter, half and all of the limit's
+            width, and every policy in the box.
+        out: the folder; it holds ROW/seedN/, comparison.csv and comparison.md. What is finished in
+            it is not run again.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    cells: dict[str, Cell] = field(default_factory=standard_cells)
+    out: str = "runs/comparison"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be at least one, and no two the same, got {self.seeds}")
+        if not self.cells:
+            raise ValueError("cells must be at least one row, got none")
+        for name in self.cells:
+            if name in ("", "..") or Path(name).name != name:
+                raise ValueError(f"cells must have names that a folder can have, got {name!r}")
+
+
+def settings_to_dict(settings: Any) -> dict[str, Any]:
+    """Give the settings as plain data, as a config file has them."""
+    return {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Policy):
+        kind = type(value)
+        module = "policies" if kind.__module__.startswith("policies.") else kind.__module__
+        path = f"{module}.{kind.__qualname__}"
+        if not is_dataclass(value):
+            raise ValueError(f"policy must be a dataclass, whose fields are its settings, got {path}")
+        return {"class_path": path, "init_args": _plain(asdict(value))}
+    if isinstance(value, Cell):
+        return settings_to_dict(value)
+    if isinstance(value, Start):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def settings_to_yaml(settings: Any) -> str:
+    """Give the settings as the text of a complete config file."""
+    return yaml.safe_dump(settings_to_dict(settings), sort_keys=False)

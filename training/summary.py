@@ -1,0 +1,84 @@
+"""The end of a run: summary.json, which is also its finished marker, and the one reading of the test set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nets import action_to_dict
+from nets.actions import adds_capacity
+from training.checkpoint import load_checkpoint, network_of
+from training.data import channel_statistics, load
+from training.folder import check_same_settings, write_json
+from training.run import Run
+from training.settings import Train, settings_to_dict
+from training.step import LOSSES, Precision, evaluate
+
+
+def finish(run: Run) -> Mapping[str, Any]:
+    """Write and give the summary of a run that has spent its budget."""
+    last, progress = run.history[-1], run.progress
+    summary = {
+        "policy": type(run.settings.policy).__name__,
+        "seed": run.settings.seed,
+        "data": run.settings.data,
+        "net": run.settings.net,
+        "parameters": last.cost.parameters,
+        "flops": last.cost.flops,
+        "limit": {"parameters": run.limit.parameters, "flops": run.limit.flops},
+        "train_flops": progress.flops,
+        "steps": progress.step,
+        "epochs": progress.images / len(run.splits.train),
+        "seconds": progress.seconds,
+        "train_loss": last.train_loss,
+        "train_accuracy": last.train_accuracy,
+        "validation_loss": last.validation_loss,
+        "validation_accuracy": last.validation_accuracy,
+        "test_loss": None,
+        "test_accuracy": None,
+        "test_readings": 0,
+        "growth": [
+            {"step": record.step, "spent": record.spent, "action": action_to_dict(action)}
+            for record in run.history
+            for action in filter(adds_capacity, record.applied)
+        ],
+    }
+    if run.settings.final:
+        statistics, images = run.statistics, run.splits.test
+        read = evaluate(run.net, images, *statistics, run.loss, run.precision)
+        summary.update(_test(read))
+    write_json(run.folder / "summary.json", summary)
+    write_json(run.folder / "architecture.json", run.net.architecture.to_dict())
+    return summary
+
+
+def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
+    return {"test_loss": read[0], "test_accuracy": read[1], "test_readings": 1}
+
+
+def finished(settings: Train) -> Mapping[str, Any] | None:
+    """Give the summary of a finished run that is to be resumed, with the test set read if asked; else None.
+
+    Raises:
+        ValueError: the folder's run has other settings, or its files cannot be read.
+    """
+    folder = settings.folder
+    path = folder / "summary.json"
+    if not settings.resume or not path.exists():
+        return None
+    check_same_settings(folder, settings_to_dict(settings))
+    try:
+        summary = json.loads(path.read_text())
+        readings = summary["test_readings"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"out: {path} cannot be read") from None
+    if settings.final and not readings:
+        checkpoint = folder / "checkpoint.pt"
+        splits, precision = load(settings.data, settings.data_dir), Precision.of(settings)
+        net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
+        statistics = channel_statistics(splits.train)
+        read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
+        summary.update(_test(read))
+        write_json(path, summary)
+    return summary
