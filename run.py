@@ -59,7 +59,9 @@ def one_line(message: str) -> str:
     path = re.search(r"Expected a dot import path string: (\S*)", line)
     if path and name.endswith("policy"):
         known = ", ".join(known_policies())
-        return f"{name} must be one of {known}, or an import path such as mine.Mine; got {path[1]!r}"
+        return (
+            f"{name} must be one of {known}, or an import path such as mine.Mine; got {path[1]!r}"
+        )
     if path:
         return f"{name} must be a mapping, got {path[1]!r}"
     # Of several reasons the innermost and first counts: "... Errors: - this one - Expected a ...".
@@ -78,36 +80,53 @@ def known_policies() -> list[str]:
     import policies
 
     kinds = (getattr(policies, name) for name in policies.__all__)
-    return [k.__name__ for k in kinds if isinstance(k, type) and issubclass(k, Policy) and k is not Policy]
+    return [
+        k.__name__
+        for k in kinds
+        if isinstance(k, type) and issubclass(k, Policy) and k is not Policy
+    ]
 
 
 def make_parser() -> Parser:
     """Give the parser of the whole command line."""
     parser = Parser(
         prog="run.py",
-        description="Watch the layers of a residual network while it trains, and grow it where they ask for it.",
+        description="Watch the layers of a residual network as it trains; grow it where they ask.",
         epilog=EPILOG,
         formatter_class=_Verbatim,
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     commands.add_subcommand("train", _parser_of(Train), help="train one network under one policy")
-    commands.add_subcommand("compare", _parser_of(Compare), help="train policies x seeds on one budget; one table")
+    commands.add_subcommand(
+        "compare", _parser_of(Compare), help="train policies x seeds on one budget; one table"
+    )
     inspect = Parser(description="What grew, when and why, and the statistics of the layers.")
     inspect.add_argument("run", help="a run folder")
-    inspect.add_argument("--record", type=int, default=-1, help="number of the record to show, from 0; -1 is the last")
-    commands.add_subcommand("inspect", inspect, help="what grew, when and why, and the layers' statistics")
+    inspect.add_argument(
+        "--record",
+        type=int,
+        default=-1,
+        help="number of the record to show, from 0; -1 is the last",
+    )
+    commands.add_subcommand(
+        "inspect", inspect, help="what grew, when and why, and the layers' statistics"
+    )
     replay = Parser(
-        description="What another policy would have decided, record by record, given the history as it was recorded."
+        description="What another policy would have decided, given the history as it was recorded."
     )
     replay.add_argument("run", help="a run folder")
     replay.add_subclass_arguments(Policy, "policy", required=True, help="the policy to ask")
-    commands.add_subcommand("replay", replay, help="what another policy would have decided on a recorded run")
+    commands.add_subcommand(
+        "replay", replay, help="what another policy would have decided on a recorded run"
+    )
     return parser
 
 
 def _parser_of(kind: type) -> Parser:
     parser = Parser(description=(kind.__doc__ or "").split("\n")[0], formatter_class=_Verbatim)
-    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with any of the settings below"
+    )
     parser.add_class_arguments(kind, skip=set(_FLAGS))
     for name, text in _FLAGS.items():
         if hasattr(kind, name):
@@ -132,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # what reads our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
         return 1
 
 
@@ -155,8 +174,9 @@ def _reporting():
 
     with Progress(transient=True) as bar:
         task = bar.add_task("budget", total=1.0)
-        yield lambda line: bar.console.print(line, highlight=False, markup=False), (
-            lambda spent: bar.update(task, completed=spent)
+        yield (
+            lambda line: bar.console.print(line, highlight=False, markup=False),
+            (lambda spent: bar.update(task, completed=spent)),
         )
 
 
@@ -172,7 +192,9 @@ def _train(chosen: Namespace) -> int:
         print(stop, file=sys.stderr)
         return stop.code
     accuracy = summary["validation_accuracy"]
-    result = f"loss {summary['validation_loss']:.4g}" if accuracy is None else f"accuracy {accuracy:.2%}"
+    result = (
+        f"loss {summary['validation_loss']:.4g}" if accuracy is None else f"accuracy {accuracy:.2%}"
+    )
     print(f"validation {result}, {summary['parameters']:,} parameters, {summary['seconds']:.1f} s")
     if summary["test_accuracy"] is not None:
         print(f"test accuracy {summary['test_accuracy']:.2%}")
@@ -200,7 +222,9 @@ def _inspect(chosen: Namespace) -> int:
 
     history = _history(chosen.run)
     if not -len(history) <= chosen.record < len(history):
-        raise ValueError(f"record must be from 0 to {len(history) - 1}, or negative, got {chosen.record}")
+        raise ValueError(
+            f"record must be from 0 to {len(history) - 1}, or negative, got {chosen.record}"
+        )
     record = history[chosen.record]
     first, last = history[0].cost, history[-1].cost
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
@@ -218,7 +242,12 @@ def _replay(chosen: Namespace) -> int:
     from training.judgement import replay
 
     rows = [
-        [str(record.step), f"{record.spent:.0%}", _list(map(phrase, record.applied)), _list(map(phrase, decided))]
+        [
+            str(record.step),
+            f"{record.spent:.0%}",
+            _list(map(phrase, record.applied)),
+            _list(map(phrase, decided)),
+        ]
         for record, decided in replay(chosen.policy, _history(chosen.run))
     ]
     name = type(chosen.policy).__name__

@@ -1,11 +1,11 @@
-"""Writes records to TensorBoard: stable tags, grouped by statistic, a record's scalars in one event."""
+"""Writes records to TensorBoard: stable tags, grouped by statistic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from torch.utils.tensorboard import SummaryWriter
 
 from analysis.record import STATISTICS, Record
@@ -14,7 +14,7 @@ from nets import Action
 
 
 class Board:
-    """A TensorBoard event file in `folder`; with `purge_step`, later events of an earlier try are hidden.
+    """A TensorBoard event file in `folder`; `purge_step` hides later events of an earlier try.
 
     Tags: loss/train, loss/validation, accuracy/train, accuracy/validation, learning_rate,
     images_per_second, network/parameters, network/flops (of one image's forward pass),
@@ -51,10 +51,12 @@ class Board:
         refused: Sequence[tuple[Action, str]],
         difference: float | None,
     ) -> None:
-        """Write what was done, with its reason, what was refused and why, and the output difference."""
+        """Write what was done and why, what was refused and why, and the output difference."""
         if applied:
             lines = [f"- {phrase(action)}{_because(action)}" for action in applied]
-            moved = "" if difference is None else f"\n\noutputs moved by {difference:.2g} (relative)"
+            moved = (
+                "" if difference is None else f"\n\noutputs moved by {difference:.2g} (relative)"
+            )
             self._writer.add_text("growth", "\n".join(lines) + moved, step)
             self._scalars({"growth/difference": difference}, step)
         if refused:
@@ -71,7 +73,9 @@ class Board:
 
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         values = [
-            Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
+            if value is not None
         ]
         writer = self._writer._get_file_writer()
         if writer is not None:

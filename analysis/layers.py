@@ -69,8 +69,8 @@ def _layers_of_block(name: str, module: ResidualBlock) -> list[Layer]:
     layers.append(Layer(end, "branch", name, owners))
     shortcut = f"{name}.shortcut"
     if module.projects:
-        path = f"{shortcut}.bn" if module.post else shortcut
-        layers.append(Layer(path, "stream", name, (shortcut,)))
+        owner, shortcut = shortcut, f"{shortcut}.bn" if module.post else shortcut
+        layers.append(Layer(shortcut, "stream", name, (owner,)))
     layers.append(Layer(name, "stream", name, (name,), branch=end, shortcut=shortcut))
     return layers
 
@@ -90,8 +90,9 @@ def _layers_of_module(net: nn.Module) -> list[Layer]:
             elif isinstance(child, _WEIGHTED):
                 layers.append(Layer(path, "inner", modules=(path,)))
             previous, before = path, child if isinstance(child, _WEIGHTED) else None
-    kept = [layer for layer in layers if layer.path not in feeders]
+    # a module of several names goes by its first
     order = {path: position for position, (path, _) in enumerate(net.named_modules())}
+    kept = [layer for layer in layers if layer.path in order and layer.path not in feeders]
     return sorted(kept, key=lambda layer: order[layer.path])
 
 

@@ -1,8 +1,9 @@
-"""Reads layers while a network trains: hooks on the forward pass and around the optimizer's step."""
+"""Reads layers while a network trains: hooks on the forward pass and the optimizer's step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from nets.modules import Network
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Give mean and standard deviation over all entries, float64 scalars on the device of `x`.
 
-    Sums run over deviations from each position's mean (two passes), so a large mean cancels nothing;
-    half precision is read in float32.
+    Sums run over deviations from each position's mean (two passes), so a large mean cancels
+    nothing; half precision is read in float32.
     """
     x = x.detach()
     if x.dtype in (torch.bfloat16, torch.float16):
@@ -82,13 +83,16 @@ class Observer:
         self._end_step_without_optimizer()
         self._detach()
 
-    def follow(self, grown: Grown | nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def follow(
+        self, grown: Grown | nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         """Go on with the network that replaces the one watched; what was not yet read is dropped.
 
         Args:
             grown: what `grow` gave (network and optimizer are taken from it), or a module.
             optimizer: with a module: its optimizer.
         """
+        self._end_step_without_optimizer()
         attached = self._attached
         self._detach()
         if isinstance(grown, Grown):
@@ -115,7 +119,9 @@ class Observer:
                 layer.path: LayerReading(
                     layer.block,
                     layer.role,
-                    **dict(zip(STATISTICS, means[index * width : (index + 1) * width], strict=True)),
+                    **dict(
+                        zip(STATISTICS, means[index * width : (index + 1) * width], strict=True)
+                    ),
                     edited=self.edited.get(layer.block or ""),
                 )
                 for index, layer in enumerate(self.layers)
@@ -126,23 +132,28 @@ class Observer:
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
-        totals = None if self._totals is None else self._totals.cpu()
-        window = {"start": self._window_start, "totals": totals, "counts": self._counts}
-        return {"step": self.step, "edited": self.edited, "window": window}
+        totals = None if self._totals is None else self._totals.to("cpu", copy=True)
+        window = {"start": self._window_start, "totals": totals, "counts": list(self._counts)}
+        last = {path: asdict(reading) for path, reading in self._last.items()}
+        return {"step": self.step, "edited": dict(self.edited), "window": window, "last": last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.step, self.edited, window = state["step"], dict(state["edited"]), state["window"]
         self._window_start, self._counts = window["start"], list(window["counts"])
         device = next(self.net.parameters()).device
-        self._totals = None if window["totals"] is None else window["totals"].to(device)
+        totals = window["totals"]
+        self._totals = None if totals is None else totals.to(device, copy=True)
+        self._last = {path: LayerReading(**values) for path, values in state["last"].items()}
 
     def _aim(self, net: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self.net, self.optimizer = net, optimizer
         self.layers: list[Layer] = layers_of(net)
         self._norms = ParameterNorms(net, self.layers)
         self._values: list[tuple[int, Tensor]] = []  # of this step
-        self._spread: dict[str, Tensor] = {}  # std of what a block adds up, by path, of this forward
+        self._spread: dict[
+            str, Tensor
+        ] = {}  # std of what a block adds up, by path, of this forward
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(STATISTICS))
         self._indices: dict[tuple[int, ...], Tensor] = {}
@@ -159,23 +170,25 @@ class Observer:
             hooks.append(module.register_forward_hook(self._reader(index, layer)))
         ends = {layer.shortcut for layer in self.layers} - {layer.path for layer in self.layers}
         for path in filter(None, ends):
-            hooks.append(self.net.get_submodule(path).register_forward_hook(self._spread_reader(path)))
+            hooks.append(
+                self.net.get_submodule(path).register_forward_hook(self._spread_reader(path))
+            )
         if self.optimizer is not None:
             hooks.append(self.optimizer.register_step_pre_hook(self._before_update))
             hooks.append(self.optimizer.register_step_post_hook(self._after_update))
-        else:
-            hooks.extend(self._norms.watch_gradients(lambda: self._sampled))
 
     def _detach(self) -> None:
         self._attached = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._norms.unwatch()
 
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
         training = module.training and torch.is_grad_enabled()
         if training and self.optimizer is None:
             self._end_step_without_optimizer()
+            self._norms.watch(lambda: self._sampled)  # each time: layers may be unfrozen
         self._reading = training and (self.step - self._window_start) % self.every == 0
         if training:
             self._sampled, self._pending = self._reading, True
@@ -184,7 +197,11 @@ class Observer:
         slots = {name: index * len(STATISTICS) + k for k, name in enumerate(STATISTICS)}
 
         def read(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._reading or not isinstance(output, Tensor) or not output.is_floating_point():
+            if (
+                not self._reading
+                or not isinstance(output, Tensor)
+                or not output.is_floating_point()
+            ):
                 return
             mean, std = moments(output)
             self._spread[layer.path] = std
@@ -194,14 +211,10 @@ class Observer:
                 peaks = output.detach().transpose(0, 1).flatten(1).amax(1)  # (N, C, ...) -> (C,)
                 self._values.append((slots["dead_fraction"], (peaks <= 0).double().mean()))
             if layer.branch is not None and layer.shortcut is not None:
-                ratio = self._spread[layer.branch] / self._shortcut_spread(layer.shortcut)
+                ratio = self._spread[layer.branch] / self._spread[layer.shortcut]
                 self._values.append((slots["residual_ratio"], ratio))
 
         return read
-
-    def _shortcut_spread(self, path: str) -> Tensor:
-        # a projection that ends in BatchNorm is read there
-        return self._spread[path] if path in self._spread else self._spread[f"{path}.bn"]
 
     def _spread_reader(self, path: str) -> Callable[..., None]:
         def read(module: nn.Module, args: Any, output: Tensor) -> None:

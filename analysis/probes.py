@@ -1,4 +1,4 @@
-"""What needs the network itself: measured on a fixed batch into the record, for policies that name it in `needs`."""
+"""What needs the network itself, measured on a fixed batch for policies that ask for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def block_importance(
 
     Args:
         net: a network from `nets.build`; blocks of plain nets have no branch and are left out.
-        inputs, targets: a fixed batch, (N, *image) and (N,).
+        inputs: of a fixed batch, (N, *image).
+        targets: of that batch, (N,).
         loss: takes outputs and targets, gives a scalar.
     """
     branches = {}
@@ -34,7 +35,9 @@ def block_importance(
     with mode(net, training=False):
         losses = [loss(net(inputs), targets)]
         for branch in branches.values():
-            handle = branch.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+            handle = branch.register_forward_hook(
+                lambda module, args, output: torch.zeros_like(output)
+            )
             try:
                 losses.append(loss(net(inputs), targets))
             finally:

@@ -1,4 +1,4 @@
-"""What was read of a layer, and one line of history: what the network was, how it did, what was decided."""
+"""What was read of a layer, and one line of history."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNBOUNDED = Cost(parameters=2**62, flops=2**62)
 
 @dataclass(frozen=True)
 class LayerReading:
-    """What was read of one layer, as means over the sampled steps of a window; None where it does not apply.
+    """What was read of one layer: means over a window's sampled steps, None where not applicable.
 
     A layer is the module at a path. The reading of a normalisation covers the convolution or
     linear layer that feeds it: the response is what comes after both, the parameters are theirs.
@@ -187,9 +187,9 @@ def read_history(path: str | Path) -> list[Record]:
     if not path.is_file():
         raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            records.append(Record.from_dict(json.loads(line)))
-        except ValueError as error:
+            records.append(Record.from_dict(json.loads(line.decode())))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return records

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from analysis.record import STATISTICS, Record
-from nets import Action, action_to_dict
+from nets import Action, action_to_dict, cost
 from nets.actions import adds_capacity
 
 EXPLORATORY = 5
@@ -16,12 +16,18 @@ EXPLORATORY = 5
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Give a Markdown table whose columns also line up as plain text; the first column is left-aligned."""
+    """Give a Markdown table whose columns also line up as plain text."""
     lines = [list(header), *map(list, rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
-    rule = [("-" * width if column == 0 else "-" * (width - 1) + ":") for column, width in enumerate(widths)]
+    rule = [
+        ("-" * width if column == 0 else "-" * (width - 1) + ":")
+        for column, width in enumerate(widths)
+    ]
     aligned = [
-        [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))]
+        [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        ]
         for line in (lines[0], rule, *lines[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
@@ -48,27 +54,32 @@ def layer_table(record: Record) -> str:
         for name in (*STATISTICS, *extra)
         if any(reading.value(name) is not None for reading in record.layers.values())
     ]
-    rows = [
-        [path, reading.role, *(number(reading.value(name)) for name in names), number(reading.edited)]
-        for path, reading in record.layers.items()
-    ]
+    rows = []
+    for path, reading in record.layers.items():
+        edited = "-" if reading.edited is None else str(reading.edited)
+        values = [number(reading.value(name)) for name in names]
+        rows.append([path, reading.role, *values, edited])
     return markdown(["layer", "role", *names, "edited"], rows)
 
 
 def growth_table(history: Sequence[Record]) -> str:
     """Give every growth step: when, what, why, and the network's size afterwards."""
     rows = []
-    for record, after in zip(history, [*history[1:], history[-1]], strict=True):
-        for action in filter(adds_capacity, record.applied):
-            size = f"{after.cost.parameters:,}"
-            reason = getattr(action, "reason", "")
-            rows.append([phrase(action), str(record.step), f"{record.spent:.0%}", size, reason])
-    return markdown(["action", "step", "spent", "parameters after", "reason"], rows) if rows else "none"
+    for record in history:
+        architecture = record.architecture
+        for action in record.applied:
+            architecture = architecture.apply(action)
+            if adds_capacity(action):
+                size, reason = cost(architecture).parameters, getattr(action, "reason", "")
+                when = [str(record.step), f"{record.spent:.0%}"]
+                rows.append([phrase(action), *when, f"{size:,}", reason])
+    header = ["action", "step", "spent", "parameters after", "reason"]
+    return markdown(header, rows) if rows else "none"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a comparison: means over seeds, and the sample standard deviation of the accuracy."""
+    """One row of a comparison: means over seeds, and the accuracy's sample std."""
 
     name: str
     seeds: int
@@ -84,26 +95,29 @@ class Row:
 
 def comparison_rows(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     """Average the summaries of each row over its seeds; accuracies are fractions in [0, 1]."""
-    return [
-        Row(
-            name,
-            len(runs),
-            *(mean(run[key] for run in runs) for key in ("parameters", "train_flops", "seconds")),
-            _mean(runs, "validation_loss"),
-            *_mean_and_spread(runs, "validation_accuracy"),
-            *_mean_and_spread(runs, "test_accuracy"),
-        )
-        for name, runs in summaries.items()
-        if runs
-    ]
+    return [_row(name, runs) for name, runs in summaries.items() if runs]
 
 
-def _mean(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [run[key] for run in runs]
-    return None if None in values else mean(values)
+def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> Row:
+    accuracy, spread = _mean_and_spread(runs, "validation_accuracy")
+    test, test_spread = _mean_and_spread(runs, "test_accuracy")
+    return Row(
+        name=name,
+        seeds=len(runs),
+        parameters=mean(run["parameters"] for run in runs),
+        train_flops=mean(run["train_flops"] for run in runs),
+        seconds=mean(run["seconds"] for run in runs),
+        loss=_mean_and_spread(runs, "validation_loss")[0],
+        accuracy=accuracy,
+        spread=spread,
+        test=test,
+        test_spread=test_spread,
+    )
 
 
-def _mean_and_spread(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None, float | None]:
+def _mean_and_spread(
+    runs: Sequence[Mapping[str, Any]], key: str
+) -> tuple[float | None, float | None]:
     values = [run[key] for run in runs]
     if None in values:
         return None, None
@@ -130,7 +144,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
     shown = [k for k in range(len(header)) if any(line[k] != "-" for line in lines)]
     table = markdown([header[k] for k in shown], [[line[k] for k in shown] for line in lines])
     if min((row.seeds for row in rows), default=0) < EXPLORATORY:
-        table += f"\n\nExploratory: fewer than {EXPLORATORY} seeds. Accuracies are mean ± sample std over seeds."
+        table += f"\n\nExploratory: fewer than {EXPLORATORY} seeds. "
+        table += "Accuracies are mean ± sample std over seeds."
     return table
 
 

@@ -1,4 +1,4 @@
-"""What a network is, and how it changes: plain-data architectures, networks built from them, exact growth.
+"""What a network is, and how it changes: architectures as data, and exact growth.
 
 Everything that needs torch is imported on first use, so that descriptions, costs and policies load
 in milliseconds.

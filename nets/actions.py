@@ -1,4 +1,4 @@
-"""The edits that an architecture accepts, as frozen data: each gives the next architecture or says what is wrong."""
+"""The edits that an architecture accepts, as frozen data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nets.architecture import Architecture, Block, check_count, check_fraction
 
 @dataclass(frozen=True)
 class Action:
-    """An edit. `reason` is shown in logs and not compared; `initializer` overrides the one given to `grow`."""
+    """An edit; `reason` is for logs, `initializer` overrides the one given to `grow`."""
 
     def edit(self, architecture: Architecture) -> Architecture:
         """Give the next architecture; a ValueError says why there is none."""
@@ -36,9 +36,10 @@ class Widen(Action):
 
 @dataclass(frozen=True)
 class Insert(Action):
-    """Add a block of `width` inner channels after a block of the same stage; it gets the stage's next name.
+    """Add a block after one of the same stage; it gets the stage's next name.
 
-    In a plain net the new layer starts as the identity, so it must be at least as wide as the layer before it.
+    In a plain net the new layer starts as the identity, so it must be at least as wide as the layer
+    before it.
     """
 
     after: str
@@ -67,8 +68,8 @@ class Insert(Action):
 class SetSurvival(Action):
     """Set the probability in (0, 1] with which a block's branch is kept in training.
 
-    Kept branches are scaled by 1/probability, as in torchvision.ops.StochasticDepth (Huang et al. 2016,
-    arXiv 1603.09382). A plain net has no branch to drop.
+    Kept branches are scaled by 1/probability, as in torchvision.ops.StochasticDepth (Huang et al.
+    2016, arXiv 1603.09382). A plain net has no branch to drop.
     """
 
     block: str
@@ -79,8 +80,12 @@ class SetSurvival(Action):
         check_fraction("probability", self.probability)
         architecture.stage_of(self.block)
         if architecture.block == "plain":
-            raise ValueError(f"{self.block} is a layer of a plain net: it has no residual branch to drop")
-        return architecture.with_block(replace(architecture.blocks[self.block], survival=self.probability))
+            raise ValueError(
+                f"{self.block} is a layer of a plain net: it has no residual branch to drop"
+            )
+        return architecture.with_block(
+            replace(architecture.blocks[self.block], survival=self.probability)
+        )
 
 
 ACTIONS = {kind.__name__: kind for kind in (Widen, Insert, SetSurvival)}
@@ -93,12 +98,16 @@ def adds_capacity(action: Action) -> bool:
 
 
 def action_to_dict(action: Action) -> dict[str, Any]:
-    """Give the action as plain data with its name under "action"; an initializer function is given by its name."""
+    """Give the action as plain data, an initializer function by its name."""
     values = {item.name: getattr(action, item.name) for item in fields(action)}
     initializer = values.get("initializer")
     if callable(initializer):
         values["initializer"] = getattr(initializer, "__name__", repr(initializer))
-    kept = {name: value for name, value in values.items() if name not in ("initializer", "reason") or value}
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in ("initializer", "reason") or value
+    }
     return {"action": type(action).__name__, **kept}
 
 

@@ -1,4 +1,4 @@
-"""The description of a network as frozen data: it prints, compares, hashes, and alone builds the network."""
+"""The description of a network as frozen data, which alone builds the network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_fraction(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its name (given at birth, never reused), inner width in channels, survival probability in (0, 1]."""
+    """One block: its name (never reused), inner width in channels, survival in (0, 1]."""
 
     name: str
     width: int
@@ -55,9 +55,9 @@ class Block:
 class Stage:
     """Blocks on one residual stream of `width` channels.
 
-    The first block changes the resolution by `stride` and, with `projection`, reaches the stream through a 1x1
-    convolution (He et al. 2015, option B). `births` counts the blocks ever born here, so that names stay unique.
-    In a plain net, which has no stream, `width` is 0.
+    The first block changes the resolution by `stride` and, with `projection`, reaches the stream
+    through a 1x1 convolution (He et al. 2015, option B). `births` counts the blocks ever born here,
+    so that names stay unique. In a plain net, which has no stream, `width` is 0.
     """
 
     name: str
@@ -73,14 +73,18 @@ class Stage:
         if not self.blocks:
             raise ValueError(f"{self.name} must have at least one block")
         if self.projection not in (True, False):
-            raise ValueError(f"projection of {self.name} must be true or false, got {self.projection!r}")
+            raise ValueError(
+                f"projection of {self.name} must be true or false, got {self.projection!r}"
+            )
         check_count(f"births of {self.name}", self.births, least=len(self.blocks))
         for block in self.blocks:
             number = str(block.name).removeprefix(f"{self.name}.block")
             born = number.isdecimal() and 1 <= int(number) <= self.births
             if not born or block.name != f"{self.name}.block{int(number)}":
                 names = f"{self.name}.block1 to {self.name}.block{self.births}"
-                raise ValueError(f"block names of {self.name} must be among {names}, got {block.name!r}")
+                raise ValueError(
+                    f"block names of {self.name} must be among {names}, got {block.name!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,18 @@ class Architecture:
     Args:
         stages: the residual stages, in order.
         classes: outputs of the network.
-        image: shape of one input, (channels, height, width); dense and plain nets flatten any shape.
+        image: shape of one input, (channels, height, width); dense and plain nets flatten any
+            shape.
         stem_width: channels that leave the stem (0 without a stem).
-        order: "post" is relu(x + F(x)) (He et al. 2015, arXiv 1512.03385); "pre" is x + F(relu(bn(x)))
-            (He et al. 2016, arXiv 1603.05027).
+        order: "post" is relu(x + F(x)) (He et al. 2015, arXiv 1512.03385); "pre" is x +
+            F(relu(bn(x))) (He et al. 2016, arXiv 1603.05027).
         stem: "cifar" (3x3), "imagenet" (7x7, stride 2, max pooling), "dense" (linear) or "none".
-        block: "basic", "bottleneck", "dense" (two linear layers, residual) or "plain" (a hidden layer, no residual).
+        block: "basic", "bottleneck", "dense" (two linear layers, residual) or "plain" (a hidden
+            layer, no residual).
 
     Raises:
-        ValueError: a field is out of its range, a name is not stage1.block1 and the like or not unique, or a stage
-            without a projection changes its stream.
+        ValueError: a field is out of its range, a name is not unique or not like stage1.block1, or
+            a stage without a projection changes its stream.
     """
 
     stages: tuple[Stage, ...]
@@ -120,7 +126,9 @@ class Architecture:
         convolutional = KERNELS[self.block][0] > 0
         if convolutional and len(self.image) != 3:
             raise ValueError(f"image must be (channels, height, width), got {self.image}")
-        if convolutional != (self.stem in ("cifar", "imagenet")) or (self.block == "plain") != (self.stem == "none"):
+        if convolutional != (self.stem in ("cifar", "imagenet")) or (self.block == "plain") != (
+            self.stem == "none"
+        ):
             raise ValueError(f"stem {self.stem!r} does not go with block {self.block!r}")
         if not self.stages:
             raise ValueError("stages must not be empty")
@@ -138,8 +146,8 @@ class Architecture:
             check_count(f"width of {stage.name}", stage.width)
             if not stage.projection and (stage.stride > 1 or stage.width != incoming):
                 raise ValueError(
-                    f"projection of {stage.name} must be true: the stream goes from {incoming} to {stage.width} "
-                    f"channels at stride {stage.stride}"
+                    f"projection of {stage.name} must be true: the stream goes from {incoming} to "
+                    f"{stage.width} channels at stride {stage.stride}"
                 )
             incoming = stage.width
 
@@ -193,7 +201,10 @@ class Architecture:
         """
         try:
             stages = tuple(
-                _known(Stage, {**stage, "blocks": tuple(_known(Block, block) for block in stage["blocks"])})
+                _known(
+                    Stage,
+                    {**stage, "blocks": tuple(_known(Block, block) for block in stage["blocks"])},
+                )
                 for stage in d["stages"]
             )
             return _known(cls, {**d, "stages": stages, "image": tuple(d["image"])})

@@ -1,8 +1,9 @@
-"""How values move from a network to its grown self: old entries keep their place, new ones follow one rule.
+"""How values move to a grown network: old entries keep their place, new ones follow one rule.
 
-The rule, entry by entry, that keeps outputs exactly: new output rows are drawn fresh, new input columns of old rows
-are zero, new BatchNorm channels are the identity. A newborn residual block ends in a zero (the last BatchNorm's weight
-in post-activation order, the last layer in pre-activation order); a newborn plain layer is the identity.
+The rule, entry by entry, that keeps outputs exactly: new output rows are drawn fresh, new input
+columns of old rows are zero, new BatchNorm channels are the identity. A newborn residual block ends
+in a zero (the last BatchNorm's weight in post-activation order, the last layer in pre-activation
+order); a newborn plain layer is the identity.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def carry_values(
     draw = initializer_of(initializer)
     zero = {name for block in born for name in _silent(network, block)}
     asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
-    identity = {f"{block}.linear.weight" for block in born if isinstance(network.get_submodule(block), PlainBlock)}
+    identity = {
+        f"{block}.linear.weight"
+        for block in born
+        if isinstance(network.get_submodule(block), PlainBlock)
+    }
     values = {}
     for name, empty in network.state_dict().items():
         kept = old.get(name)
@@ -57,11 +62,14 @@ def carry_values(
         if name in zero:
             value.zero_()
         if name in identity and kept is None:
-            value[corner(torch.Size([value.shape[1]] * 2))] = torch.eye(value.shape[1], device=value.device)
+            value[corner(torch.Size([value.shape[1]] * 2))] = torch.eye(
+                value.shape[1], device=value.device
+            )
         like = _sibling(old, empty) if kept is None else kept
         value = value.to(like.device, like.dtype if value.is_floating_point() else None)
         if kept is not None:
-            # a residual block born in this growth ends in a zero already; a second one would keep it asleep for longer
+            # a residual block born in this growth ends in a zero; a second one would let it sleep
+            # longer
             if kept.dim() > 1 and not name.startswith(asleep):
                 value[:start] = 0
             value[corner(kept.shape)] = kept
@@ -70,7 +78,7 @@ def carry_values(
 
 
 def _sibling(old: Mapping[str, Tensor], empty: Tensor) -> Tensor:
-    """Give an old entry whose device and dtype a wholly new one takes; weights may differ from BatchNorm's entries."""
+    """Give an old entry whose device and dtype a new one takes: a weight, or one of BatchNorm."""
     floating = [value for value in old.values() if value.is_floating_point()]
     alike = [value for value in floating if (value.dim() > 1) == (empty.dim() > 1)]
     return [*alike, *floating, torch.empty(0)][0]
@@ -90,7 +98,9 @@ def _fresh(name: str, empty: Tensor, start: int, draw: Initializer, seed: int) -
         value = draw(shape, generator_of(seed, name, start))
         if not isinstance(value, Tensor) or value.shape != shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"initializer must give a tensor of shape {shape} for {name}, got {got}")
+            raise ValueError(
+                f"initializer must give a tensor of shape {shape} for {name}, got {got}"
+            )
         return value.detach().to(torch.float32, copy=True)
     if not empty.is_floating_point():
         return torch.zeros(shape, dtype=empty.dtype)
@@ -98,19 +108,23 @@ def _fresh(name: str, empty: Tensor, start: int, draw: Initializer, seed: int) -
 
 
 _NEW_ENTRIES = {"exp_avg_sq": "mean", "max_exp_avg_sq": "mean", "square_avg": "mean"}
-"""How new entries of an optimizer's state start: at the mean of the old ones (second moments), else at zero."""
+"""How new entries of an optimizer's state start: at the old ones' mean, or else at zero."""
 _SUPPORTED = ("SGD", "Adam", "AdamW", "RMSprop")
 
 
-def carry_optimizer(optimizer: torch.optim.Optimizer, old: Network, new: Network) -> torch.optim.Optimizer:
-    """Give an optimizer for `new` with the groups, options and state of `optimizer`; the old one stays as it is.
+def carry_optimizer(
+    optimizer: torch.optim.Optimizer, old: Network, new: Network
+) -> torch.optim.Optimizer:
+    """Give an optimizer for `new` with all that `optimizer` holds; the old one stays as it is.
 
-    State is carried entry by entry. New entries of a first moment or momentum start at 0; those of a second moment at
-    the mean of the tensor's old entries, since 0 beside a large step count makes the first updates several times too
-    large. Wholly new tensors join the group of their siblings and start at step 0.
+    State is carried entry by entry. New entries of a first moment or momentum start at 0; those of
+    a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
+    the first updates several times too large. Wholly new tensors join the group of their siblings
+    and start at step 0.
 
     Raises:
-        ValueError: the optimizer is not SGD, Adam, AdamW or RMSprop, or holds no parameter of `old`.
+        ValueError: the optimizer is not SGD, Adam, AdamW or RMSprop, or holds no parameter of
+            `old`.
     """
     kind = type(optimizer)
     if kind.__name__ not in _SUPPORTED:
@@ -123,8 +137,12 @@ def carry_optimizer(optimizer: torch.optim.Optimizer, old: Network, new: Network
         members = [names.get(id(parameter)) for parameter in group["params"]]
         home.update({name: index for name in members if name})
         # a parameter from outside the network (a loss's temperature, say) stays itself
-        params = [grown[name] if name else own for name, own in zip(members, group["params"], strict=True)]
-        options = {key: _own(value) for key, value in group.items() if key not in ("params", "param_names")}
+        params = [
+            grown[name] if name else own for name, own in zip(members, group["params"], strict=True)
+        ]
+        options = {
+            key: _own(value) for key, value in group.items() if key not in ("params", "param_names")
+        }
         groups.append({**options, "params": params})
         if "param_names" in group:
             groups[-1]["param_names"] = list(group["param_names"])
@@ -147,7 +165,9 @@ def carry_optimizer(optimizer: torch.optim.Optimizer, old: Network, new: Network
         made.update(group)
     for parameter, state in optimizer.state.items():
         target = grown[names[id(parameter)]] if id(parameter) in names else parameter
-        carried.state[target] = {key: _carry_state(key, value, parameter, target) for key, value in state.items()}
+        carried.state[target] = {
+            key: _carry_state(key, value, parameter, target) for key, value in state.items()
+        }
     _start_fused_momentum(carried)
     return carried
 
@@ -158,8 +178,16 @@ def _start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:
     Fused SGD fails on a group in which some tensors have a momentum and some have none.
     """
     for group in optimizer.param_groups:
-        buffers = [optimizer.state[p].get("momentum_buffer") for p in group["params"] if p in optimizer.state]
-        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and any(map(torch.is_tensor, buffers)):
+        buffers = [
+            optimizer.state[p].get("momentum_buffer")
+            for p in group["params"]
+            if p in optimizer.state
+        ]
+        if (
+            isinstance(optimizer, torch.optim.SGD)
+            and group["fused"]
+            and any(map(torch.is_tensor, buffers))
+        ):
             for parameter in group["params"]:
                 if parameter not in optimizer.state:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -182,7 +210,7 @@ def _carry_state(key: str, value: Any, old: Tensor, new: Tensor) -> Any:
 
 
 def _home_of(name: str, home: Mapping[str, int]) -> int | None:
-    """Give the group of the nearest sibling: the same leaf of another block, of the same stage if there is one."""
+    """Give the group of the nearest sibling: the same leaf of another block."""
     stage, _, leaf = name.split(".", 2)
     siblings = [key for key in home if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
     near = [key for key in siblings if key.startswith(f"{stage}.")]

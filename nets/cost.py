@@ -11,7 +11,7 @@ from nets.architecture import KERNELS, Architecture
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters (BatchNorm's included) and FLOPs of one image's forward pass, 2 per multiply-add."""
+    """Parameters (BatchNorm's too) and FLOPs of one image's forward pass, 2 per multiply-add."""
 
     parameters: int
     flops: int
@@ -70,7 +70,9 @@ def _layers(architecture: Architecture) -> Iterator[_Layer]:
                 yield _Layer(widths[index], widths[index + 1], kernel, pixels[0] * pixels[1], norm)
             if position == 0 and stage.projection:
                 norm = stage.width if post else 0
-                yield _Layer(incoming, stage.width, 1 if convolutional else 0, after[0] * after[1], norm)
+                yield _Layer(
+                    incoming, stage.width, 1 if convolutional else 0, after[0] * after[1], norm
+                )
             size, incoming = after, stage.width
     norm = incoming if not post else 0
     yield _Layer(incoming, architecture.classes, 0, 1, norm, bias=True)
@@ -78,14 +80,14 @@ def _layers(architecture: Architecture) -> Iterator[_Layer]:
 
 @lru_cache(maxsize=4096)
 def cost(architecture: Architecture) -> Cost:
-    """Count the parameters and forward FLOPs; convolutions and linear layers count, as in torch's FlopCounterMode."""
+    """Count parameters and forward FLOPs, as torch's FlopCounterMode does."""
     layers = list(_layers(architecture))
     return Cost(sum(layer.parameters for layer in layers), sum(layer.flops for layer in layers))
 
 
 @lru_cache(maxsize=4096)
 def train_flops(architecture: Architecture) -> int:
-    """Count the FLOPs of one image's training step: forward, the weights' and the inputs' gradients.
+    """Count one image's training FLOPs: forward, weights' and inputs' gradients.
 
     The images themselves get no gradient, so the first layer's backward pass is its weights' alone.
     """

@@ -41,25 +41,29 @@ def grow(
 ) -> Grown:
     """Apply the actions, in order, to a network and all that goes with it.
 
-    Outputs stay the same in train and eval mode (equal drop masks) for every action that adds something: new channels
-    reach the rest through zero columns (Wei et al. 2016, arXiv 1603.01670, in the form that stays alive under
-    BatchNorm), newborn blocks start as the identity. Device, dtype, memory format, mode and requires_grad are kept.
+    Outputs stay the same in train and eval mode (equal drop masks) for every action that adds
+    something: new channels reach the rest through zero columns (Wei et al. 2016, arXiv 1603.01670,
+    in the form that stays alive under BatchNorm), newborn blocks start as the identity. Device,
+    dtype, memory format, mode and requires_grad are kept.
 
     Args:
         net: a network from `build` or an earlier `grow`.
         actions: applied one after the other; nothing happens if any of them is refused.
-        optimizer: SGD, Adam, AdamW or RMSprop over the network's parameters. Its state is carried by name; a live
-            scheduler follows with `scheduler.optimizer = grown.optimizer`.
+        optimizer: SGD, Adam, AdamW or RMSprop over the network's parameters. Its state is carried
+            by name; a live scheduler follows with `scheduler.optimizer = grown.optimizer`.
         ema: a second network of the same architecture, grown alongside.
-        initializer: "he", "xavier", or a function of (shape, generator); an action's own initializer comes first.
+        initializer: "he", "xavier", or a function of (shape, generator); an action's own
+            initializer comes first.
         seed: new values depend on (seed, entry name) alone; no global generator is touched.
-        probe: a batch (N, *image), or a pair of it and its targets. From it come the running statistics of new
-            BatchNorm channels (0 and 1 without a probe) and `difference`: the largest |new - old| output over the
-            largest |old| one, in eval mode and in train mode with no block dropped, whichever is larger.
+        probe: a batch (N, *image), or a pair of it and its targets. From it come the running
+            statistics of new BatchNorm channels (0 and 1 without a probe) and `difference`: the
+            largest |new - old| output over the largest |old| one, in eval mode and in train mode
+            with no block dropped, whichever is larger.
         loss: for initializers that look at gradients; those in the box do not.
 
     Raises:
-        ValueError: an action does not fit the architecture, or `net` is wrapped, compiled or not ours.
+        ValueError: an action does not fit the architecture, or `net` is wrapped, compiled or not
+            ours.
     """
     old, old_ema = _ours("net", net), None if ema is None else _ours("ema", ema)
     if old_ema is not None and old_ema.architecture != old.architecture:
@@ -78,7 +82,9 @@ def grow(
         rule = getattr(action, "initializer", None) or initializer
         values = carry_values(values, network, born=newborn, initializer=rule, seed=seed)
         if ema_values is not None:
-            ema_values = carry_values(ema_values, network, born=newborn, initializer=rule, seed=seed)
+            ema_values = carry_values(
+                ema_values, network, born=newborn, initializer=rule, seed=seed
+            )
     network = _assemble(old, architecture, values)
     grown_ema = None
     if old_ema is not None and ema_values is not None:
@@ -97,8 +103,12 @@ def grow(
 def _ours(name: str, net: nn.Module) -> Network:
     if not isinstance(net, Network):
         inner = next((part for part in ("module", "_orig_mod") if hasattr(net, part)), "")
-        advice = f"; pass {name}.{inner} and wrap or compile the grown network again" if inner else ""
-        raise ValueError(f"{name} must be a network from nets.build, got {type(net).__name__}{advice}")
+        advice = (
+            f"; pass {name}.{inner} and wrap or compile the grown network again" if inner else ""
+        )
+        raise ValueError(
+            f"{name} must be a network from nets.build, got {type(net).__name__}{advice}"
+        )
     return net
 
 
@@ -124,13 +134,13 @@ def _is_channels_last(parameter: Tensor) -> bool:
 
 @contextmanager
 def mode(net: nn.Module, training: bool, survival: float | None = None) -> Iterator[None]:
-    """Put every module into train or eval mode, blocks at `survival` if given, and back again at the end."""
+    """Put every module into train or eval mode, blocks at `survival` if given, and back again."""
     before = {module: module.training for module in net.modules()}
     chances = {module: module.survival for module in net.modules() if hasattr(module, "survival")}
     net.train(training)
     try:
         for module in chances if survival is not None else ():
-            module.survival = survival  # pyright: ignore[reportAttributeAccessIssue]
+            module.survival = survival  # pyright: ignore[reportArgumentType]
         yield
     finally:
         for module, training_before in before.items():
@@ -141,14 +151,14 @@ def mode(net: nn.Module, training: bool, survival: float | None = None) -> Itera
 
 @torch.no_grad()
 def probe_outputs(net: nn.Module, inputs: Tensor, training: bool = False) -> Tensor:
-    """Run the network on a batch without changing it: buffers are copied, no block is dropped, modes come back."""
+    """Run the network on a batch and leave it as it was; no block is dropped."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     with mode(net, training, survival=1.0):
         return functional_call(net, buffers, (inputs,))
 
 
 def output_difference(old: nn.Module, new: nn.Module, inputs: Tensor) -> float:
-    """Give the largest |new - old| output over the largest |old|, in eval and train mode, whichever is larger."""
+    """Give the largest |new - old| output over the largest |old|, of eval and train mode."""
     worst = 0.0
     for training in (False, True):
         before, after = (probe_outputs(net, inputs, training).double() for net in (old, new))
@@ -160,8 +170,14 @@ def output_difference(old: nn.Module, new: nn.Module, inputs: Tensor) -> float:
 @torch.no_grad()
 def _estimate_statistics(network: Network, old: Network, inputs: Tensor) -> None:
     """Give new BatchNorm channels the statistics of the probe batch; old channels keep theirs."""
-    known = {name: module.running_mean for name, module in old.named_modules() if isinstance(module, _BatchNorm)}
-    norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    known = {
+        name: module.running_mean
+        for name, module in old.named_modules()
+        if isinstance(module, _BatchNorm)
+    }
+    norms = {
+        name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)
+    }
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     for norm in norms.values():

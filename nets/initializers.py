@@ -1,4 +1,4 @@
-"""Values for new entries, each drawn from a stream of its own that depends on (seed, entry name) alone."""
+"""Values for new entries, drawn from streams that depend on (seed, entry name) alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Initializer = Callable[[tuple[int, ...], torch.Generator], Tensor]
-"""Takes the shape of a weight, (outputs, inputs, *kernel), and a CPU generator; gives float32 values."""
+"""Takes a weight's shape, (outputs, inputs, *kernel), and a CPU generator; gives float32."""
 
 
 def he(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -19,7 +19,7 @@ def he(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def xavier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw from U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16)."""
+    """Draw from U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16)."""
     kernel = torch.Size(shape[2:]).numel()
     bound = (6 / ((shape[0] + shape[1]) * kernel)) ** 0.5
     return (2 * torch.rand(shape, generator=generator) - 1) * bound

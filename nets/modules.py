@@ -1,4 +1,4 @@
-"""The torch modules that an architecture describes; a module's path is its name in statistics and checkpoints."""
+"""The torch modules that an architecture describes; their paths name statistics and weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nets.architecture import KERNELS, Architecture, Block, Stage
 from nets.initializers import hash_of
 
 Draw = Tensor
-"""(2,) int64: the seed and the number of training forwards so far; stochastic depth draws from it."""
+"""(2,) int64: the seed and the number of training forwards so far; stochastic depth draws from it.
+"""
 
 
 def _layer(incoming: int, outgoing: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -28,7 +29,8 @@ def _norm(channels: int, kernel: int) -> nn.Module:
 def uniform(draw: Draw, salt: int) -> Tensor:
     """Give a number in [0, 1) that depends on (seed, step, salt) alone, without asking the host.
 
-    The mixing steps are those of splitmix64 (Steele et al. 2014) in int64 arithmetic that wraps around.
+    The mixing steps are those of splitmix64 (Steele et al. 2014) in int64 arithmetic that wraps
+    around.
     """
     bits = draw[0] * -7046029254386353131 + draw[1] * -4658895280553007687 + salt
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
@@ -37,7 +39,7 @@ def uniform(draw: Draw, salt: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Layers with BatchNorm around a shortcut; `survival` is the probability to keep the branch in training.
+    """Layers with BatchNorm around a shortcut; `survival` is the chance to keep the branch.
 
     `layers` and `norms` name its children in the order of the forward pass (conv1, bn1, ...).
     """
@@ -55,9 +57,13 @@ class ResidualBlock(nn.Module):
         for index, kernel in enumerate(kernels):
             self.layers.append(f"{prefix}{index + 1}")
             self.norms.append(f"bn{index + 1}")
-            layer = _layer(widths[index], widths[index + 1], kernel, stride if index == strided else 1)
+            layer = _layer(
+                widths[index], widths[index + 1], kernel, stride if index == strided else 1
+            )
             self.add_module(self.layers[-1], layer)
-            self.add_module(self.norms[-1], _norm(widths[index + 1] if self.post else widths[index], kernels[0]))
+            self.add_module(
+                self.norms[-1], _norm(widths[index + 1] if self.post else widths[index], kernels[0])
+            )
         self.projects = first and stage.projection
         self.shortcut: nn.Module = nn.Identity()
         if self.projects:
@@ -69,7 +75,10 @@ class ResidualBlock(nn.Module):
         self.salt = hash_of(block.name)
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
-        pairs = [(getattr(self, layer), getattr(self, norm)) for layer, norm in zip(self.layers, self.norms)]
+        pairs = [
+            (getattr(self, layer), getattr(self, norm))
+            for layer, norm in zip(self.layers, self.norms)
+        ]
         if self.post:
             y = x
             for layer, norm in pairs[:-1]:
@@ -101,7 +110,7 @@ class PlainBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Global average pooling and a linear layer; in pre-activation order BatchNorm and relu come before."""
+    """Average pooling and a linear layer, after BatchNorm and relu in pre-activation order."""
 
     def __init__(self, incoming: int, classes: int, kernel: int, normed: bool) -> None:
         super().__init__()
@@ -119,8 +128,9 @@ class Head(nn.Module):
 class Network(nn.Module):
     """The network that `architecture` describes: stem, stage1.block1, ..., head.
 
-    The stem's output is its response before the non-linearity; relu and pooling follow it here. Takes (N, *architecture.image), gives (N, classes). The buffer `draw` holds the seed and the number of training
-    forwards, from which stochastic depth draws.
+    The stem's output is its response before the non-linearity; relu and pooling follow it here.
+    Takes (N, *architecture.image), gives (N, classes). The buffer `draw` holds the seed and the
+    number of training forwards, from which stochastic depth draws.
     """
 
     draw: Tensor
@@ -139,7 +149,9 @@ class Network(nn.Module):
                 if architecture.block == "plain":
                     blocks[name], incoming = PlainBlock(incoming, block.width), block.width
                 else:
-                    blocks[name] = ResidualBlock(block, stage, incoming, architecture.block, architecture.order)
+                    blocks[name] = ResidualBlock(
+                        block, stage, incoming, architecture.block, architecture.order
+                    )
                     incoming = stage.width
             self.add_module(stage.name, nn.Sequential(blocks))
         normed = not self.post
@@ -166,9 +178,11 @@ def _stem(architecture: Architecture) -> nn.Sequential:
         parts["flatten"] = nn.Flatten()
     if architecture.stem == "none":
         return nn.Sequential(parts)
-    name, kernel, stride = {"cifar": ("conv", 3, 1), "imagenet": ("conv", 7, 2), "dense": ("linear", 0, 1)}[
-        architecture.stem
-    ]
+    name, kernel, stride = {
+        "cifar": ("conv", 3, 1),
+        "imagenet": ("conv", 7, 2),
+        "dense": ("linear", 0, 1),
+    }[architecture.stem]
     parts[name] = _layer(architecture.inputs, width, kernel, stride)
     if post:
         parts["bn"] = _norm(width, kernel)
@@ -176,9 +190,10 @@ def _stem(architecture: Architecture) -> nn.Sequential:
 
 
 def build(architecture: Architecture, seed: int = 0) -> Network:
-    """Build the network, on torch's default device; the value of each entry depends on (seed, entry name) alone.
+    """Build the network on torch's default device; values depend on (seed, entry name) alone.
 
-    Convolutions and linear layers start from He et al.'s normal distribution, BatchNorm from weight 1 and bias 0.
+    Convolutions and linear layers start from He et al.'s normal distribution, BatchNorm from weight
+    1 and bias 0.
     """
     from nets.carry import carry_values
 

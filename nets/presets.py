@@ -33,9 +33,10 @@ def preset(
     """Give a known architecture.
 
     Args:
-        name: `resnet8/14/20/32/44/56/110` (He et al. 2015, section 4.2, with projection shortcuts), `wrn-D-K`
-            (Zagoruyko and Komodakis 2016, arXiv 1605.07146: depth D = 6n + 4, widening factor K),
-            `resnet18/34/50` (He et al. 2015, table 1) or `mlp-W` (one hidden layer of W units).
+        name: `resnet8/14/20/32/44/56/110` (He et al. 2015, section 4.2, with projection shortcuts),
+            `wrn-D-K` (Zagoruyko and Komodakis 2016, arXiv 1605.07146: depth D = 6n + 4, widening
+            factor K), `resnet18/34/50` (He et al. 2015, table 1) or `mlp-W` (one hidden layer of W
+            units).
         classes: outputs.
         image: shape of one input, (channels, height, width); any shape for `mlp-W`.
         order: "post" or "pre"; by default as published ("pre" for wrn, else "post").
@@ -52,9 +53,14 @@ def preset(
         if order or stem or block:
             raise ValueError(f"order, stem and block do not apply to {name}")
         layer = Block("stage1.block1", int(mlp[1]))
-        return Architecture((Stage("stage1", 0, (layer,), births=1),), classes, image, 0, "post", "none", "plain")
+        return Architecture(
+            (Stage("stage1", 0, (layer,), births=1),), classes, image, 0, "post", "none", "plain"
+        )
     if wide and (int(wide[1]) - 4) % 6 == 0 and int(wide[1]) > 4 and int(wide[2]) > 0:
-        counts, widths = [(int(wide[1]) - 4) // 6] * 3, [16 * int(wide[2]) * scale for scale in (1, 2, 4)]
+        counts, widths = (
+            [(int(wide[1]) - 4) // 6] * 3,
+            [16 * int(wide[2]) * scale for scale in (1, 2, 4)],
+        )
         defaults = ("pre", "cifar", "basic", 16)
     elif name in _IMAGENET:
         kind, counts = _IMAGENET[name]
@@ -63,27 +69,36 @@ def preset(
         counts, widths = [(int(name[6:]) - 2) // 6] * 3, [16, 32, 64]
         defaults = ("post", "cifar", "basic", 16)
     else:
-        raise ValueError(f"net must be one of {', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}")
+        raise ValueError(
+            f"net must be one of {', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}"
+        )
     kind = block or defaults[2]
     expansion = 4 if kind == "bottleneck" else 1
     stages, incoming = [], defaults[3]
     for index, (count, width) in enumerate(zip(counts, widths, strict=True), start=1):
-        blocks = tuple(Block(f"stage{index}.block{number}", width) for number in range(1, count + 1))
+        blocks = tuple(
+            Block(f"stage{index}.block{number}", width) for number in range(1, count + 1)
+        )
         stride = 1 if index == 1 else 2
         stream = width * expansion
-        stages.append(Stage(f"stage{index}", stream, blocks, stride, stride > 1 or stream != incoming, count))
+        stages.append(
+            Stage(f"stage{index}", stream, blocks, stride, stride > 1 or stream != incoming, count)
+        )
         incoming = stream
     return Architecture(
         tuple(stages), classes, image, defaults[3], order or defaults[0], stem or defaults[1], kind
     )
 
 
-def seed_of(architecture: Architecture, width: float = 0.25, blocks: int | None = 1) -> Architecture:
-    """Give a smaller net that can grow into `architecture`: the same streams, thinner and fewer blocks.
+def seed_of(
+    architecture: Architecture, width: float = 0.25, blocks: int | None = 1
+) -> Architecture:
+    """Give a smaller net that can grow into `architecture`: same streams, less on them.
 
     Args:
         architecture: the large net.
-        width: fraction of every inner width that stays, above 0 and at most 1 (at least one channel stays).
+        width: fraction of every inner width that stays, above 0 and at most 1 (at least one channel
+            stays).
         blocks: how many blocks of each stage stay, counted from its first; None keeps all.
 
     Raises:
@@ -94,7 +109,10 @@ def seed_of(architecture: Architecture, width: float = 0.25, blocks: int | None 
         check_count("blocks", blocks)
     stages = []
     for stage in architecture.stages:
-        kept = tuple(replace(block, width=max(1, round(block.width * width))) for block in stage.blocks[:blocks])
+        kept = tuple(
+            replace(block, width=max(1, round(block.width * width)))
+            for block in stage.blocks[:blocks]
+        )
         births = max(int(block.name.rpartition("block")[2]) for block in kept)
         stages.append(replace(stage, blocks=kept, births=births))
     return replace(architecture, stages=tuple(stages))

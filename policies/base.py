@@ -45,7 +45,7 @@ def since_growth(history: History) -> History:
 
 
 def stalled(history: History, patience: int, min_delta: float = 0.0) -> bool:
-    """Say whether the validation loss of the last `patience` records has not beaten the best before.
+    """Say whether the last `patience` records have not beaten the best validation loss before.
 
     Only records since the last growth count, so the earliest answer comes `patience + 1` records
     after it. To beat means by more than `min_delta`.
@@ -55,7 +55,7 @@ def stalled(history: History, patience: int, min_delta: float = 0.0) -> bool:
 
 
 def flat(history: History, window: int, level: float = 0.05) -> bool:
-    """Say whether the validation loss no longer falls: a one-sided slope test over `window` records.
+    """Say whether the validation loss no longer falls, by a one-sided slope test.
 
     True when a straight line through the last `window` losses since the last growth does not fall
     at significance `level` (scipy.stats.linregress).
@@ -179,7 +179,7 @@ def widen(history: History, block: str, share: float, reason: str = "") -> list[
 def insert(
     history: History, after: str, share: float, reason: str = "", survival: float = 1.0
 ) -> list[Action]:
-    """Give the insertion that uses up `share`, at most as wide as its stream; nothing if less than a quarter fits.
+    """Give the insertion that uses up `share`, at most as wide as its stream.
 
     In a plain net, which has no stream, as wide as `share` allows.
     """

@@ -68,7 +68,7 @@ class StochasticDepth(Policy):
         return actions
 
     def _targets(self, history: History) -> dict[str, float]:
-        """Give each block's survival now: its place on the line, or on the way there if it is young."""
+        """Give each block's survival now: its place on the line, or on the way there."""
         blocks = history[-1].architecture.blocks
         targets = {}
         for depth, name in enumerate(blocks, start=1):

@@ -24,7 +24,8 @@ class Plateau(Policy):
     Args:
         patience: records without improvement before growing; 2 to 4 of 20.
         min_delta: an improvement is a loss lower by more than this; 0 or more.
-        when: "stall" waits for `patience`; "slope" tests whether the loss still falls over `window`.
+        when: "stall" waits for `patience`; "slope" tests whether the loss still falls over
+            `window`.
         window: records of the slope test, at least 3.
         share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
     """
@@ -45,7 +46,10 @@ class Plateau(Policy):
 
     def decide(self, history: History) -> Sequence[Action]:
         if self.when == "slope":
-            ready, reason = flat(history, self.window), f"no downward slope over {self.window} records"
+            ready, reason = (
+                flat(history, self.window),
+                f"no downward slope over {self.window} records",
+            )
         else:
             ready = stalled(history, self.patience, self.min_delta)
             reason = f"no better validation loss in {self.patience} records"
@@ -53,7 +57,7 @@ class Plateau(Policy):
 
 
 def whole(record: Record, share: float, reason: str = "") -> list[Action]:
-    """Give the actions that spread `share` of the limit's FLOPs, within the limit, evenly over the stages."""
+    """Give the actions that spread `share` of the limit's FLOPs evenly over the stages."""
     architecture, actions = record.architecture, []
     flops, parameters = room(record, share)
     ceiling = cost(architecture).parameters + parameters
@@ -68,7 +72,7 @@ def whole(record: Record, share: float, reason: str = "") -> list[Action]:
 def _fill(
     architecture: Architecture, stage: Stage, flops: float, parameters: float, reason: str
 ) -> list[Action]:
-    """Give widenings up to the stream's width, then insertions, until the stage's part is used up."""
+    """Give widenings up to the stream's width, then insertions, until the stage's part is gone."""
     actions: list[Action] = []
 
     def left() -> tuple[float, float]:

@@ -13,7 +13,7 @@ from policies.base import History, Policy, due, growths, insert, sites, widen
 
 @dataclass(frozen=True)
 class Never(Policy):
-    """Never grows: the static net, which every growth policy has to beat at the same training FLOPs."""
+    """Never grows: the static net, which a growth policy has to beat at equal training FLOPs."""
 
     def decide(self, history: History) -> Sequence[Action]:
         return []
@@ -21,7 +21,7 @@ class Never(Policy):
 
 @dataclass(frozen=True)
 class Periodic(Policy):
-    """Grows every k records, round robin over the stages: first widens each, then inserts into each, and so on.
+    """Grows every k records, round robin over the stages: widens each, then inserts into each.
 
     The standard baseline: growth at fixed times usually beats growth at plateaus (Wen et al. 2020,
     AutoGrow, arXiv 1906.02909). It looks at nothing, so a policy that looks should do better. In a
@@ -90,7 +90,9 @@ class RandomSite(Policy):
         if not due(history, self.every):
             return []
         random = Random(f"{history[-1].seed}:{history[-1].step}")
-        choices = [(edit, site) for site in sites(history, self.cooldown) for edit in (widen, insert)]
+        choices = [
+            (edit, site) for site in sites(history, self.cooldown) for edit in (widen, insert)
+        ]
         random.shuffle(choices)
         for edit, site in choices:
             actions = edit(history, site, self.share, "drawn at random")

@@ -80,7 +80,7 @@ class LayerStatistic(Policy):
         return []
 
     def _values(self, history: History) -> dict[str, float]:
-        """Give each block's most extreme value, among the layers between its layers if they have it."""
+        """Give each block's most extreme value, of the layers inside it if they have it."""
         found: dict[str, dict[str, list[float]]] = {}
         for path, reading in history[-1].layers.items():
             values = series(history, path, self.statistic)[-self.trend - 1 :]

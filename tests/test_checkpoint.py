@@ -1,4 +1,4 @@
-"""Checkpoints: everything comes back bit for bit, and what is no checkpoint of the run is refused in one line."""
+"""Checkpoints: all comes back bit for bit, and what is no checkpoint of the run is refused."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ from training.checkpoint import (
 from training.settings import Train
 from training.step import make_optimizer
 
-IDENTITY = {"data": "digits", "seed": 0, "epochs": 0.5, "policy": {"class_path": "a.B", "init_args": {}}}
+IDENTITY = {
+    "data": "digits",
+    "seed": 0,
+    "epochs": 0.5,
+    "policy": {"class_path": "a.B", "init_args": {}},
+}
 SMALL = seed_of(preset("resnet8", image=(1, 8, 8)))
 
 
 def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 1, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)
+    return torch.randn(8, 1, 8, 8, generator=generator), torch.randint(
+        10, (8,), generator=generator
+    )
 
 
 def step_of(net: Network, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -41,7 +48,7 @@ def step_of(net: Network, optimizer: torch.optim.Optimizer, step: int) -> None:
 
 
 def trained(kind: str = "sgd") -> tuple[Network, torch.optim.Optimizer, Observer]:
-    """A net that has taken steps, grown and taken more steps, and its observer in the middle of a window."""
+    """A net that has taken steps, grown and taken more, its observer in the middle of a window."""
     net = build(SMALL, seed=1).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(net, Train(optimizer=kind))
     with Observer(net, optimizer) as observer:
@@ -114,7 +121,7 @@ def test_loading_shares_nothing_with_the_file_and_the_old_optimizer(tmp_path):
 
 def test_the_file_is_plain_data_that_begins_with_the_architecture(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    net, optimizer, _ = save(path)
+    net, *_ = save(path)
     state = torch.load(path, weights_only=True)
     assert next(iter(state)) == "architecture"
     assert state["architecture"] == net.architecture.to_dict()
@@ -131,9 +138,21 @@ def test_a_file_cut_short_anywhere_is_refused_in_one_line(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save(path)
     whole = path.read_bytes()
-    for length in (0, 1, 3, 4, 100, 1000, len(whole) // 3, len(whole) // 2, *range(len(whole) - 30, len(whole))):
+    for length in (
+        0,
+        1,
+        3,
+        4,
+        100,
+        1000,
+        len(whole) // 3,
+        len(whole) // 2,
+        *range(len(whole) - 30, len(whole)),
+    ):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"^checkpoint .*checkpoint\.pt cannot be read: .+$") as caught:
+        with pytest.raises(
+            ValueError, match=r"^checkpoint .*checkpoint\.pt cannot be read: .+$"
+        ) as caught:
             load_checkpoint(path, IDENTITY)
         assert "\n" not in str(caught.value)
 
@@ -168,7 +187,9 @@ def test_anything_else_is_refused(tmp_path, content):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(ValueError, match=r"^checkpoint .* (cannot be read: .+|is of another run.*)$"):
+    with pytest.raises(
+        ValueError, match=r"^checkpoint .* (cannot be read: .+|is of another run.*)$"
+    ):
         load_checkpoint(path, IDENTITY)
 
 
@@ -188,7 +209,13 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("data", "mnist"), ("seed", 1), ("epochs", 1.0), ("policy", {"class_path": "a.C"}), ("new", 1)],
+    [
+        ("data", "mnist"),
+        ("seed", 1),
+        ("epochs", 1.0),
+        ("policy", {"class_path": "a.C"}),
+        ("new", 1),
+    ],
 )
 def test_the_checkpoint_of_another_run_is_refused_and_the_setting_named(tmp_path, name, value):
     path = tmp_path / "checkpoint.pt"

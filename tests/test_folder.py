@@ -47,7 +47,9 @@ def claim_comparison_as(folder: Path, settings: Compare) -> None:
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "file"
-    path.with_name("file.part").write_bytes(b"left by a run that was killed, and longer than the new one")
+    path.with_name("file.part").write_bytes(
+        b"left by a run that was killed, and longer than the new one"
+    )
     write_whole(path, "first\n")
     write_whole(path, b"second\n")
     assert bytes_of(tmp_path) == {"file": b"second\n"}
@@ -173,7 +175,7 @@ def test_a_training_run_does_not_take_the_folder_of_a_comparison(tmp_path):
     claim_comparison_as(tmp_path, Compare())
     before = bytes_of(tmp_path)
     for resume in (False, True):
-        with pytest.raises(ValueError, match="already holds a run|to resume the run"):
+        with pytest.raises(ValueError, match=r"already holds a run|to resume the run"):
             claim_as(tmp_path, Train(resume=resume))
     assert bytes_of(tmp_path) == before
 

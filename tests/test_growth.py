@@ -256,7 +256,7 @@ def asleep_after(old, net, steps=2, optimizer=None):
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(steps):
         inputs, targets = batch_of(
-            net.architecture, seed=70 + step, count=32, dtype=net.head.linear.weight.dtype
+            net.architecture, seed=70 + step, count=64, dtype=net.head.linear.weight.dtype
         )
         optimizer.zero_grad()
         functional.cross_entropy(net(inputs), targets).backward()

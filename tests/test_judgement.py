@@ -1,4 +1,4 @@
-"""Judgement: what of a policy's wishes is done and what is refused with which reason; replaying histories."""
+"""Judgement: which of a policy's wishes is done, which refused and why; replaying histories."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ class Failing(Action):
 
 
 def record_at(spent: float, **changes: Any) -> Record:
-    given = {"step": round(100 * spent), "epoch": spent, "spent": spent, "seed": 0, "limit": cost(LIMIT)}
+    given = {
+        "step": round(100 * spent),
+        "epoch": spent,
+        "spent": spent,
+        "seed": 0,
+        "limit": cost(LIMIT),
+    }
     return Record(**{**given, "architecture": SMALL, **changes})
 
 
@@ -108,7 +114,18 @@ def test_any_sequence_of_actions_is_an_answer(answer):
 
 @pytest.mark.parametrize(
     "answer",
-    [None, WIDER, 3, "widen", [None], [WIDER, "widen"], [Widen], {WIDER}, {"a": WIDER}, iter([WIDER])],
+    [
+        None,
+        WIDER,
+        3,
+        "widen",
+        [None],
+        [WIDER, "widen"],
+        [Widen],
+        {WIDER},
+        {"a": WIDER},
+        iter([WIDER]),
+    ],
     ids=str,
 )
 def test_any_other_answer_is_refused_with_the_name_of_the_policy(answer):
@@ -145,7 +162,7 @@ def test_replay_gives_each_record_with_the_answer_at_that_moment():
 
 def test_replay_does_not_ask_once_the_budget_is_spent():
     """The loop does not either, and measures no importance then."""
-    history = [record_at(0.5, importance={name: 0.1 for name in SMALL.blocks}), record_at(1.0)]
+    history = [record_at(0.5, importance=dict.fromkeys(SMALL.blocks, 0.1)), record_at(1.0)]
     assert [bool(actions) for _, actions in replay(StochasticDepth(), history)] == [True, False]
 
 

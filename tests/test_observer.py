@@ -1,4 +1,4 @@
-"""What the observer reads against plain hooks, autograd and float64 sums, and that it leaves no trace."""
+"""What the observer reads, against plain hooks and float64 sums; and that it leaves no trace."""
 
 import copy
 import math
@@ -85,7 +85,7 @@ def take_step(net, optimizer, inputs, targets, clip=CLIP):
 
 
 def layers_by_hand(net):
-    """Path -> (role, block, modules that own its parameters, whether a relu follows, branch end)."""
+    """Path -> (role, block, owners of its parameters, whether a relu follows, end of branch)."""
     if not isinstance(net, Network):
         return layers_of_resnet18(net)
     kind, order = net.architecture.block, net.architecture.order
@@ -127,7 +127,7 @@ def layers_of_resnet18(net):
 
 
 def slowly(net, step):
-    """Take a step and give the readings: outputs from plain hooks, gradients and weights from copies."""
+    """Take a step and give the readings, from plain hooks and copies of gradients and weights."""
     layers, seen, gradients, before = layers_by_hand(net), {}, {}, {}
 
     def keep(path):
@@ -238,7 +238,9 @@ def test_every_statistic_of_our_nets(name):
     batches = [batch_of(NETS[name].image, step) for step in range(3)]
     found, slow = read_steps(net, sgd, batches)
     compare(found, mean_of(slow))
-    dead = [reading.dead_fraction for reading in found.values() if reading.dead_fraction is not None]
+    dead = [
+        reading.dead_fraction for reading in found.values() if reading.dead_fraction is not None
+    ]
     assert dead
     assert max(dead) > 0
     ratios = [reading for reading in found.values() if reading.residual_ratio is not None]
@@ -307,7 +309,8 @@ def test_a_large_mean_cancels_nothing(shape, mean):
     found = moments(x)
     wide = x.double()
     assert found[0].item() == pytest.approx(wide.mean().item(), rel=1e-6, abs=1e-6)
-    assert found[1].item() == pytest.approx(wide.std(correction=0).item(), rel=1e-5)
+    near = 1e-5 if abs(mean) < 1e4 else 1e-4  # the sum of squares would be off by more than 1
+    assert found[1].item() == pytest.approx(wide.std(correction=0).item(), rel=near)
     channels = x + 1e4 * torch.arange(shape[1]).view(-1, *[1] * (len(shape) - 2))
     assert moments(channels)[1].item() == pytest.approx(
         channels.double().std(correction=0).item(), rel=1e-5
@@ -439,9 +442,9 @@ def test_nothing_is_read_on_the_host_within_a_step():
                 with Observer(net, optimizer if known else None) as observer:
                     inputs = torch.empty(3, *architecture.image)
                     targets = torch.empty(3, dtype=torch.int64)
-                    for _ in range(3):
+                    for _ in range(2):
                         take_step(net, optimizer, inputs, targets, clip=None)
-                    assert observer.step == (3 if known else 2), name
+                    assert observer.step == (2 if known else 1), name
                     with pytest.raises(NotImplementedError):
                         observer.readings()
 
@@ -686,12 +689,7 @@ def test_following_a_grown_net_keeps_names_and_marks_what_was_edited(known):
             observer.follow(grown.network)
         assert hooks_of(net, optimizer) == []
         assert observer.step == 4
-        twin = copy.deepcopy(grown.network)
-        for module in twin.modules():
-            for name in [n for n in vars(module) if n.endswith("_hooks")]:
-                getattr(module, name).clear()
-        other = sgd(twin)
-        other.load_state_dict(grown.optimizer.state_dict())
+        twin = grow(net, actions, optimizer)
         batch = batch_of(net.architecture.image, 5)
         take_step(grown.network, grown.optimizer, *batch)
         found = observer.readings()
@@ -705,7 +703,7 @@ def test_following_a_grown_net_keeps_names_and_marks_what_was_edited(known):
         "stage2.block1": None,
         "stage2.block2": 4,
     }
-    expected = slowly(twin, Step(other, batch))
+    expected = slowly(twin.network, Step(twin.optimizer, batch))
     for path, reading in expected.items():
         assert found[path].response_std == pytest.approx(reading.response_std, rel=1e-5)
 
@@ -775,7 +773,8 @@ def test_a_state_does_not_change_with_the_observer():
         with other:
             take_step(net, optimizer, *batch_of(net.architecture.image, 1))
         observer.edited["stage1.block1"] = 1
-    assert pickle.dumps(state) == pickle.dumps(before)
+    assert torch.equal(state["window"].pop("totals"), before["window"].pop("totals"))
+    assert state == before
 
 
 def test_the_state_can_be_saved_and_loaded_without_running_code(tmp_path):
@@ -805,4 +804,6 @@ def test_a_batchnorms_response_std_is_that_of_its_entries():
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         take_step(net, optimizer, *batch_of(net.architecture.image))
-    assert observer.readings()["stage1.block1.bn1"].response_std == pytest.approx(expected, rel=1e-4)
+    assert observer.readings()["stage1.block1.bn1"].response_std == pytest.approx(
+        expected, rel=1e-4
+    )

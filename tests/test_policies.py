@@ -7,13 +7,14 @@ import pickle
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from analysis import LayerReading, Record
-from nets import Architecture, Block, Insert, SetSurvival, Stage, Widen, cost, preset, seed_of
+from nets import Cost, Insert, SetSurvival, Widen, cost, preset, seed_of
 from policies import (
     LayerStatistic,
     Never,
@@ -57,7 +58,7 @@ def short(actions):
 
 
 def custom_readings(architecture, values, statistic="residual_ratio", role="stream", edited=None):
-    """One reading a block, at a path of its own; values by block name, None where nothing was read."""
+    """One reading a block, of values by block name; None where nothing was read."""
     chosen = {name: values.get(name) for name in architecture.blocks}
     return {
         f"{name}.layer": LayerReading(
@@ -88,7 +89,7 @@ def random_record(number, architecture, limit, edited, seed):
 
 
 def simulate(policy, first, limit, decisions=40, seed=0):
-    """Do what the policy asks, growth after growth; every action has to be legal and within the limit."""
+    """Do what the policy asks, time after time; all of it has to be legal and within the limit."""
     history, architecture, edited, most = [], first, {}, cost(limit)
     for number in range(1, decisions + 1):
         present = random_record(number, architecture, limit, edited, seed)
@@ -103,7 +104,9 @@ def simulate(policy, first, limit, decisions=40, seed=0):
                 assert cost(after).parameters <= most.parameters
                 assert action.reason
             old = architecture.blocks
-            changed = {n for n, b in after.blocks.items() if n not in old or b.width != old[n].width}
+            changed = {
+                n for n, b in after.blocks.items() if n not in old or b.width != old[n].width
+            }
             edited = {**edited, **dict.fromkeys(changed, present.step)}
             architecture = after
         history.append(replace(present, decided=tuple(decided), applied=tuple(decided)))
@@ -130,7 +133,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("policy", SETTINGS, ids=repr)
-@pytest.mark.parametrize("limit", [LIMIT, MLP, preset("resnet20", order="pre")], ids=["post", "plain", "pre"])
+@pytest.mark.parametrize(
+    "limit", [LIMIT, MLP, preset("resnet20", order="pre")], ids=["post", "plain", "pre"]
+)
 def test_forty_decisions_stay_legal_pure_and_within_the_limit(policy, limit):
     first = seed_of(limit)
     history, last = simulate(policy, first, limit)
@@ -145,7 +150,9 @@ def test_forty_decisions_stay_legal_pure_and_within_the_limit(policy, limit):
     assert (cost(last) == cost(first)) is still
 
 
-@pytest.mark.parametrize("policy", [Periodic(), RandomSite(), LayerStatistic(), Plateau(1)], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [Periodic(), RandomSite(), LayerStatistic(), Plateau(1)], ids=repr
+)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_forty_decisions_use_up_the_limit(policy, seed):
     _, last = simulate(policy, FIRST, LIMIT, seed=seed)
@@ -164,8 +171,6 @@ def test_policies_are_frozen_and_can_be_pickled(policy):
         policy.memory = []
 
 
-COUNT = "must be at least"
-SHARE = "must be above 0 and at most 1"
 REFUSED = [
     (Periodic, {"every": 0}, "every must be at least 1, got 0"),
     (Periodic, {"every": 1.5}, "every must be an integer of at least 1, got 1.5"),
@@ -321,6 +326,15 @@ def test_random_site_depends_on_seed_and_step_alone():
     assert by_step != by_seed
 
 
+def test_random_site_takes_what_fits():
+    one_more = cost(FIRST.apply(Widen(THREE, 1)))  # cheaper than a channel of any other block
+    history = [replace(record(1), limit=one_more)]
+    for seed in range(20):
+        seeded = [replace(history[0], seed=seed)]
+        assert RandomSite(share=1).decide(seeded) == [Widen(THREE, 1)]
+    assert RandomSite(share=1).decide([record(1, LIMIT)]) == []
+
+
 def test_random_site_never_edits_what_cools():
     for cooldown in (1, 3):
         history, _ = simulate(RandomSite(share=0.02, cooldown=cooldown), FIRST, LIMIT)
@@ -391,13 +405,9 @@ def after_all(architecture, actions):
 def test_plateau_grows_the_thesis_net_by_a_quarter():
     history = losses_of(*STALLED, first=seed_of(MLP), limit=MLP)
     assert Plateau().decide(history) == [Widen("stage1.block1", 125)]
-    widths = []
-    _, last = simulate(Plateau(), seed_of(MLP), MLP)
-    history, _ = simulate(Plateau(), seed_of(MLP), MLP)
-    for now in history:
-        width = now.architecture.blocks["stage1.block1"].width
-        widths += [width] if not widths or widths[-1] != width else []
-    assert widths == [125, 250, 375, 500]
+    history, last = simulate(Plateau(), seed_of(MLP), MLP)
+    widths = [now.architecture.blocks["stage1.block1"].width for now in history]
+    assert sorted(set(widths)) == [125, 250, 375, 500]
     assert last == MLP
 
 
@@ -412,6 +422,11 @@ def test_plateau_gives_every_stage_an_equal_part():
         *[Widen(ONE, 12), Insert(ONE, 11)],
         *[Widen(TWO, 24), Insert(TWO, 28)],
         *[Widen(THREE, 48), Insert(THREE, 56)],
+    ]
+    # of all that is left, a third each: as many blocks as that pays for, as wide as their streams
+    assert cost(LIMIT).flops - cost(FIRST).flops == 3 * 42 * 36_864
+    assert Plateau(share=1.0).decide(history)[:4] == [
+        *[Widen(ONE, 12), Insert(ONE, 16), Insert("stage1.block2", 14), Widen(TWO, 24)],
     ]
 
 
@@ -453,6 +468,7 @@ def test_plateau_leaves_a_net_at_its_limit_alone():
 
 
 # LayerStatistic ---------------------------------------------------------------------------------
+
 
 def statistics_of(*rows, **given):
     """A history of one record a row; a row gives the statistic of the three blocks."""
@@ -547,7 +563,7 @@ def test_layer_statistic_leaves_cooling_blocks_alone():
 def test_layer_statistic_takes_the_next_where_nothing_fits():
     # what is left of the limit is one channel of stage 3, which is cheaper than one of stage 2
     limit = FIRST.apply(Widen(THREE, 1))
-    (history,) = [[replace(now, limit=cost(limit)) for now in statistics_of((1, 3, 2))]]
+    history = [replace(now, limit=cost(limit)) for now in statistics_of((1, 3, 2))]
     assert largest_by(FIRST, TWO, cost(limit).flops - cost(FIRST).flops) == 0
     assert LayerStatistic(share=1).decide(history) == [Widen(THREE, 1)]
     assert LayerStatistic(share=1, edit="insert").decide(history) == []
@@ -612,7 +628,7 @@ def test_the_lowest_statistic_does_not_pick_a_newborn_twice_running(edit, cooldo
         architecture = after_all(architecture, decided)
         history.append(replace(present, applied=tuple(decided)))
     assert len(picked) > 8
-    assert all(one != other for one, other in zip(picked, picked[1:]))
+    assert all(one != other for one, other in pairwise(picked))
 
 
 # StochasticDepth --------------------------------------------------------------------------------
@@ -630,10 +646,6 @@ def depth_history(*rounds, importance=None, first=FIRST):
     ]
 
 
-def survivals(architecture):
-    return {name: block.survival for name, block in architecture.blocks.items()}
-
-
 def test_survival_falls_linearly_from_the_stem_to_the_last_block():
     for final, expected in ((0.9, (0.9667, 0.9333, 0.9)), (0.5, (0.8333, 0.6667, 0.5))):
         decided = StochasticDepth(final=final).decide(depth_history())
@@ -641,9 +653,8 @@ def test_survival_falls_linearly_from_the_stem_to_the_last_block():
         assert list(decided[:3]) == line
     deep = LIMIT
     decided = StochasticDepth(final=0.1, every=2).decide(depth_history(first=deep))
-    assert survivals(after_all(deep, decided)) == {
-        name: pytest.approx(1 - 0.1 * l, abs=1e-4) for l, name in enumerate(deep.blocks, start=1)
-    }
+    reached = [block.survival for block in after_all(deep, decided).blocks.values()]
+    assert reached == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
 def test_survival_is_set_only_where_it_differs():
@@ -653,29 +664,25 @@ def test_survival_is_set_only_where_it_differs():
 
 
 def test_a_newborn_rises_to_its_place():
-    policy = StochasticDepth(final=0.6, newborn=0.3, ramp=3, every=1, cooldown=9)
-    history = depth_history()
-    seen = []
-    for number in range(1, 8):
+    policy = StochasticDepth(final=0.6, newborn=0.3, ramp=3, cooldown=99)  # inserts three blocks
+    history = depth_history(importance={ONE: 1.0, TWO: 3.0, THREE: 2.0})
+    for number in range(2, 9):
         decided = policy.decide(history)
         history[-1] = replace(history[-1], applied=tuple(decided))
         now = after_all(history[-1].architecture, decided)
-        seen.append(now.blocks["stage2.block2"].survival if "stage2.block2" in now.blocks else None)
-        importance = {name: float(name.startswith("stage2")) for name in now.blocks}
-        history.append(record(number + 1, now, importance=importance))
-        if number == 1:
-            assert NEW in [kind for kind, _ in short(decided)]
-    place = {}
-    for length in (4, 5, 6):
-        place[length] = 1 - 3 / length * 0.4
-    births = [now for now in history if "stage2.block2" in now.architecture.blocks]
-    assert births[0].architecture.blocks["stage2.block2"].survival == 0.3
+        history.append(record(number, now, importance=dict.fromkeys(now.blocks, 0.0)))
+    newborn, counts = "stage2.block2", [len(now.architecture.blocks) for now in history]
+    assert counts == [3, 4, 5, 6, 6, 6, 6, 6]
+    assert [name for name in history[1].architecture.blocks if name not in FIRST.blocks] == [
+        newborn
+    ]
+    assert history[1].architecture.blocks[newborn].survival == 0.3
     # then a third, two thirds and all of the way to where the line is by then
-    for age, now in enumerate(births[1:6], start=1):
-        blocks = list(births[age - 1].architecture.blocks)
-        line = 1 - (blocks.index("stage2.block2") + 1) / len(blocks) * 0.4
+    for age, now in enumerate(history[1:-1], start=1):
+        blocks = list(now.architecture.blocks)
+        line = 1 - (blocks.index(newborn) + 1) / len(blocks) * 0.4
         expected = 0.3 + (line - 0.3) * min(age / 3, 1)
-        found = now.architecture.blocks["stage2.block2"].survival
+        found = history[age + 1].architecture.blocks[newborn].survival
         assert found == pytest.approx(expected, abs=0.005)
 
 
@@ -752,8 +759,8 @@ def test_falling_std_grows_the_layer_whose_response_std_fell_most(example):
     assert policy.decide(std_history(*[(1 + n, 1, 1) for n in range(10)])) == []
     policy = example("falling_std.FallingStd")(window=2)
     assert short(policy.decide(std_history((5, 3, 1), (4, 3, 1)))) == [(WIDE, ONE)]
-    cooling = std_history((5, 3, 1), (5, 3, 1))
-    cooling[0] = replace(cooling[0], architecture=after_all(FIRST, []).apply(Widen(ONE, 1)))
+    cooling = std_history((5, 3, 1), (4, 3, 1))
+    cooling[0] = replace(cooling[0], architecture=FIRST.apply(Widen(ONE, 1)))
     assert policy.decide(cooling) == []
 
 
@@ -766,7 +773,11 @@ def test_allowance_widens_and_inserts_within_its_flops(example):
     # a channel of a new block costs 2 * 4 * 9 * (64 + 64) there, 9216 FLOPs
     assert allowance(100_000).decide(history) == [Insert(THREE, 10)]
     assert allowance(5_000).decide(history) == []
+    history = history_of([Widen(THREE, 1)], [Insert(THREE, 16)], [])
+    assert short(allowance(100_000).decide(history)) == [(WIDE, THREE)]
     assert allowance(10**9).decide(history_of(first=LIMIT)) == []
+    tight = replace(record(1), limit=Cost(10**9, cost(FIRST).flops + 13_824))
+    assert allowance(10**9).decide([tight]) == [Widen(THREE, 2)]
 
 
 @pytest.mark.parametrize("path", ["falling_std.FallingStd", "allowance.Allowance"])
@@ -774,7 +785,7 @@ def test_the_examples_stay_within_the_limit(example, path):
     kind = example(path)
     policy = kind(window=2) if path.startswith("falling") else kind(flops=100_000)
     for limit in (LIMIT, MLP):
-        history, last = simulate(policy, seed_of(limit), limit)
+        _, last = simulate(policy, seed_of(limit), limit)
         assert cost(last).flops > cost(seed_of(limit)).flops
         assert pickle.loads(pickle.dumps(policy)) == policy
 

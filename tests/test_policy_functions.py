@@ -1,4 +1,4 @@
-"""The `when` and `where` functions that policies call, against hand-made histories and brute force."""
+"""The `when` and `where` functions of policies: hand-made histories, and brute force."""
 
 import math
 from dataclasses import replace
@@ -8,8 +8,19 @@ from scipy.stats import t as student
 
 from analysis import LayerReading, Record
 from nets import Architecture, Block, Cost, Insert, SetSurvival, Stage, Widen, cost, preset, seed_of
-from policies import due, flat, growths, insert, largest_by, largest_width, room, series, sites
-from policies import stalled, widen
+from policies import (
+    due,
+    flat,
+    growths,
+    insert,
+    largest_by,
+    largest_width,
+    room,
+    series,
+    sites,
+    stalled,
+    widen,
+)
 from policies.base import since_growth
 
 LIMIT = preset("resnet20", image=(3, 8, 8))
@@ -146,9 +157,7 @@ def test_flat_counts_from_the_last_growth_and_does_not_need_spent():
 
 
 def reading(value=None, edited=None, **extra):
-    return LayerReading(
-        "stage1.block1", "inner", response_std=value, edited=edited, extra=extra
-    )
+    return LayerReading("stage1.block1", "inner", response_std=value, edited=edited, extra=extra)
 
 
 def test_series_is_broken_at_an_edit_and_leaves_gaps_out():
@@ -224,11 +233,11 @@ NETS = {
 }
 
 
-def brute_force(architecture, action, flops, parameters, amounts):
+def brute_force(architecture, kind, block, flops, parameters, amounts):
     """The largest amount that fits, every one tried in turn."""
     before, best = cost(architecture), 0
     for amount in amounts:
-        after = cost(architecture.apply(action(amount)))
+        after = cost(architecture.apply(kind(block, amount)))
         fits = after.flops - before.flops <= flops
         if fits and after.parameters - before.parameters <= parameters:
             best = amount
@@ -247,19 +256,17 @@ def test_the_largest_edit_is_what_trying_all_finds(name):
                 args = flops, parameters
                 found = largest_by(architecture, block, *args)
                 tried = range(1, 20)
-                assert found == brute_force(architecture, lambda n: Widen(block, n), *args, tried)
+                assert found == brute_force(architecture, Widen, block, *args, tried)
             for flops in (0, born - 1, born, 3.3 * born):
                 args = flops, parameters
                 found = largest_width(architecture, block, *args)
                 tried = range(least, least + 40)
-                assert found == brute_force(architecture, lambda n: Insert(block, n), *args, tried)
+                assert found == brute_force(architecture, Insert, block, *args, tried)
 
 
 def test_the_largest_edit_may_be_bounded_by_parameters_alone():
     by = largest_by(FIRST, "stage1.block1", math.inf, 1000)
-    assert by == brute_force(
-        FIRST, lambda n: Widen("stage1.block1", n), math.inf, 1000, range(1, 99)
-    )
+    assert by == brute_force(FIRST, Widen, "stage1.block1", math.inf, 1000, range(1, 99))
 
 
 @pytest.mark.parametrize("largest", [largest_by, largest_width])
@@ -296,7 +303,9 @@ def test_widen_uses_up_its_share(name):
         (action,) = widen(history, block, 0.1, "why")
         assert (action.block, action.reason) == (block, "why")
         added = cost(architecture.apply(action)).flops - cost(architecture).flops
-        more = cost(architecture.apply(Widen(block, action.by + 1))).flops - cost(architecture).flops
+        more = (
+            cost(architecture.apply(Widen(block, action.by + 1))).flops - cost(architecture).flops
+        )
         assert added <= 0.1 * limit.flops < more
 
 

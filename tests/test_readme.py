@@ -1,5 +1,6 @@
-"""The README's code is that of examples/, its commands are ones the command line accepts, and they run."""
+"""The README prints what examples/ holds, and its commands are accepted and run."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,17 +17,13 @@ COMMANDS = re.findall(r"^python (run\.py .*)$", README, re.MULTILINE)
 
 
 def python(*arguments: str, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("name", ["mine.py", "own_loop.py"])
@@ -63,11 +60,13 @@ def test_the_commands_of_the_readme_are_accepted(command, monkeypatch):
 
 
 def test_the_readme_has_commands():
-    assert {shlex.split(command)[1] for command in COMMANDS} >= {"train", "compare", "inspect", "replay"}
+    kinds = {shlex.split(command)[1] for command in COMMANDS}
+    assert kinds >= {"train", "compare", "inspect", "replay"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_experiments_are_complete_configurations(path):
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "experiments").glob("*.yaml")])
+def test_the_experiments_are_complete_configurations(name):
+    path = ROOT / "experiments" / name
     chosen = run.make_parser().parse_args(["compare", "--config", str(path)])
     settings = run.make_parser().instantiate(chosen).compare
     assert len(settings.cells) == 8

@@ -1,4 +1,4 @@
-"""Settings: what is refused and how, defaults that follow from others, and the way to YAML and back."""
+"""Settings: what is refused and how, defaults that follow from others, the way to YAML and back."""
 
 from __future__ import annotations
 

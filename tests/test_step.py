@@ -1,4 +1,4 @@
-"""The training step and the evaluation: what they compute, and that a step never waits for the device."""
+"""The training step and the evaluation: what they compute, and that a step asks no device."""
 
 from __future__ import annotations
 
@@ -53,9 +53,17 @@ def test_a_step_with_its_observer_reads_nothing_from_the_device():
         net = Network(SMALL)
     images = some_images()
     batches = Batches(
-        Images(images.pixels.to("meta"), images.targets), 8, 0, "meta", Augment(1, flip=True), MEAN, STD
+        Images(images.pixels.to("meta"), images.targets),
+        8,
+        0,
+        "meta",
+        Augment(1, flip=True),
+        MEAN,
+        STD,
     )
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)  # fused ones refuse the meta device
+    optimizer = torch.optim.SGD(
+        net.parameters(), 0.1, momentum=0.9
+    )  # fused ones refuse the meta device
     observer = Observer(net, optimizer)
     settings = Train(net="resnet8", batch_size=8)
     run: Any = SimpleNamespace(
@@ -81,7 +89,9 @@ def test_a_step_with_its_observer_reads_nothing_from_the_device():
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_a_step_is_a_plain_optimizer_step_and_adds_its_sums_to_the_window(task):
     inputs, targets = some_batch()
-    net = build(LIMIT if task == "classification" else preset("resnet8", classes=1, image=(1, 8, 8)))
+    net = build(
+        LIMIT if task == "classification" else preset("resnet8", classes=1, image=(1, 8, 8))
+    )
     if task == "regression":
         targets = targets.float()[:, None]
     other = copy.deepcopy(net)
@@ -157,7 +167,9 @@ def test_weights_decay_and_batchnorm_and_biases_do_not(optimizer, options):
     made = make_optimizer(net, Train(optimizer=optimizer, weight_decay=0.25))
     assert type(made).__name__.lower() == optimizer
     names = {parameter: name for name, parameter in net.named_parameters()}
-    decay = {names[p]: group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    decay = {
+        names[p]: group["weight_decay"] for group in made.param_groups for p in group["params"]
+    }
     assert decay.keys() == set(names.values())
     for name, value in decay.items():
         expected = 0 if ".bn" in name or name.endswith("bias") else 0.25
@@ -173,7 +185,9 @@ def test_sgd_without_momentum_is_no_nesterov():
 
 @pytest.mark.parametrize("name", ["tpu", "meta", "cuda:99", "", "CPU"])
 def test_a_device_that_cannot_train_is_refused(name):
-    with pytest.raises(ValueError, match=f"device must be auto, cpu or an available GPU, got '{name}'"):
+    with pytest.raises(
+        ValueError, match=f"device must be auto, cpu or an available GPU, got '{name}'"
+    ):
         Precision.of(Train(device=name))
 
 

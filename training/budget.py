@@ -49,8 +49,9 @@ class Budget:
 def learning_rate(settings: Common, spent: float) -> float:
     """Give the learning rate at a fraction of the budget.
 
-    `cosine` falls from the largest rate to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983, equation
-    5, without restarts); `hold` stays constant until `grow_until` and then falls the same way.
+    `cosine` falls from the largest rate to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983,
+    equation 5, without restarts); `hold` stays constant until `grow_until` and then falls the same
+    way.
     """
     if settings.schedule == "hold":
         tail = 1 - settings.grow_until

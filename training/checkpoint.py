@@ -1,4 +1,4 @@
-"""A run's state in one file: the architecture first, then weights, optimizer state by name, counters."""
+"""A run's state in one file: architecture, weights, optimizer state by name, counters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.folder import write_whole
 
 def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Give options and state by parameter name, so that a grown network finds its own again."""
-    names = {parameter: name for name, parameter in net.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
     groups = [
         {**group, "params": [names[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
@@ -27,11 +27,14 @@ def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return {"groups": groups, "state": state}
 
 
-def load_optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Put back what `optimizer_state` gave; groups, their order and options become the saved ones."""
+def load_optimizer_state(
+    net: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+) -> None:
+    """Put back what `optimizer_state` gave; groups and options become the saved ones."""
     parameters = dict(net.named_parameters())
     optimizer.param_groups = [
-        {**group, "params": [parameters[name] for name in group["params"]]} for group in saved["groups"]
+        {**group, "params": [parameters[name] for name in group["params"]]}
+        for group in saved["groups"]
     ]
     optimizer.state.clear()
     for name, values in saved["state"].items():
@@ -89,11 +92,13 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_of(state: dict[str, Any], path: Path) -> Network:
-    """Build the network of a checkpoint, on the CPU; a ValueError if weights and architecture differ."""
+    """Build a checkpoint's network, on the CPU; a ValueError if its weights do not fit."""
     with torch.device("meta"):
         net = Network(state["architecture"])
     try:
         net.load_state_dict(state["weights"], assign=True)
     except (RuntimeError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"checkpoint {path}: its weights are not those of its architecture") from None
+        raise ValueError(
+            f"checkpoint {path}: its weights are not those of its architecture"
+        ) from None
     return net

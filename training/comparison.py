@@ -29,9 +29,11 @@ def run_of(settings: Compare, name: str, cell: Cell, seed: int) -> Train:
 
 
 def compare(
-    settings: Compare, say: Callable[[str], None] = print, advance: Callable[[float], None] | None = None
+    settings: Compare,
+    say: Callable[[str], None] = print,
+    advance: Callable[[float], None] | None = None,
 ) -> str:
-    """Run every row with every seed, and give the table; OUT/comparison.csv and .md are rewritten after each run.
+    """Run every row with every seed, and give the table.
 
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
@@ -61,7 +63,8 @@ def compare(
         write_whole(folder / "comparison.csv", _csv(summaries))
         accuracy = summary["validation_accuracy"]
         result = f"loss {summary['validation_loss']:.4g}" if accuracy is None else f"{accuracy:.2%}"
-        say(f"{number + 1}/{len(plan)}  {name}  seed {run.seed}  {result}  {summary['seconds']:.1f} s")
+        place, seconds = f"{number + 1}/{len(plan)}", f"{summary['seconds']:.1f} s"
+        say("  ".join([place, name, f"seed {run.seed}", result, seconds]))
     return table
 
 

@@ -65,12 +65,7 @@ def augment_of(name: str) -> Augment:
     return AUGMENTS[kind]
 
 
-def load(
-    name: str,
-    data_dir: str | Path = "data",
-    seed: int = 0,
-    validation: float = 0.1,
-) -> Splits:
+def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> Splits:
     """Load a data set into memory.
 
     The validation split is stratified and the same for every run: with it, runs are compared.
@@ -79,7 +74,6 @@ def load(
         name: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `folder:PATH` (which holds
             train/CLASS/* and test/CLASS/*) or `sine` (the regression of sin on [-2 pi, 2 pi]).
         data_dir: where torchvision's files are, or are downloaded to.
-        seed: the run's; no split depends on it.
         validation: the share of the training part that is held out, above 0 and below 1.
 
     Raises:
@@ -214,8 +208,8 @@ class Batches:
     def epoch(self, number: int) -> Tensor:
         """Draw an epoch and move it to the device in one piece; the last one drawn is kept.
 
-        Gives (3, steps, batch): the image, the row of the table where its crop begins, and 1 if it is
-        mirrored.
+        Gives (3, steps, batch): the image, the row of the table where its crop begins, and 1 if it
+        is mirrored.
         """
         check_count("epoch", number, least=0)
         if self.drawn[0] != number:

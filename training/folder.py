@@ -1,4 +1,4 @@
-"""A run's files: written so that a reader never sees half of one, and cut back when a run resumes."""
+"""A run's files: no reader sees half of one, and they are cut back when a run resumes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def claim(folder: Path, settings: Mapping[str, Any], text: str, resume: bool) ->
 
 
 def claim_comparison(folder: Path, settings: Mapping[str, Any], text: str) -> None:
-    """Make the folder a comparison's own; one of the same settings but other rows or seeds is gone on with.
+    """Make the folder a comparison's own, or go on with one that differs in rows or seeds alone.
 
     Raises:
         ValueError: it holds a training run, or a comparison with other settings.
@@ -144,9 +144,15 @@ def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
 
 
 def cut_back(folder: Path, records: int) -> None:
-    """Leave the first `records` lines of history.jsonl and metrics.csv: what a checkpoint knows."""
+    """Leave the first `records` lines of history.jsonl and metrics.csv: what a checkpoint knows.
+
+    Raises:
+        ValueError: history.jsonl has fewer; then nothing is cut.
+    """
     for name, lines in (("history.jsonl", records), ("metrics.csv", records + 1)):
         path = folder / name
+        there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if name == "history.jsonl" and len(there) < lines:
+            raise ValueError(f"{path} holds {len(there)} of {lines} records")
         if path.exists():
-            kept = path.read_bytes().splitlines(keepends=True)[:lines]  # line ends stay as they are
-            write_whole(path, b"".join(kept))
+            write_whole(path, b"".join(there[:lines]))  # bytes: line ends stay as they are

@@ -30,7 +30,9 @@ def ask(policy: Policy, history: History) -> tuple[Action, ...]:
     return tuple(answer)
 
 
-def judge(architecture: Architecture, decided: Sequence[Action], limit: Cost, may_grow: bool) -> Verdict:
+def judge(
+    architecture: Architecture, decided: Sequence[Action], limit: Cost, may_grow: bool
+) -> Verdict:
     """Try the actions one after the other; one that is refused leaves the rest to be tried.
 
     Refused is what the architecture does not accept, what would cost more than the limit, and,
@@ -48,7 +50,9 @@ def judge(architecture: Architecture, decided: Sequence[Action], limit: Cost, ma
             refused.append((action, str(error)))
             continue
         total = cost(after)
-        if adds_capacity(action) and (total.flops > limit.flops or total.parameters > limit.parameters):
+        if adds_capacity(action) and (
+            total.flops > limit.flops or total.parameters > limit.parameters
+        ):
             refused.append((action, f"the limit is {limit}, this would cost {total}"))
             continue
         applied.append(action)

@@ -44,7 +44,8 @@ def train(
     started = perf_counter() - run.progress.seconds
     since = perf_counter(), run.progress.images
     with run.observer, Interrupts() as interrupts:
-        while run.spent < 1 or run.record_due:  # a probe may use up what was left for the last record
+        # A probe or a growth may use up what was left for the last record.
+        while run.spent < 1 or run.record_due:
             _step(run)
             run.progress.seconds = perf_counter() - started
             if run.record_due:
@@ -56,7 +57,9 @@ def train(
             if interrupts.number:
                 run.save()
                 run.board.close()
-                raise Interrupted(interrupts.number, f"stopped at step {run.progress.step}; --resume goes on")
+                raise Interrupted(
+                    interrupts.number, f"stopped at step {run.progress.step}; --resume goes on"
+                )
     run.board.close()
     return finish(run)
 
@@ -84,7 +87,9 @@ def _record_and_grow(run: Run, speed: float) -> str:
         may_grow = run.spent <= run.settings.grow_until
         verdict = judge(run.net.architecture, decided, run.limit, may_grow)
     difference = _grow(run, verdict) if verdict.applied else None
-    record = replace(record, **{name: getattr(verdict, name) for name in ("decided", "applied", "refused")})
+    record = replace(
+        record, **{name: getattr(verdict, name) for name in ("decided", "applied", "refused")}
+    )
     run.history.append(record)
     run.progress.records += 1
     append_record(run.folder, record)

@@ -62,7 +62,9 @@ class Run:
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         identity = binding(settings_to_dict(self.settings))
-        save_checkpoint(path, self.net, self.optimizer, self.progress, self.observer, self.window, identity)
+        save_checkpoint(
+            path, self.net, self.optimizer, self.progress, self.observer, self.window, identity
+        )
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ def open_run(settings: Train) -> Run:
         observer=observer,
         window=window,
         progress=progress,
-        history=_history(folder, progress.records),
-        board=Board(folder, purge_step=progress.step + 1 if settings.resume else None),
+        history=read_history(folder) if progress.records else [],
+        # From the start: TensorBoard purges nothing at the first such mark that it sees.
+        board=Board(folder, purge_step=progress.step + 1),
     )
 
 
@@ -162,14 +165,6 @@ def _restore(
         raise ValueError(f"checkpoint {path} cannot be read: {error!r}") from None
 
 
-def _history(folder: Path, records: int) -> list[Record]:
-    """Read the records that the checkpoint knows; a ValueError if some are missing."""
-    history = read_history(folder) if records else []
-    if len(history) < records:
-        raise ValueError(f"{folder / 'history.jsonl'} holds {len(history)} of {records} records")
-    return history
-
-
 def _network(
     state: dict[str, Any] | None, path: Path, first: Architecture, seed: int, device: torch.device
 ) -> Network:
@@ -177,7 +172,9 @@ def _network(
     return net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _probe(splits: Splits, statistics: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+def _probe(
+    splits: Splits, statistics: tuple[Tensor, Tensor], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Give the fixed probe batch: training images, the same for every run on this data."""
     order = torch.randperm(len(splits.train), generator=generator_of("probe"))[:PROBE]
     chosen = splits.train.take(order)

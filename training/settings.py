@@ -22,7 +22,6 @@ from policies import (
     StochasticDepth,
 )
 
-
 MOST_EPOCHS = 10**9
 
 
@@ -195,7 +194,7 @@ class Cell:
 
 
 def standard_cells() -> dict[str, Cell]:
-    """Give the rows of a comparison: static nets up to the limit, the controls, and the policies."""
+    """Give the rows of a comparison: static nets, controls and policies."""
     return {
         "static-quarter": Cell(Never(), Start(0.25, None)),
         "static-half": Cell(Never(), Start(0.5, None)),
@@ -246,7 +245,9 @@ def _plain(value: Any) -> Any:
         module = "policies" if kind.__module__.startswith("policies.") else kind.__module__
         path = f"{module}.{kind.__qualname__}"
         if not is_dataclass(value):
-            raise ValueError(f"policy must be a dataclass, whose fields are its settings, got {path}")
+            raise ValueError(
+                f"policy must be a dataclass, whose fields are its settings, got {path}"
+            )
         return {"class_path": path, "init_args": _plain(asdict(value))}
     if isinstance(value, Cell):
         return settings_to_dict(value)

@@ -1,4 +1,4 @@
-"""One training step, one evaluation, and what they need: nothing here asks the device within a step."""
+"""One training step and one evaluation: nothing here asks the device within a step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Precision:
             if device.type == "cuda"
             else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-        return cls(device, settings.precision == "bf16" or (settings.precision == "auto" and native))
+        return cls(
+            device, settings.precision == "bf16" or (settings.precision == "auto" and native)
+        )
 
     def autocast(self) -> torch.autocast:
         """Give the autocast context of this precision."""
@@ -54,7 +56,7 @@ class Precision:
 
 
 def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
-    """Make the optimizer with two groups: weights, which decay, and BatchNorm and biases, which do not."""
+    """Make the optimizer with two groups: weights decay, BatchNorm and biases do not."""
     weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in net.parameters() if parameter.dim() <= 1]
     groups = [
@@ -64,7 +66,9 @@ def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
-        return torch.optim.SGD(groups, rate, momentum=settings.momentum, nesterov=nesterov, fused=True)
+        return torch.optim.SGD(
+            groups, rate, momentum=settings.momentum, nesterov=nesterov, fused=True
+        )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(groups, rate, fused=True)
 
@@ -78,7 +82,7 @@ def train_step(
     precision: Precision,
     window: Tensor,
 ) -> None:
-    """Take one step and add (summed loss, correct, images) to `window`, (3,) float64, on the device."""
+    """Take one step and add (summed loss, correct, images) to `window`, (3,) float64."""
     with precision.autocast():
         outputs = net(inputs)
     value = loss(outputs.float(), targets)
@@ -97,7 +101,7 @@ def _sums(value: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def means_of(window: Tensor, classification: bool) -> tuple[float | None, float | None]:
-    """Give loss and accuracy of a window (one copy from the device); accuracy is None for regression."""
+    """Give loss and accuracy (None for regression) of a window: one copy from the device."""
     total, correct, count = window.tolist()
     if not count:
         return None, None

@@ -1,4 +1,4 @@
-"""The end of a run: summary.json, which is also its finished marker, and the one reading of the test set."""
+"""The end of a run: summary.json, its finished marker, and the one reading of the test set."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
 
 
 def finished(settings: Train) -> Mapping[str, Any] | None:
-    """Give the summary of a finished run that is to be resumed, with the test set read if asked; else None.
+    """Give the summary of a finished run that is resumed, the test set read if asked; else None.
 
     Raises:
         ValueError: the folder's run has other settings, or its files cannot be read.

@@ -1,4 +1,4 @@
-"""Widens and inserts in turn, each within so many FLOPs: `run.py train --policy allowance.Allowance`."""
+"""Widens and inserts in turn within an allowance of FLOPs: `--policy allowance.Allowance`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Grows the layer whose responses have shrunk most: `run.py train --policy falling_std.FallingStd`."""
+"""Grows the layer whose responses have shrunk most: `--policy falling_std.FallingStd`."""
 
 from dataclasses import dataclass
 

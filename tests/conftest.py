@@ -1,0 +1,14 @@
+"""Leaves out what needs a GPU where there is none, and what is slow unless it is asked for."""
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(config, items):
+    without_gpu = pytest.mark.skip(reason="needs a GPU")
+    slow = pytest.mark.skip(reason="slow: give -m slow")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(without_gpu)
+        if "slow" in item.keywords and "slow" not in config.getoption("-m"):
+            item.add_marker(slow)
