@@ -149,6 +149,13 @@ def comparison_table(rows: Sequence[Row]) -> str:
     return table
 
 
+def result_of(summary: Mapping[str, Any]) -> str:
+    """Give a run's result in two words: its validation accuracy, the loss of a regression."""
+    accuracy = summary["validation_accuracy"]
+    loss = f"loss {summary['validation_loss']:.4g}"
+    return loss if accuracy is None else f"accuracy {accuracy:.2%}"
+
+
 def _percent(value: float | None, spread: float | None) -> str:
     if value is None:
         return "-"

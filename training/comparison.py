@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from analysis.tables import comparison_rows, comparison_table
+from analysis.tables import comparison_rows, comparison_table, result_of
 from training.folder import check_same_settings, claim_comparison, write_whole
 from training.loop import train
 from training.run import ground_of
@@ -61,10 +61,8 @@ def compare(
         table = comparison_table(comparison_rows(summaries))
         write_whole(folder / "comparison.md", table + "\n")
         write_whole(folder / "comparison.csv", _csv(summaries))
-        accuracy = summary["validation_accuracy"]
-        result = f"loss {summary['validation_loss']:.4g}" if accuracy is None else f"{accuracy:.2%}"
         place, seconds = f"{number + 1}/{len(plan)}", f"{summary['seconds']:.1f} s"
-        say("  ".join([place, name, f"seed {run.seed}", result, seconds]))
+        say("  ".join([place, name, f"seed {run.seed}", result_of(summary), seconds]))
     return table
 
 

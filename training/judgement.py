@@ -50,9 +50,8 @@ def judge(
             refused.append((action, str(error)))
             continue
         total = cost(after)
-        if adds_capacity(action) and (
-            total.flops > limit.flops or total.parameters > limit.parameters
-        ):
+        above = total.flops > limit.flops or total.parameters > limit.parameters
+        if adds_capacity(action) and above:
             refused.append((action, f"the limit is {limit}, this would cost {total}"))
             continue
         applied.append(action)

@@ -57,9 +57,8 @@ def train(
             if interrupts.number:
                 run.save()
                 run.board.close()
-                raise Interrupted(
-                    interrupts.number, f"stopped at step {run.progress.step}; --resume goes on"
-                )
+                message = f"stopped at step {run.progress.step}; --resume goes on"
+                raise Interrupted(interrupts.number, message)
     run.board.close()
     return finish(run)
 
@@ -87,9 +86,7 @@ def _record_and_grow(run: Run, speed: float) -> str:
         may_grow = run.spent <= run.settings.grow_until
         verdict = judge(run.net.architecture, decided, run.limit, may_grow)
     difference = _grow(run, verdict) if verdict.applied else None
-    record = replace(
-        record, **{name: getattr(verdict, name) for name in ("decided", "applied", "refused")}
-    )
+    record = replace(record, **vars(verdict))
     run.history.append(record)
     run.progress.records += 1
     append_record(run.folder, record)

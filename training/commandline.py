@@ -1,0 +1,133 @@
+"""The command line: its options, and refusals that take one line. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from policies import Policy
+from training.settings import Compare, Train, settings_to_dict
+
+EPILOG = """\
+A first run, in seconds:
+  python run.py train --data digits --net resnet8 --policy Plateau --epochs 5 --out runs/first
+  python run.py inspect runs/first
+  tensorboard --logdir runs
+All policies on the same budget, as one table:
+  python run.py compare --config experiments/digits.yaml"""
+
+
+_KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "dict": "a mapping"}
+_FLAGS = {
+    "final": "read the test set, once, at the end",
+    "resume": "go on with the run in the folder, if there is one",
+}
+
+
+class _Verbatim(DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions and epilogs."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+class Parser(ArgumentParser):
+    """Refuses wrong use with one line and exit code 2; in option names - and _ are the same."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside a parser: the outer one reports
+            super().error(message, ex)
+        self.exit(2, f"run.py: error: {one_line(message)}\n")
+
+
+def one_line(message: str) -> str:
+    """Give a parser's message as one line that names the option, what it may be, and what came."""
+    line = " ".join(message.split())
+    keys = re.findall(r'Parser key "([\w.]+)": ', line)
+    name = ".".join(keys)
+    path = re.search(r"Expected a dot import path string: (\S*)", line)
+    if path and name.endswith("policy"):
+        known = ", ".join(known_policies())
+        return (
+            f"{name} must be one of {known}, or an import path such as mine.Mine; got {path[1]!r}"
+        )
+    if path:
+        return f"{name} must be a mapping, got {path[1]!r}"
+    # Of several reasons the innermost and first counts: "... Errors: - this one - Expected a ...".
+    reason = line.rpartition(f'Parser key "{keys[-1]}": ')[2] if keys else line
+    value = re.search(r"G(?:ot|iven) value: (.*?)(?: - Expected a |$)", reason)
+    reason = re.sub(r"^Does not validate .*? Errors: - ", "", reason).split(" - Expected a ")[0]
+    expected = re.match(r"Expected a <class '([\w.]+)'>", reason)
+    if expected and value:
+        kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
+        return f"{name} must be {kind}, got {value[1]!r}"
+    return f"{name}: {reason}" if name else reason
+
+
+def known_policies() -> list[str]:
+    """Give the class names of the policies in the box."""
+    import policies
+
+    kinds = (getattr(policies, name) for name in policies.__all__)
+    return [
+        k.__name__
+        for k in kinds
+        if isinstance(k, type) and issubclass(k, Policy) and k is not Policy
+    ]
+
+
+def underscored(word: str) -> str:
+    """Give an option with its dashes as underscores; other words stay."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def make_parser() -> Parser:
+    """Give the parser of the whole command line."""
+    parser = Parser(
+        prog="run.py",
+        description="Watch the layers of a residual network as it trains; grow it where they ask.",
+        epilog=EPILOG,
+        formatter_class=_Verbatim,
+    )
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    commands.add_subcommand("train", _parser_of(Train), help="train one network under one policy")
+    commands.add_subcommand(
+        "compare", _parser_of(Compare), help="train policies x seeds on one budget; one table"
+    )
+    inspect = Parser(description="What grew, when and why, and the statistics of the layers.")
+    inspect.add_argument("run", help="a run folder")
+    inspect.add_argument(
+        "--record",
+        type=int,
+        default=-1,
+        help="number of the record to show, from 0; -1 is the last",
+    )
+    commands.add_subcommand(
+        "inspect", inspect, help="what grew, when and why, and the layers' statistics"
+    )
+    replay = Parser(
+        description="What another policy would have decided, given the history as it was recorded."
+    )
+    replay.add_argument("run", help="a run folder")
+    replay.add_subclass_arguments(Policy, "policy", required=True, help="the policy to ask")
+    commands.add_subcommand(
+        "replay", replay, help="what another policy would have decided on a recorded run"
+    )
+    return parser
+
+
+def _parser_of(kind: type) -> Parser:
+    parser = Parser(description=(kind.__doc__ or "").split("\n")[0], formatter_class=_Verbatim)
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with any of the settings below"
+    )
+    parser.add_class_arguments(kind, skip=set(_FLAGS))
+    for name, text in _FLAGS.items():
+        if hasattr(kind, name):
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+    if kind is Compare:
+        parser.set_defaults(cells=settings_to_dict(Compare())["cells"])
+    return parser
