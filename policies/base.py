@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from analysis import Record
 from analysis.record import UNBOUNDED
@@ -23,7 +22,7 @@ class Policy(ABC):
     every record. Amounts of growth are given as a `share` of the limit's FLOPs an image.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs = tuple[str, ...]()  # unannotated: no field, and no name for jsonargparse to resolve
 
     @abstractmethod
     def decide(self, history: History) -> Sequence[Action]:

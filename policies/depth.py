@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from nets import Action, SetSurvival
 from nets.architecture import check_count, check_fraction
@@ -39,7 +38,7 @@ class StochasticDepth(Policy):
     share: float = 0.1
     cooldown: int = 2
 
-    needs: ClassVar[tuple[str, ...]] = ("importance",)
+    needs = ("importance",)
 
     def __post_init__(self) -> None:
         check_fraction("final", self.final)
