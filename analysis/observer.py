@@ -98,9 +98,8 @@ class Observer:
         if isinstance(grown, Grown):
             grown, optimizer = grown.network, grown.optimizer
         if isinstance(self.net, Network) and isinstance(grown, Network):
-            before = {name: block.width for name, block in self.net.architecture.blocks.items()}
-            now = grown.architecture.blocks
-            self.edited.update({n: self.step for n, b in now.items() if before.get(n) != b.width})
+            before, now = self.net.architecture.widths, grown.architecture.widths
+            self.edited.update({n: self.step for n, w in now.items() if before.get(n) != w})
         self._aim(grown, optimizer)
         if attached:
             self._attach()

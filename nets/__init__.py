@@ -7,7 +7,15 @@ in milliseconds.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nets.actions import Action, Insert, SetSurvival, Widen, action_from_dict, action_to_dict
+from nets.actions import (
+    Action,
+    Insert,
+    SetSurvival,
+    Widen,
+    WidenStage,
+    action_from_dict,
+    action_to_dict,
+)
 from nets.architecture import Architecture, Block, Stage
 from nets.cost import Cost, cost, train_flops
 from nets.presets import preset, preset_names, seed_of
@@ -29,6 +37,7 @@ __all__ = [
     "SetSurvival",
     "Stage",
     "Widen",
+    "WidenStage",
     "action_from_dict",
     "action_to_dict",
     "build",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from nets.architecture import Architecture, Block, check_count, check_fraction
+from nets.architecture import Architecture, Block, check_choice, check_count, check_fraction
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,40 @@ class Widen(Action):
         architecture.stage_of(self.block)
         block = architecture.blocks[self.block]
         return architecture.with_block(replace(block, width=block.width + self.by))
+
+
+@dataclass(frozen=True)
+class WidenStage(Action):
+    """Add `by` channels to a residual stream; the outputs of the network stay the same.
+
+    One atomic edit through all that gives to the stream and takes from it. Stages that hand the
+    stream on without a projection, and a stem that does, share it and widen with it.
+    """
+
+    stage: str
+    by: int
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+    reason: str = field(default="", compare=False, kw_only=True)
+
+    def edit(self, architecture: Architecture) -> Architecture:
+        check_count("by", self.by)
+        stages = architecture.stages
+        names = [stage.name for stage in stages]
+        check_choice("stage", self.stage, tuple(names))
+        if architecture.block == "plain":
+            raise ValueError(f"{self.stage} is of a plain net: it has no residual stream to widen")
+        first = last = names.index(self.stage)
+        while first > 0 and not stages[first].projection:
+            first -= 1
+        while last + 1 < len(stages) and not stages[last + 1].projection:
+            last += 1
+        wider = tuple(
+            replace(stage, width=stage.width + self.by) if first <= number <= last else stage
+            for number, stage in enumerate(stages)
+        )
+        from_stem = first == 0 and not stages[0].projection
+        stem_width = architecture.stem_width + self.by * from_stem
+        return replace(architecture, stages=wider, stem_width=stem_width)
 
 
 @dataclass(frozen=True)
@@ -88,13 +122,13 @@ class SetSurvival(Action):
         )
 
 
-ACTIONS = {kind.__name__: kind for kind in (Widen, Insert, SetSurvival)}
+ACTIONS = {kind.__name__: kind for kind in (Widen, WidenStage, Insert, SetSurvival)}
 """The actions by name, as they stand in files."""
 
 
 def adds_capacity(action: Action) -> bool:
     """Say whether the action makes the network larger."""
-    return isinstance(action, Widen | Insert)
+    return isinstance(action, Widen | WidenStage | Insert)
 
 
 def action_to_dict(action: Action) -> dict[str, Any]:

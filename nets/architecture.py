@@ -156,6 +156,15 @@ class Architecture:
         """Blocks by name, in the order of the forward pass."""
         return {block.name: block for stage in self.stages for block in stage.blocks}
 
+    @cached_property
+    def widths(self) -> Mapping[str, tuple[int, int]]:
+        """Inner width and width of the stream, by block: an edit of a block changes one of them."""
+        return {
+            block.name: (block.width, stage.width)
+            for stage in self.stages
+            for block in stage.blocks
+        }
+
     @property
     def inputs(self) -> int:
         """Channels that enter the stem; the flattened size for dense and plain nets."""

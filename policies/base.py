@@ -98,18 +98,20 @@ def growths(history: History) -> list[Widen | Insert]:
 def sites(history: History, cooldown: int = 1) -> list[str]:
     """Give the blocks that may be edited: all but those edited within `cooldown` records.
 
-    Edited is what was born, widened, or had a block inserted after it. A newborn's statistics say
-    what its initialisation did, not what it needs.
+    Edited is what was born, widened (its stream too), or had a block inserted after it. A newborn's
+    statistics say what its initialisation did, not what it needs.
     """
     recent = [_places(record.architecture) for record in history[-cooldown - 1 :]]
     return [name for name, place in recent[-1].items() if all(p.get(name) == place for p in recent)]
 
 
-def _places(architecture: Architecture) -> dict[str, tuple[int, str]]:
-    """Give each block's width and the name of the block after it."""
-    names = [*architecture.blocks, ""]
-    widths = [block.width for block in architecture.blocks.values()]
-    return {name: (width, after) for name, width, after in zip(names, widths, names[1:])}
+def _places(architecture: Architecture) -> dict[str, tuple[tuple[int, int], str]]:
+    """Give each block's widths and the name of the block after it."""
+    following = [*architecture.blocks, ""][1:]
+    return {
+        name: (widths, after)
+        for (name, widths), after in zip(architecture.widths.items(), following)
+    }
 
 
 def largest_by(

@@ -14,6 +14,7 @@ from nets import (
     SetSurvival,
     Stage,
     Widen,
+    WidenStage,
     action_from_dict,
     action_to_dict,
     preset,
@@ -197,6 +198,17 @@ def test_an_impossible_start_is_refused(setting, message):
         seed_of(preset("resnet8"), **setting)
 
 
+def test_a_stream_widens_with_all_that_share_it():
+    first = preset("resnet8").apply(WidenStage("stage1", 8))
+    assert (first.stem_width, [stage.width for stage in first.stages]) == (24, [24, 32, 64])
+    later = preset("resnet8").apply(WidenStage("stage2", 8))
+    assert (later.stem_width, [stage.width for stage in later.stages]) == (16, [16, 40, 64])
+    projected = preset("wrn-16-2").apply(WidenStage("stage1", 8))
+    assert (projected.stem_width, projected.stages[0].width) == (16, 40)
+    with pytest.raises(ValueError, match="no residual stream to widen"):
+        preset("mlp-500").apply(WidenStage("stage1", 8))
+
+
 KNOWN = "block must be one of stage1.block1, stage2.block1, stage3.block1; got"
 
 
@@ -210,6 +222,8 @@ KNOWN = "block must be one of stage1.block1, stage2.block1, stage3.block1; got"
         (Widen("stage1.block9", 1), f"{KNOWN} 'stage1.block9'"),
         (Widen("stage1", 1), f"{KNOWN} 'stage1'"),
         (Widen(None, 1), f"{KNOWN} None"),
+        (WidenStage("stage1", 0), "by must be at least 1, got 0"),
+        (WidenStage("stem", 4), "stage must be one of stage1, stage2, stage3; got 'stem'"),
         (Insert("stage9.block1", 4), f"{KNOWN} 'stage9.block1'"),
         (Insert("stage1.block1", 0), "width must be at least 1, got 0"),
         (Insert("stage1.block1", 4, 0.0), "survival must be above 0 and at most 1, got 0.0"),
@@ -415,12 +429,15 @@ def test_an_initializer_function_is_written_by_its_name():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"action": "Grow"}, "action must be one of Widen, Insert, SetSurvival; got 'Grow'"),
-        ({}, "action must be one of Widen, Insert, SetSurvival; got None"),
+        (
+            {"action": "Grow"},
+            "action must be one of Widen, WidenStage, Insert, SetSurvival; got 'Grow'",
+        ),
+        ({}, "action must be one of Widen, WidenStage, Insert, SetSurvival; got None"),
         ({"action": ["Widen"]}, "action must be one of Widen"),
-        (None, "action must be one of Widen, Insert, SetSurvival; got None"),
-        ([], "action must be one of Widen, Insert, SetSurvival; got None"),
-        ("Widen", "action must be one of Widen, Insert, SetSurvival; got None"),
+        (None, "action must be one of Widen, WidenStage, Insert, SetSurvival; got None"),
+        ([], "action must be one of Widen, WidenStage, Insert, SetSurvival; got None"),
+        ("Widen", "action must be one of Widen, WidenStage, Insert, SetSurvival; got None"),
         ({"action": "Widen", "block": "stage1.block1"}, "Widen cannot be read: .*'by'"),
         (
             {"action": "Widen", "block": "stage1.block1", "by": 1, "speed": 2},

@@ -7,7 +7,19 @@ import pytest
 from scipy.stats import t as student
 
 from analysis import LayerReading, Record
-from nets import Architecture, Block, Cost, Insert, SetSurvival, Stage, Widen, cost, preset, seed_of
+from nets import (
+    Architecture,
+    Block,
+    Cost,
+    Insert,
+    SetSurvival,
+    Stage,
+    Widen,
+    WidenStage,
+    cost,
+    preset,
+    seed_of,
+)
 from policies import (
     due,
     flat,
@@ -198,6 +210,7 @@ def test_growths_are_what_was_applied_in_order():
     ("action", "resting"),
     [
         (Widen("stage2.block1", 1), {"stage2.block1"}),
+        (WidenStage("stage2", 1), {"stage2.block1"}),
         (Insert("stage2.block1", 8), {"stage2.block1", "stage2.block2"}),
         (SetSurvival("stage2.block1", 0.5), set()),
     ],

@@ -201,7 +201,7 @@ def standard_cells() -> dict[str, Cell]:
         "static-full": Cell(Never(), Start(1, None)),
         "periodic": Cell(Periodic()),
         "random-site": Cell(RandomSite()),
-        "plateau": Cell(Plateau(), schedule="hold"),
+        "plateau": Cell(Plateau()),
         "layer-statistic": Cell(LayerStatistic()),
         "stochastic-depth": Cell(StochasticDepth()),
     }
