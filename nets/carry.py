@@ -68,8 +68,7 @@ def carry_values(
         like = _sibling(old, empty) if kept is None else kept
         value = value.to(like.device, like.dtype if value.is_floating_point() else None)
         if kept is not None:
-            # a residual block born in this growth ends in a zero; a second one would let it sleep
-            # longer
+            # a residual block born in this growth ends in a zero; a second keeps it asleep longer
             if kept.dim() > 1 and not name.startswith(asleep):
                 value[:start] = 0
             value[corner(kept.shape)] = kept

@@ -182,7 +182,8 @@ def insert(
 ) -> list[Action]:
     """Give the insertion that uses up `share`, at most as wide as its stream.
 
-    In a plain net, which has no stream, as wide as `share` allows.
+    Nothing if less than a quarter of the stream's width fits. In a plain net, which has no stream,
+    as wide as `share` allows.
     """
     architecture = history[-1].architecture
     width = largest_width(architecture, after, *room(history[-1], share))

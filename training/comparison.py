@@ -35,6 +35,8 @@ def compare(
 ) -> str:
     """Run every row with every seed, and give the table.
 
+    OUT/comparison.csv and OUT/comparison.md are written anew after each run.
+
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
         say: takes one line per finished run.
