@@ -7,41 +7,42 @@ in milliseconds.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nets.actions import (
-    Action,
-    Insert,
-    SetSurvival,
-    Widen,
-    WidenStage,
-    action_from_dict,
-    action_to_dict,
-)
+from nets.action_dicts import action_from_dict, action_to_dict
+from nets.actions import Action, Insert, Widen, WidenStage
 from nets.architecture import Architecture, Block, Stage
 from nets.cost import Cost, cost, train_flops
 from nets.presets import preset, preset_names, seed_of
+from nets.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
 
 if TYPE_CHECKING:
     from nets.growth import Grown, grow
+    from nets.imported import from_torchvision
     from nets.modules import Network, build
 
 _LAZY = {"build": "modules", "Network": "modules", "grow": "growth", "Grown": "growth"}
+_LAZY["from_torchvision"] = "imported"
 
 __all__ = [
     "Action",
     "Architecture",
     "Block",
     "Cost",
+    "Freeze",
     "Grown",
     "Insert",
+    "Narrow",
     "Network",
+    "Remove",
     "SetSurvival",
     "Stage",
+    "Unfreeze",
     "Widen",
     "WidenStage",
     "action_from_dict",
     "action_to_dict",
     "build",
     "cost",
+    "from_torchvision",
     "grow",
     "preset",
     "preset_names",

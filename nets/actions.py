@@ -1,12 +1,12 @@
-"""The edits that an architecture accepts, as frozen data."""
+"""What an edit of an architecture is, and the edits that add something, as frozen data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nets.architecture import Architecture, Block, check_choice, check_count, check_fraction
+from nets.architecture import Architecture, Block
+from nets.checks import check_choice, check_count, check_fraction
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Insert(Action):
         check_fraction("survival", self.survival)
         stage = architecture.stage_of(self.after)
         before = architecture.blocks[self.after]
+        check_repeatable(architecture, "inserted")
         if architecture.block == "plain" and self.width < before.width:
             raise ValueError(
                 f"width must be at least {before.width}, the width of {self.after} "
@@ -98,67 +99,15 @@ class Insert(Action):
         return architecture.with_stage(replace(stage, blocks=blocks, births=stage.births + 1))
 
 
-@dataclass(frozen=True)
-class SetSurvival(Action):
-    """Set the probability in (0, 1] with which a block's branch is kept in training.
-
-    Kept branches are scaled by 1/probability, as in torchvision.ops.StochasticDepth (Huang et al.
-    2016, arXiv 1603.09382). A plain net has no branch to drop.
-    """
-
-    block: str
-    probability: float
-    reason: str = field(default="", compare=False, kw_only=True)
-
-    def edit(self, architecture: Architecture) -> Architecture:
-        check_fraction("probability", self.probability)
-        architecture.stage_of(self.block)
-        if architecture.block == "plain":
-            raise ValueError(
-                f"{self.block} is a layer of a plain net: it has no residual branch to drop"
-            )
-        return architecture.with_block(
-            replace(architecture.blocks[self.block], survival=self.probability)
-        )
-
-
-ACTIONS = {kind.__name__: kind for kind in (Widen, WidenStage, Insert, SetSurvival)}
-"""The actions by name, as they stand in files."""
-
-
 def adds_capacity(action: Action) -> bool:
     """Say whether the action makes the network larger."""
     return isinstance(action, Widen | WidenStage | Insert)
 
 
-def action_to_dict(action: Action) -> dict[str, Any]:
-    """Give the action as plain data, an initializer function by its name."""
-    values = {item.name: getattr(action, item.name) for item in fields(action)}
-    initializer = values.get("initializer")
-    if callable(initializer):
-        values["initializer"] = getattr(initializer, "__name__", repr(initializer))
-    kept = {
-        name: value
-        for name, value in values.items()
-        if name not in ("initializer", "reason") or value
-    }
-    return {"action": type(action).__name__, **kept}
-
-
-def action_from_dict(d: Mapping[str, Any]) -> Action:
-    """Read what `action_to_dict` wrote.
-
-    Raises:
-        ValueError: an unknown action or field, or data that is no action at all.
-    """
-    name = d.get("action") if isinstance(d, Mapping) else None
-    if not isinstance(name, str) or name not in ACTIONS:
-        raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {name!r}")
-    kind = ACTIONS[name]
-    unknown = set(d) - {"action"} - {item.name for item in fields(kind)}
-    if unknown:
-        raise ValueError(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
-    try:
-        return kind(**{key: value for key, value in d.items() if key != "action"})
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be read: {error}") from None
+def check_repeatable(architecture: Architecture, done: str) -> None:
+    """Raise a ValueError if a block that adds nothing would still change what passes it."""
+    if not architecture.repeatable:
+        raise ValueError(
+            f"order must be pre, or activation relu, for a block to be {done} without a trace, got "
+            f"{architecture.order} and {architecture.activation}"
+        )

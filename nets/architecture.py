@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+from nets.checks import check_choice, check_count, check_fraction
 
 if TYPE_CHECKING:
     from nets.actions import Action
@@ -14,41 +16,73 @@ if TYPE_CHECKING:
 KERNELS = {"basic": (3, 3), "bottleneck": (1, 3, 1), "dense": (0, 0), "plain": (0,)}
 """Kernel sizes of a block's layers, by kind of block; 0 is a linear layer."""
 ORDERS = ("post", "pre")
+ACTIVATIONS = ("relu", "gelu", "tanh")
+DROPS = ("batch", "row")
 STEMS = ("cifar", "imagenet", "dense", "none")
-
-
-def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Raise a ValueError that lists the known values unless `value` is one of them."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise a ValueError unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_fraction(name: str, value: object) -> None:
-    """Raise a ValueError unless `value` is a number above 0 and at most 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1:  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its name (never reused), inner width in channels, survival in (0, 1]."""
+    """One block on its stage's stream.
+
+    Args:
+        name: never reused.
+        width: inner channels.
+        survival: chance in (0, 1] to keep the branch in training.
+        drop: "batch" keeps or drops the branch for a whole batch, "row" for each sample.
+        frozen: leading inner channels that are held fixed, with their BatchNorm entries and their
+            outgoing columns.
+        held: widths (incoming, inner, outgoing) at the time of freezing: columns and rows that came
+            later train.
+        whole: the rest of the block, its outer BatchNorm and its shortcut, is held fixed too.
+        fade: steps over which the branch fades to nothing; 0 if it does not.
+    """
 
     name: str
     width: int
     survival: float = 1.0
+    drop: str = "batch"
+    frozen: int = 0
+    held: tuple[int, int, int] = (0, 0, 0)
+    whole: bool = False
+    fade: int = 0
 
     def __post_init__(self) -> None:
         check_count(f"width of {self.name}", self.width)
         check_fraction(f"survival of {self.name}", self.survival)
+        check_choice(f"drop of {self.name}", self.drop, DROPS)
+        check_count(f"frozen of {self.name}", self.frozen, least=0)
+        check_count(f"fade of {self.name}", self.fade, least=0)
+        if self.whole not in (True, False):
+            raise ValueError(f"whole of {self.name} must be true or false, got {self.whole!r}")
+        if not isinstance(self.held, tuple) or len(self.held) != 3:
+            raise ValueError(f"held of {self.name} must be three widths, got {self.held!r}")
+        for size in self.held:
+            check_count(f"held of {self.name}", size, least=0)
+        if not self.frozen <= self.held[1] <= self.width:
+            raise ValueError(
+                f"frozen of {self.name} must be at most its width {self.width} when frozen, got "
+                f"{self.frozen} of {self.held[1]}"
+            )
+
+    def bands(self, layer: int, count: int) -> tuple[tuple[int, int], ...]:
+        """Give what is held of the weight of layer number `layer` of `count`: see nets.held."""
+        incoming, inner, outgoing = self.held
+        if layer == 0:
+            return ((self.frozen, incoming),)
+        if layer == count - 1:
+            return ((outgoing, self.frozen),)
+        return ((self.frozen, inner), (inner - self.frozen, self.frozen))
+
+    def held_on(self, axis: int, count: int) -> int:
+        """Give the channels held on axis 0 (incoming), 1 ... (inner) or `count` (outgoing)."""
+        if 0 < axis < count:
+            return self.frozen
+        return self.held[0 if axis == 0 else 2] if self.whole else 0
+
+    def thawed(self) -> Block:
+        """Give this block with nothing held fixed."""
+        return replace(self, frozen=0, held=(0, 0, 0), whole=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +136,11 @@ class Architecture:
         stem: "cifar" (3x3), "imagenet" (7x7, stride 2, max pooling), "dense" (linear) or "none".
         block: "basic", "bottleneck", "dense" (two linear layers, residual) or "plain" (a hidden
             layer, no residual).
+        activation: "relu", "gelu" or "tanh".
+        dropout: chance in [0, 1) to zero an activation before a block's last layer (Zagoruyko and
+            Komodakis 2016, arXiv 1605.07146, section 2.4).
+        frozen_stem: leading channels of the stem that are held fixed.
+        frozen_head: leading inputs of the head that are held fixed, its bias with them.
 
     Raises:
         ValueError: a field is out of its range, a name is not unique or not like stage1.block1, or
@@ -115,11 +154,19 @@ class Architecture:
     order: str = "post"
     stem: str = "cifar"
     block: str = "basic"
+    activation: str = "relu"
+    dropout: float = 0.0
+    frozen_stem: int = 0
+    frozen_head: int = 0
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, ORDERS)
         check_choice("stem", self.stem, STEMS)
         check_choice("block", self.block, tuple(KERNELS))
+        check_choice("activation", self.activation, ACTIVATIONS)
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not number or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         check_count("classes", self.classes)
         for size in self.image:
             check_count("image", size)
@@ -139,6 +186,7 @@ class Architecture:
         check_count("stem_width", self.stem_width, least=0 if self.stem == "none" else 1)
         if self.block != "plain":
             self._check_streams()
+        self._check_frozen()
 
     def _check_streams(self) -> None:
         incoming = self.stem_width
@@ -150,6 +198,17 @@ class Architecture:
                     f"{stage.width} channels at stride {stage.stride}"
                 )
             incoming = stage.width
+
+    def _check_frozen(self) -> None:
+        for name, block in self.blocks.items():
+            widths = (self.incoming[name], block.width, self.stage_of(name).width)
+            if any(held > width for held, width in zip(block.held, widths)):
+                raise ValueError(f"held of {name} must be at most {widths}, got {block.held}")
+        for part, width in (("stem", self.stem_width), ("head", self.outgoing)):
+            count = getattr(self, f"frozen_{part}")
+            check_count(f"frozen_{part}", count, least=0)
+            if count > width:
+                raise ValueError(f"frozen_{part} must be at most {width}, got {count}")
 
     @cached_property
     def blocks(self) -> Mapping[str, Block]:
@@ -164,6 +223,27 @@ class Architecture:
             for stage in self.stages
             for block in stage.blocks
         }
+
+    @cached_property
+    def incoming(self) -> Mapping[str, int]:
+        """Channels that enter each block."""
+        entering, channels = {}, self.stem_width or self.inputs
+        for stage in self.stages:
+            for block in stage.blocks:
+                entering[block.name] = channels
+                channels = stage.width or block.width
+        return entering
+
+    @property
+    def outgoing(self) -> int:
+        """Channels that enter the head."""
+        last = self.stages[-1]
+        return last.width or last.blocks[-1].width
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a block that adds nothing changes nothing: relu of a relu, or no outer one."""
+        return self.activation == "relu" or (self.order == "pre" and self.block != "plain")
 
     @property
     def inputs(self) -> int:
@@ -194,11 +274,25 @@ class Architecture:
         blocks = tuple(block if old.name == block.name else old for old in stage.blocks)
         return self.with_stage(replace(stage, blocks=blocks))
 
+    def thawed(self) -> Architecture:
+        """Give this architecture with nothing held fixed."""
+        stages = tuple(
+            replace(stage, blocks=tuple(block.thawed() for block in stage.blocks))
+            for stage in self.stages
+        )
+        return replace(self, stages=stages, frozen_stem=0, frozen_head=0)
+
     def to_dict(self) -> dict[str, Any]:
-        """Give plain dicts, lists, numbers and strings, ready for JSON."""
-        data = asdict(self)
+        """Give plain dicts, lists, numbers and strings, ready for JSON.
+
+        What a network rarely has (frozen channels, a fade, dropout) stands there only if it has it.
+        """
+        data = _said(self)
         data["image"] = list(self.image)
-        data["stages"] = [{**stage, "blocks": list(stage["blocks"])} for stage in data["stages"]]
+        data["stages"] = [
+            {**_said(stage), "blocks": [_said(block) for block in stage.blocks]}
+            for stage in self.stages
+        ]
         return data
 
     @classmethod
@@ -212,13 +306,31 @@ class Architecture:
             stages = tuple(
                 _known(
                     Stage,
-                    {**stage, "blocks": tuple(_known(Block, block) for block in stage["blocks"])},
+                    {**stage, "blocks": tuple(map(_block, stage["blocks"]))},
                 )
                 for stage in d["stages"]
             )
             return _known(cls, {**d, "stages": stages, "image": tuple(d["image"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"architecture cannot be read: {error!r}") from None
+
+
+_ALWAYS = ("survival", "stem_width", "order", "stem", "block", "stride", "projection", "births")
+
+
+def _said(part: Any) -> dict[str, Any]:
+    """Give the fields of a dataclass that differ from their default, or always stand."""
+    values = [(field, getattr(part, field.name)) for field in fields(part)]
+    return {
+        field.name: list(value) if isinstance(value, tuple) else value
+        for field, value in values
+        if field.name in _ALWAYS or value != field.default
+    }
+
+
+def _block(values: Mapping[str, Any]) -> Block:
+    held = {"held": tuple(values["held"])} if "held" in values else {}
+    return _known(Block, {**values, **held})
 
 
 def _known(kind: Any, values: Mapping[str, Any]) -> Any:

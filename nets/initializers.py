@@ -25,7 +25,8 @@ def xavier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return (2 * torch.rand(shape, generator=generator) - 1) * bound
 
 
-INITIALIZERS: dict[str, Initializer] = {"he": he, "xavier": xavier}
+INITIALIZERS: dict[str, Initializer] = {"he": he, "xavier": xavier, "net2net": he, "gradmax": he}
+"""By name; net2net and gradmax draw like he where they have nothing to copy or to measure."""
 
 
 def initializer_of(choice: str | Initializer) -> Initializer:

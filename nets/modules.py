@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nets.architecture import KERNELS, Architecture, Block, Stage
+from nets.held import (
+    Bands,
+    HeldBatchNorm1d,
+    HeldBatchNorm2d,
+    hold,
+    split_values,
+)
 from nets.initializers import hash_of
 
 Draw = Tensor
@@ -16,23 +26,69 @@ Draw = Tensor
 """
 
 
-def _layer(incoming: int, outgoing: int, kernel: int, stride: int = 1) -> nn.Module:
-    if kernel == 0:
-        return nn.Linear(incoming, outgoing, bias=False)
-    return nn.Conv2d(incoming, outgoing, kernel, stride, kernel // 2, bias=False)
+class Axis(NamedTuple):
+    """A dimension of weights that edits change as one: its name in the network and its size."""
+
+    name: str
+    size: int
 
 
-def _norm(channels: int, kernel: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kernel else nn.BatchNorm1d(channels)
+def _layer(
+    incoming: Axis,
+    outgoing: Axis,
+    kernel: int,
+    stride: int = 1,
+    held: Bands = (),
+    bias: bool = False,
+) -> nn.Module:
+    layer = (
+        nn.Conv2d(incoming.size, outgoing.size, kernel, stride, kernel // 2, bias=bias)
+        if kernel
+        else nn.Linear(incoming.size, outgoing.size, bias=bias)
+    )
+    hold(layer, "weight", held)
+    if bias:
+        hold(layer, "bias", tuple((rows, 1) for rows, _ in held))
+    layer.axes = (outgoing.name, incoming.name)  # pyright: ignore
+    return layer
 
 
-def uniform(draw: Draw, salt: int) -> Tensor:
+def _norm(channels: Axis, kernel: int, held: int = 0) -> nn.Module:
+    if held:
+        norm = (HeldBatchNorm2d if kernel else HeldBatchNorm1d)(channels.size, held)
+    else:
+        norm = (nn.BatchNorm2d if kernel else nn.BatchNorm1d)(channels.size)
+    norm.axes = (channels.name,)  # pyright: ignore
+    return norm
+
+
+def axes_of(net: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Name the axes of every entry: (rows, columns) of weights, (rows,) of what goes by channel."""
+    found = {}
+    for path, module in net.named_modules():
+        axes = getattr(module, "axes", ())
+        for leaf in ("weight", "bias", "running_mean", "running_var") if axes else ():
+            found[f"{path}.{leaf}"] = axes if leaf == "weight" else axes[:1]
+    return found
+
+
+_ACTIVATIONS = {
+    "relu": partial(functional.relu, inplace=True),
+    "gelu": functional.gelu,
+    "tanh": torch.tanh,
+}
+
+
+def uniform(draw: Draw, salt: int, samples: int | None = None) -> Tensor:
     """Give a number in [0, 1) that depends on (seed, step, salt) alone, without asking the host.
 
-    The mixing steps are those of splitmix64 (Steele et al. 2014) in int64 arithmetic that wraps
-    around.
+    With `samples`, so many numbers, which depend on their place as well. The mixing steps are those
+    of splitmix64 (Steele et al. 2014) in int64 arithmetic that wraps around.
     """
     bits = draw[0] * -7046029254386353131 + draw[1] * -4658895280553007687 + salt
+    if samples is not None:
+        places = torch.arange(1, samples + 1, device=draw.device)
+        bits = bits + places * -7723592293110705685
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
         bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return (bits & ((1 << 53) - 1)).double() / (1 << 53)
@@ -41,85 +97,123 @@ def uniform(draw: Draw, salt: int) -> Tensor:
 class ResidualBlock(nn.Module):
     """Layers with BatchNorm around a shortcut; `survival` is the chance to keep the branch.
 
-    `layers` and `norms` name its children in the order of the forward pass (conv1, bn1, ...).
+    `layers` and `norms` name its children in the order of the forward pass (conv1, bn1, ...). A
+    fading block counts its training forwards in the buffer `fade`.
     """
 
-    def __init__(self, block: Block, stage: Stage, incoming: int, kind: str, order: str) -> None:
+    fade: Tensor
+
+    def __init__(
+        self,
+        block: Block,
+        first: bool,
+        stage: Stage,
+        incoming: Axis,
+        outgoing: Axis,
+        architecture: Architecture,
+    ) -> None:
         super().__init__()
-        first = block.name == stage.blocks[0].name
-        kernels = KERNELS[kind]
-        widths = [incoming, *[block.width] * (len(kernels) - 1), stage.width]
+        kernels = KERNELS[architecture.block]
+        inner = [Axis(f"{block.name}:{i + 1}", block.width) for i in range(len(kernels) - 1)]
+        axes = [incoming, *inner, outgoing]
         stride = stage.stride if first else 1
         strided = kernels.index(3) if 3 in kernels else 0
         prefix = "conv" if kernels[0] else "linear"
-        self.post = order == "post"
+        self.post = architecture.order == "post"
+        self.activation = architecture.activation
         self.layers, self.norms = [], []
+        count = len(kernels)
+        held = [block.held_on(axis, count) for axis in range(count + 1)]
         for index, kernel in enumerate(kernels):
             self.layers.append(f"{prefix}{index + 1}")
             self.norms.append(f"bn{index + 1}")
             layer = _layer(
-                widths[index], widths[index + 1], kernel, stride if index == strided else 1
+                axes[index],
+                axes[index + 1],
+                kernel,
+                stride if index == strided else 1,
+                block.bands(index, count),
             )
             self.add_module(self.layers[-1], layer)
-            self.add_module(
-                self.norms[-1], _norm(widths[index + 1] if self.post else widths[index], kernels[0])
-            )
+            normed = index + self.post
+            self.add_module(self.norms[-1], _norm(axes[normed], kernels[0], held[normed]))
         self.projects = first and stage.projection
         self.shortcut: nn.Module = nn.Identity()
         if self.projects:
-            parts = OrderedDict({prefix: _layer(incoming, stage.width, min(kernels[0], 1), stride)})
+            kernel = min(kernels[0], 1)
+            bands = ((held[-1], held[0]),)
+            parts = OrderedDict({prefix: _layer(incoming, outgoing, kernel, stride, bands)})
             if self.post:
-                parts["bn"] = _norm(stage.width, kernels[0])
+                parts["bn"] = _norm(outgoing, kernel, held[-1])
             self.shortcut = nn.Sequential(parts)
-        self.survival = block.survival
+        self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
+        self.survival, self.drop = block.survival, block.drop
         self.salt = hash_of(block.name)
+        self.steps = block.fade
+        if block.fade:
+            self.register_buffer("fade", torch.tensor(0))
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
+        """Take (N, C, H, W), or (N, C) in a dense net, and give it on the stage's stream."""
+        active = _ACTIVATIONS[self.activation]
         pairs = [
             (getattr(self, layer), getattr(self, norm))
             for layer, norm in zip(self.layers, self.norms)
         ]
+        layer, norm = pairs[-1]
         if self.post:
             y = x
-            for layer, norm in pairs[:-1]:
-                y = functional.relu(norm(layer(y)), inplace=True)
-            layer, norm = pairs[-1]
-            return functional.relu(self.shortcut(x) + self._kept(norm(layer(y)), draw))
-        y = active = functional.relu(pairs[0][1](x), inplace=True)
-        y = pairs[0][0](y)
-        for layer, norm in pairs[1:]:
-            y = layer(functional.relu(norm(y), inplace=True))
-        return self.shortcut(active if self.projects else x) + self._kept(y, draw)
+            for earlier, following in pairs[:-1]:
+                y = active(following(earlier(y)))
+            return active(self.shortcut(x) + self._kept(norm(layer(self.dropout(y))), draw))
+        y = entry = active(pairs[0][1](x))
+        for (earlier, _), (_, following) in pairwise(pairs):
+            y = active(following(earlier(y)))
+        branch = self._kept(layer(self.dropout(y)), draw)
+        return self.shortcut(entry if self.projects else x) + branch
 
     def _kept(self, branch: Tensor, draw: Draw) -> Tensor:
+        if self.steps:
+            if self.training:
+                self.fade += 1
+            branch = branch * (1 - self.fade / self.steps).clamp_min(0).to(branch.dtype)
         if not self.training or self.survival == 1:
             return branch
-        kept = (uniform(draw, self.salt) < self.survival).to(branch.dtype)
-        return branch * (kept / self.survival)
+        samples = len(branch) if self.drop == "row" else None
+        kept = (uniform(draw, self.salt, samples) < self.survival).to(branch.dtype)
+        return branch * (kept.view(-1, *[1] * (branch.dim() - 1)) / self.survival)
 
 
 class PlainBlock(nn.Module):
-    """A hidden layer: linear, then relu."""
+    """A hidden layer: linear, then the activation."""
 
-    def __init__(self, incoming: int, width: int) -> None:
+    def __init__(self, block: Block, incoming: Axis, outgoing: Axis, architecture: Architecture):
         super().__init__()
-        self.linear = nn.Linear(incoming, width)
+        self.linear = _layer(incoming, outgoing, 0, held=block.bands(0, 1), bias=True)
+        self.activation = architecture.activation
+        self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
-        return functional.relu(self.linear(x), inplace=True)
+        """Take (N, incoming) and give (N, width)."""
+        return self.dropout(_ACTIVATIONS[self.activation](self.linear(x)))
 
 
 class Head(nn.Module):
-    """Average pooling and a linear layer, after BatchNorm and relu in pre-activation order."""
+    """Average pooling and a linear layer, after BatchNorm and activation in pre order."""
 
-    def __init__(self, incoming: int, classes: int, kernel: int, normed: bool) -> None:
+    def __init__(self, incoming: Axis, architecture: Architecture) -> None:
         super().__init__()
-        self.bn = _norm(incoming, kernel) if normed else None
-        self.linear = nn.Linear(incoming, classes)
+        frozen, self.activation = architecture.frozen_head, architecture.activation
+        classes = Axis("classes", architecture.classes)
+        normed = architecture.order == "pre"
+        self.bn = _norm(incoming, KERNELS[architecture.block][0], frozen) if normed else None
+        bands = ((classes.size, frozen),) if frozen else ()
+        self.linear = _layer(incoming, classes, 0, held=bands, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take (N, C, H, W) or (N, C) and give (N, classes)."""
         if self.bn is not None:
-            x = functional.relu(self.bn(x), inplace=True)
+            x = _ACTIVATIONS[self.activation](self.bn(x))
         if x.dim() == 4:
             x = x.mean((2, 3))  # (N, C, H, W) -> (N, C)
         return self.linear(x)
@@ -128,52 +222,61 @@ class Head(nn.Module):
 class Network(nn.Module):
     """The network that `architecture` describes: stem, stage1.block1, ..., head.
 
-    The stem's output is its response before the non-linearity; relu and pooling follow it here.
-    Takes (N, *architecture.image), gives (N, classes). The buffer `draw` holds the seed and the
-    number of training forwards, from which stochastic depth draws.
+    The stem's output is its response before the non-linearity; activation and pooling follow it
+    here. Takes (N, *architecture.image), gives (N, classes). The buffer `draw` holds the seed and
+    the number of training forwards, from which stochastic depth draws, together with `rank`, which
+    tells the processes of one run apart.
     """
 
     draw: Tensor
 
-    def __init__(self, architecture: Architecture, seed: int = 0) -> None:
+    def __init__(self, architecture: Architecture, seed: int = 0, rank: int = 0) -> None:
         super().__init__()
         self.architecture = architecture
-        kernel = KERNELS[architecture.block][0]
+        self.rank = rank
         self.post = architecture.order == "post"
-        self.stem = _stem(architecture)
-        incoming = architecture.stem_width or architecture.inputs
+        stream = Axis("stem", architecture.stem_width)
+        if architecture.stem == "none":
+            stream = Axis("image", architecture.inputs)
+        self.stem = _stem(architecture, stream)
         for stage in architecture.stages:
-            blocks = OrderedDict()
+            blocks: OrderedDict[str, nn.Module] = OrderedDict()
+            incoming, outgoing = stream, stream
+            if stage.projection:
+                outgoing = Axis(stage.name, stage.width)
             for block in stage.blocks:
                 name = block.name.split(".")[1]
                 if architecture.block == "plain":
-                    blocks[name], incoming = PlainBlock(incoming, block.width), block.width
+                    outgoing = Axis(f"{block.name}:1", block.width)
+                    blocks[name] = PlainBlock(block, incoming, outgoing, architecture)
                 else:
+                    first = block == stage.blocks[0]
                     blocks[name] = ResidualBlock(
-                        block, stage, incoming, architecture.block, architecture.order
+                        block, first, stage, incoming, outgoing, architecture
                     )
-                    incoming = stage.width
+                incoming = outgoing
+            stream = outgoing
             self.add_module(stage.name, nn.Sequential(blocks))
-        normed = not self.post
-        self.head = Head(incoming, architecture.classes, kernel, normed)
+        self.head = Head(stream, architecture)
         self.register_buffer("draw", torch.tensor([seed, 0], dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take (N, *architecture.image) and give (N, classes)."""
         if self.training:
             self.draw[1] += 1
+        draw = self.draw + (self.rank << 40) if self.rank else self.draw
         x = self.stem(x)
         if self.post and self.architecture.stem != "none":
-            x = functional.relu(x, inplace=True)
+            x = _ACTIVATIONS[self.architecture.activation](x)
         if self.architecture.stem == "imagenet":
             x = functional.max_pool2d(x, 3, 2, 1)
         for block in self.architecture.blocks:
-            x = self.get_submodule(block)(x, self.draw)
+            x = self.get_submodule(block)(x, draw)
         return self.head(x)
 
 
-def _stem(architecture: Architecture) -> nn.Sequential:
+def _stem(architecture: Architecture, outgoing: Axis) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    post, width = architecture.order == "post", architecture.stem_width
     if architecture.stem in ("none", "dense"):
         parts["flatten"] = nn.Flatten()
     if architecture.stem == "none":
@@ -183,9 +286,11 @@ def _stem(architecture: Architecture) -> nn.Sequential:
         "imagenet": ("conv", 7, 2),
         "dense": ("linear", 0, 1),
     }[architecture.stem]
-    parts[name] = _layer(architecture.inputs, width, kernel, stride)
-    if post:
-        parts["bn"] = _norm(width, kernel)
+    incoming, frozen = Axis("image", architecture.inputs), architecture.frozen_stem
+    bands = ((frozen, incoming.size),) if frozen else ()
+    parts[name] = _layer(incoming, outgoing, kernel, stride, bands)
+    if architecture.order == "post":
+        parts["bn"] = _norm(outgoing, kernel, frozen)
     return nn.Sequential(parts)
 
 
@@ -195,11 +300,11 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
     Convolutions and linear layers start from He et al.'s normal distribution, BatchNorm from weight
     1 and bias 0.
     """
-    from nets.carry import carry_values
+    from nets.carry import fresh_values
 
     with torch.device("meta"):
-        network = Network(architecture)
-    values = carry_values({}, network, born=frozenset(), initializer="he", seed=seed)
+        network, whole = Network(architecture), Network(architecture.thawed())
+    values = fresh_values(whole, seed)
     values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
-    network.load_state_dict(values, assign=True)
+    network.load_state_dict(split_values(network, values), assign=True)
     return network

@@ -12,6 +12,9 @@ _IMAGENET = {
     "resnet18": ("basic", (2, 2, 2, 2)),
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+    "wide_resnet50_2": ("bottleneck", (3, 4, 6, 3)),
 }
 
 
@@ -29,19 +32,23 @@ def preset(
     order: str | None = None,
     stem: str | None = None,
     block: str | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
 ) -> Architecture:
     """Give a known architecture.
 
     Args:
         name: `resnet8/14/20/32/44/56/110` (He et al. 2015, section 4.2, with projection shortcuts),
             `wrn-D-K` (Zagoruyko and Komodakis 2016, arXiv 1605.07146: depth D = 6n + 4, widening
-            factor K), `resnet18/34/50` (He et al. 2015, table 1) or `mlp-W` (one hidden layer of W
-            units).
+            factor K), `resnet18/34/50/101/152` (He et al. 2015, table 1, in torchvision's shape),
+            `wide_resnet50_2` (inner width twice as large) or `mlp-W` (one hidden layer of W units).
         classes: outputs.
         image: shape of one input, (channels, height, width); any shape for `mlp-W`.
         order: "post" or "pre"; by default as published ("pre" for wrn, else "post").
         stem: "cifar" or "imagenet"; by default as published.
         block: "basic" or "bottleneck"; by default as published.
+        activation: "relu", "gelu" or "tanh".
+        dropout: chance in [0, 1) to zero an activation inside a block.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones) or an impossible setting.
@@ -54,7 +61,15 @@ def preset(
             raise ValueError(f"order, stem and block do not apply to {name}")
         layer = Block("stage1.block1", int(mlp[1]))
         return Architecture(
-            (Stage("stage1", 0, (layer,), births=1),), classes, image, 0, "post", "none", "plain"
+            (Stage("stage1", 0, (layer,), births=1),),
+            classes,
+            image,
+            0,
+            "post",
+            "none",
+            "plain",
+            activation,
+            dropout,
         )
     if wide and (int(wide[1]) - 4) % 6 == 0 and int(wide[1]) > 4 and int(wide[2]) > 0:
         counts, widths = (
@@ -74,10 +89,11 @@ def preset(
         )
     kind = block or defaults[2]
     expansion = 4 if kind == "bottleneck" else 1
+    inner = 2 if name == "wide_resnet50_2" else 1
     stages, incoming = [], defaults[3]
     for index, (count, width) in enumerate(zip(counts, widths, strict=True), start=1):
         blocks = tuple(
-            Block(f"stage{index}.block{number}", width) for number in range(1, count + 1)
+            Block(f"stage{index}.block{number}", inner * width) for number in range(1, count + 1)
         )
         stride = 1 if index == 1 else 2
         stream = width * expansion
@@ -86,7 +102,15 @@ def preset(
         )
         incoming = stream
     return Architecture(
-        tuple(stages), classes, image, defaults[3], order or defaults[0], stem or defaults[1], kind
+        tuple(stages),
+        classes,
+        image,
+        defaults[3],
+        order or defaults[0],
+        stem or defaults[1],
+        kind,
+        activation,
+        dropout,
     )
 
 
@@ -107,7 +131,7 @@ def seed_of(
     check_fraction("width", width)
     if blocks is not None:
         check_count("blocks", blocks)
-    stages = []
+    stages, architecture = [], architecture.thawed()
     for stage in architecture.stages:
         kept = tuple(
             replace(block, width=max(1, round(block.width * width)))

@@ -1,0 +1,24 @@
+"""Checks of what users give, each a ValueError that names the argument, the range and the value."""
+
+from __future__ import annotations
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise a ValueError that lists the known values unless `value` is one of them."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise a ValueError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raise a ValueError unless `value` is a number above 0 and at most 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")

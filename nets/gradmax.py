@@ -1,0 +1,68 @@
+"""New channels that can lower the loss most (Evci et al. 2022, GradMax, arXiv 2201.05125).
+
+As published, incoming weights are 0 and outgoing ones chosen; under BatchNorm such channels are
+dead for ever. Here the outgoing weights are 0, as for the other initializers, and the incoming rows
+are the directions in which the gradient of the outgoing weights is largest to first order: the top
+right singular vectors of sum(g x^T), over all positions of a probe batch, with x the layer's input
+patch and g the loss's gradient at the output of the next layer.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nets.modules import Network, PlainBlock, axes_of
+from nets.taps import Loss, tap
+
+NORM = 2**0.5
+"""Norm of a new row: the expected one of He et al.'s initialization."""
+
+
+def best_rows(
+    net: Network, block: str, most: int, probe: Any, loss: Loss | None
+) -> dict[str, Tensor]:
+    """Give up to `most` new rows, (rows, inputs, *kernel), for the inner layers of a block.
+
+    Args:
+        net: the network before the edit; it stays as it is.
+        block: the block that is widened.
+        most: new channels; where there are fewer directions, fewer rows are given.
+        probe: (inputs, targets).
+        loss: takes outputs and targets.
+
+    Raises:
+        ValueError: probe, targets or loss are missing.
+    """
+    module = net.get_submodule(block)
+    names = ["linear"] if isinstance(module, PlainBlock) else module.layers
+    paths = [f"{block}.{name}" for name in names]  # pyright: ignore[reportGeneralTypeIssues]
+    if isinstance(module, PlainBlock):
+        axes = axes_of(net)
+        own = axes[f"{paths[0]}.weight"][0]
+        paths += [name.removesuffix(".weight") for name, named in axes.items() if own in named[1:]]
+    ends = [(path, "input") for path in paths[:-1]] + [(path, "output") for path in paths[1:]]
+    seen = tap(net, ends, probe, loss, training=True, wish="initializer gradmax")
+    rows = {}
+    for path, following in pairwise(paths):
+        layer, after = net.get_submodule(path), net.get_submodule(following)
+        patches = _patches(seen[path, "input"][0], layer, after)  # (N, inputs * taps, positions)
+        gradient = seen[following, "output"][1].double()
+        gradient = gradient.reshape(*gradient.shape[:2], -1)  # (N, outputs, positions)
+        cross = torch.einsum("nop,nkp->ok", gradient, patches)
+        directions = torch.linalg.svd(cross, full_matrices=False).Vh[:most]
+        shape = layer.weight.shape[1:]  # pyright: ignore[reportAttributeAccessIssue]
+        rows[f"{path}.weight"] = directions.view(-1, *shape) * NORM  # pyright: ignore
+    return rows
+
+
+def _patches(x: Tensor, layer: nn.Module, after: nn.Module) -> Tensor:
+    """Give what the layer sees at the places that reach the outputs of the layer after it."""
+    if not isinstance(layer, nn.Conv2d) or not isinstance(after, nn.Conv2d):
+        return x.double()[..., None]
+    stride = layer.stride[0] * after.stride[0]
+    return functional.unfold(x.double(), layer.kernel_size[0], 1, int(layer.padding[0]), stride)

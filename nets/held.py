@@ -1,0 +1,234 @@
+"""Layers of which a part is held fixed: what is held is a buffer, so no optimizer can move it.
+
+An entry (a weight, say) that is held in part is split into pieces: buffers NAME_held1, NAME_held2
+and parameters NAME_free1, ..., NAME_free. The layer joins them in its forward pass, and gives them
+joined under its own NAME. An entry that is held as a whole is a buffer under its own NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Bands = tuple[tuple[int, int], ...]
+"""What is held of an entry, from its first row on: (rows, leading columns held in these)."""
+
+
+class Piece(NamedTuple):
+    """A part of an entry: its name in the module, its place in the entry, whether it is held."""
+
+    name: str
+    place: tuple[slice, ...]
+    held: bool
+
+
+def pieces_of(name: str, shape: tuple[int, ...], bands: Bands) -> list[list[Piece]]:
+    """Split an entry: rows of pieces from top to bottom, each from left to right."""
+    columns = shape[1] if len(shape) > 1 else 1
+    rows, start = [], 0
+    for number, (height, width) in enumerate(bands, start=1):
+        here = slice(start, start + height)
+        left, right = slice(0, width), slice(width, columns)
+        row = [
+            Piece(f"{name}_held{number}", (here, left), True),
+            Piece(f"{name}_free{number}", (here, right), False),
+        ]
+        sizes = (width, columns - width)
+        rows.append([piece for piece, size in zip(row, sizes) if size > 0 and height > 0])
+        start += height
+    if start < shape[0]:
+        rows.append([Piece(f"{name}_free", (slice(start, None), slice(0, columns)), False)])
+    rows = [row for row in rows if row]
+    if len(shape) == 1:
+        rows = [[Piece(p.name, p.place[:1], p.held) for p in row] for row in rows]
+    return rows
+
+
+def hold(module: nn.Module, name: str, bands: Bands) -> None:
+    """Turn the bands of a layer's parameter into buffers."""
+    whole = getattr(module, name)
+    rows = pieces_of(name, whole.shape, bands)
+    parts = [piece for row in rows for piece in row]
+    if not any(piece.held for piece in parts):
+        return
+    delattr(module, name)
+    if len(parts) == 1:
+        module.register_buffer(name, whole.detach())
+        return
+    for piece in parts:
+        value = whole.detach()[piece.place].clone()
+        if piece.held:
+            module.register_buffer(piece.name, value)
+        else:
+            module.register_parameter(piece.name, nn.Parameter(value))
+    if type(module) in _JOINING:
+        module.__class__ = _JOINING[type(module)]  # as torch.nn.utils.parametrize does
+    module.pieces = {**getattr(module, "pieces", {}), name: rows}  # pyright: ignore
+
+
+def split_entries(net: nn.Module) -> dict[str, list[Piece]]:
+    """Give the pieces, under their full names, of every entry that is split."""
+    found = {}
+    for path, module in net.named_modules():
+        for name, rows in getattr(module, "pieces", {}).items():
+            found[f"{path}.{name}"] = [
+                piece._replace(name=f"{path}.{piece.name}") for row in rows for piece in row
+            ]
+    return found
+
+
+def join_values(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the values of a state dict of `net` with all split entries joined."""
+    joined = dict(values)
+    for name, pieces in split_entries(net).items():
+        parts = [(joined.pop(piece.name), piece.place) for piece in pieces]
+        shape = [0, 0][: len(parts[0][1])]
+        for part, place in parts:
+            ends = [(where.start or 0) + size for where, size in zip(place, part.shape)]
+            shape = [max(pair) for pair in zip(shape, ends)]
+        whole = parts[0][0].new_zeros((*shape, *parts[0][0].shape[2:]))
+        for part, place in parts:
+            whole[place] = part
+        joined[name] = whole
+    return joined
+
+
+def split_values(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give joined values as the state dict of `net` has them."""
+    split = dict(values)
+    for name, pieces in split_entries(net).items():
+        whole = split.pop(name)
+        split.update({piece.name: whole[piece.place].clone() for piece in pieces})
+    return split
+
+
+def held_entries(net: nn.Module) -> dict[str, Tensor]:
+    """Say of every joined entry of `net` which of its rows and columns are buffers, as bools."""
+    parameters = {name for name, _ in net.named_parameters()}
+    flags = {
+        name: torch.full(value.shape[:2], name not in parameters, device="cpu")
+        for name, value in net.state_dict().items()
+    }
+    return join_values(net, flags)
+
+
+def _joined(module: nn.Module, name: str) -> Any:
+    rows = getattr(module, "pieces", {}).get(name)
+    if rows is None:
+        known = module._parameters if name in module._parameters else module._buffers
+        if name not in known:
+            raise AttributeError(f"{type(module).__name__} has no {name}")
+        return known[name]
+    parts = [[getattr(module, piece.name) for piece in row] for row in rows]
+    bars = [torch.cat(row, 1) if len(row) > 1 else row[0] for row in parts]
+    return torch.cat(bars) if len(bars) > 1 else bars[0]
+
+
+class _Joining:
+    """Gives `weight` and `bias` joined from their pieces."""
+
+    @property
+    def weight(self) -> Any:
+        return _joined(self, "weight")  # pyright: ignore[reportArgumentType]
+
+    @property
+    def bias(self) -> Any:
+        return _joined(self, "bias")  # pyright: ignore[reportArgumentType]
+
+
+class JoiningConv2d(_Joining, nn.Conv2d):
+    """A convolution whose weight is held in part."""
+
+
+class JoiningLinear(_Joining, nn.Linear):
+    """A linear layer whose weight is held in part."""
+
+
+_JOINING: dict[type, type] = {nn.Conv2d: JoiningConv2d, nn.Linear: JoiningLinear}
+
+
+class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):
+    """BatchNorm of which the first `held` channels use and keep their running statistics.
+
+    In training too, as torchvision.ops.FrozenBatchNorm2d does. (Batch statistics in training and
+    held ones in evaluation would make two different networks of one.)
+    """
+
+    def __init__(self, channels: int, held: int) -> None:
+        super().__init__(channels)
+        self.held = held
+        for name in ("weight", "bias"):
+            hold(self, name, ((held, 1),))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, ...)."""
+        mean, variance = self.running_mean, self.running_var
+        assert mean is not None
+        assert variance is not None
+        assert self.momentum is not None
+        if not self.training or self.held == self.num_features:
+            return functional.batch_norm(
+                input, mean, variance, self.weight, self.bias, False, 0.0, self.eps
+            )
+        held = mean[: self.held], variance[: self.held]
+        output, *batch = _PartlyHeld.apply(input, self.weight, self.bias, *held, self.eps)
+        with torch.no_grad():
+            for running, now in zip((mean, variance), batch):
+                running[self.held :].lerp_(now[self.held :].to(running.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        return output
+
+
+class HeldBatchNorm1d(_HeldBatchNorm, nn.BatchNorm1d):
+    """BatchNorm1d of which the first `held` channels use and keep their running statistics."""
+
+
+class HeldBatchNorm2d(_HeldBatchNorm, nn.BatchNorm2d):
+    """BatchNorm2d of which the first `held` channels use and keep their running statistics."""
+
+
+class _PartlyHeld(torch.autograd.Function):
+    """BatchNorm in training with given statistics for the first channels.
+
+    Also gives mean and unbiased variance of the batch, (C,) each. In terms of torch's fused kernels
+    it takes one pass more than BatchNorm; slicing and concatenating the activations takes four.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        held_mean: Tensor,
+        held_variance: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        held, count = len(held_mean), x.numel() // x.shape[1]
+        mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
+        torch.native_batch_norm(x, weight, bias, mean, variance, True, 1.0, eps)
+        biased = variance * ((count - 1) / count)
+        used_mean = torch.cat([held_mean, mean[held:]])
+        used_variance = torch.cat([held_variance, biased[held:]])
+        y = functional.batch_norm(x, used_mean, used_variance, weight, bias, False, 0.0, eps)
+        ctx.held, ctx.eps = held, eps
+        ctx.save_for_backward(x, weight, used_mean, (used_variance + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight, mean, inverse = ctx.saved_tensors
+        gradient, held = gradients[0], ctx.held
+        by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse, True, ctx.eps, [True, True, True]
+        )
+        # where the statistics are given, no gradient goes through them
+        scale = (weight * inverse)[:held].view(1, -1, *[1] * (x.dim() - 2))
+        by_x[:, :held] = gradient[:, :held] * scale.to(gradient.dtype)
+        return by_x, by_weight, by_bias, None, None, None

@@ -1,0 +1,71 @@
+"""New channels as copies of old ones (Chen et al. 2016, Net2Net, arXiv 1511.05641, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nets.carry import Sources, Values
+from nets.held import held_entries
+from nets.initializers import generator_of
+from nets.modules import Network, axes_of
+
+SHARE = 0.3
+"""What a copy takes of its original's outgoing weights. Equal halves would stay alike for ever."""
+
+
+def copy_channels(
+    values: Values, old: Mapping[str, Tensor], sources: Sources, before: Network, seed: int
+) -> None:
+    """Turn the new channels of every axis that has grown into copies, in place.
+
+    A copy has the rows of its original, BatchNorm's entries with them, and takes a share of its
+    outgoing columns; of columns that are held fixed it takes nothing and starts with zeros.
+
+    Args:
+        values: the joined values after an edit that adds channels.
+        old: the joined values before it.
+        sources: where the values come from; running statistics are marked as coming from the
+            original.
+        before: the network before the edit.
+        seed: with the axis it determines which channels are copied.
+    """
+    axes, sizes, held = axes_of(before), _sizes(before, old), held_entries(before)
+    new = _sizes(before, values)
+    originals = {
+        axis: torch.randint(
+            size, (new[axis] - size,), generator=generator_of(seed, "net2net", axis, size)
+        )
+        for axis, size in sizes.items()
+        if new[axis] > size
+    }
+    for name, (axis, *_) in axes.items():
+        if axis in originals and name in values:
+            values[name][sizes[axis] :] = values[name][originals[axis]]
+            if name.endswith(("running_mean", "running_var")):
+                sources[name][0][sizes[axis] :] = originals[axis]
+    for name, named in axes.items():
+        if len(named) == 2 and named[1] in originals:
+            start = sizes[named[1]]
+            for copy, original in enumerate(originals[named[1]].tolist(), start):
+                _share_column(values[name], copy, original, held[name])
+
+
+def _share_column(value: Tensor, copy: int, original: int, held: Tensor) -> None:
+    share = torch.full((len(value),), SHARE, dtype=value.dtype, device=value.device)
+    share[: len(held)][held[:, original].to(share.device)] = 0
+    part = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
+    value[:, copy] = part
+    value[:, original] -= part
+
+
+def _sizes(net: Network, values: Mapping[str, Tensor]) -> dict[str, int]:
+    """Give the size of every axis."""
+    return {
+        axis: size
+        for name, named in axes_of(net).items()
+        if name in values
+        for axis, size in zip(named, values[name].shape)
+    }

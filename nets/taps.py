@@ -1,0 +1,90 @@
+"""One forward and backward pass on a probe batch, with what enters or leaves chosen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+End = tuple[str, str]
+
+
+@contextmanager
+def mode(net: nn.Module, training: bool, survival: float | None = None) -> Iterator[None]:
+    """Put every module into train or eval mode, and back again.
+
+    With `survival`, blocks survive with that chance and dropout is off.
+    """
+    before = {module: module.training for module in net.modules()}
+    chances = {module: module.survival for module in net.modules() if hasattr(module, "survival")}
+    net.train(training)
+    try:
+        for module in before if survival is not None else ():
+            if module in chances:
+                module.survival = survival  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        yield
+    finally:
+        for module, training_before in before.items():
+            module.training = training_before
+        for module, chance in chances.items():
+            module.survival = chance
+
+
+def run_apart(net: nn.Module, inputs: Tensor, training: bool) -> Tensor:
+    """Run the network on a batch and leave it as it was; nothing is dropped."""
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with mode(net, training, survival=1.0):
+        return functional_call(net, buffers, (inputs,))
+
+
+def tap(
+    net: nn.Module,
+    ends: Iterable[End],
+    probe: Any,
+    loss: Loss | None,
+    training: bool,
+    wish: str,
+) -> dict[End, tuple[Tensor, Tensor]]:
+    """Give what passes layers on a probe batch, and the loss's gradient by it.
+
+    Args:
+        net: its buffers, gradients and modes stay as they are.
+        ends: (path of a layer, "input" or "output").
+        probe: (inputs, targets).
+        loss: takes outputs and targets.
+        training: whether BatchNorm uses the batch.
+        wish: what needs this, for the error.
+
+    Raises:
+        ValueError: there is no pair of inputs and targets, or no loss.
+    """
+    if not (isinstance(probe, tuple | list) and len(probe) == 2 and callable(loss)):
+        raise ValueError(f"probe must be (inputs, targets) and loss a function for {wish}")
+    inputs, targets = probe
+    seen: dict[End, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen[path, "input"], seen[path, "output"] = args[0], output
+
+        return hook
+
+    ends = list(ends)
+    paths = {path for path, _ in ends}
+    handles = [net.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+    try:
+        with torch.enable_grad():
+            # the images too, so that there is a gradient behind a frozen part
+            outputs = run_apart(net, inputs.detach().clone().requires_grad_(), training)
+            gradients = torch.autograd.grad(loss(outputs, targets), [seen[end] for end in ends])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {end: (seen[end].detach(), gradient) for end, gradient in zip(ends, gradients)}
