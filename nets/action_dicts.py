@@ -12,19 +12,18 @@ from nets.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
 _KINDS = (Widen, WidenStage, Insert, Remove, Narrow, Freeze, Unfreeze, SetSurvival)
 ACTIONS = {kind.__name__: kind for kind in _KINDS}
 """The actions by name, as they stand in files."""
+_RARE = ("initializer", "reason", "mode", "channels")
+"""Fields that are left out where they have their default."""
 
 
 def action_to_dict(action: Action) -> dict[str, Any]:
     """Give the action as plain data, an initializer function by its name."""
     values = {item.name: getattr(action, item.name) for item in fields(action)}
+    rare = {item.name: item.default for item in fields(action) if item.name in _RARE}
     initializer = values.get("initializer")
     if callable(initializer):
         values["initializer"] = getattr(initializer, "__name__", repr(initializer))
-    kept = {
-        name: value
-        for name, value in values.items()
-        if name not in ("initializer", "reason") or value
-    }
+    kept = {name: value for name, value in values.items() if rare.get(name, ...) != value}
     return {"action": type(action).__name__, **kept}
 
 

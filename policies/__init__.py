@@ -15,11 +15,13 @@ from policies.base import (
     widen,
 )
 from policies.depth import StochasticDepth
+from policies.grow_and_prune import GrowAndPrune
 from policies.plateau import Plateau
 from policies.scheduled import Never, Periodic, RandomSite
 from policies.statistic import LayerStatistic
 
 __all__ = [
+    "GrowAndPrune",
     "LayerStatistic",
     "Never",
     "Periodic",

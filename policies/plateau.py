@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis import Record
-from nets import Action, Architecture, Insert, Widen, cost
+from nets import Action, Architecture, Freeze, Insert, Unfreeze, Widen, cost
 from nets.architecture import Stage, check_choice, check_count, check_fraction
-from policies.base import History, Policy, flat, largest_by, largest_width, room, stalled
+from policies.base import (
+    History,
+    Policy,
+    flat,
+    largest_by,
+    largest_width,
+    room,
+    since_growth,
+    stalled,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,11 @@ class Plateau(Policy):
             `window`.
         window: records of the slope test, at least 3.
         share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
+        freeze: hold what existed fixed when the net grows (the thesis, section 4.2). New channels
+            and blocks train.
+        thaw_after: records after a growth at which all trains again; None for never.
+        thaw_at: fraction of the budget at which all trains again and nothing is frozen any more;
+            None for never.
     """
 
     patience: int = 2
@@ -35,6 +49,9 @@ class Plateau(Policy):
     when: str = "stall"
     window: int = 4
     share: float = 0.25
+    freeze: bool = False
+    thaw_after: int | None = None
+    thaw_at: float | None = None
 
     def __post_init__(self) -> None:
         check_count("patience", self.patience)
@@ -43,8 +60,25 @@ class Plateau(Policy):
         check_choice("when", self.when, ("stall", "slope"))
         check_count("window", self.window, least=3)
         check_fraction("share", self.share)
+        if self.thaw_after is not None:
+            check_count("thaw_after", self.thaw_after)
+        if self.thaw_at is not None:
+            check_fraction("thaw_at", self.thaw_at)
 
     def decide(self, history: History) -> Sequence[Action]:
+        grown = self._growth(history)
+        record = history[-1]
+        late = self.thaw_at is not None and record.spent >= self.thaw_at
+        if grown and self.freeze and not late:
+            reason = "what existed is held when the net grows"
+            return [*(Freeze(part, reason=reason) for part in _parts(record.architecture)), *grown]
+        rested = self.thaw_after is not None and len(since_growth(history)) >= self.thaw_after
+        if (late or rested) and record.architecture != record.architecture.thawed():
+            reason = "the end is near" if late else f"{self.thaw_after} records after growth"
+            return [*(Unfreeze(p, reason=reason) for p in _parts(record.architecture)), *grown]
+        return grown
+
+    def _growth(self, history: History) -> list[Action]:
         if self.when == "slope":
             ready, reason = (
                 flat(history, self.window),
@@ -54,6 +88,11 @@ class Plateau(Policy):
             ready = stalled(history, self.patience, self.min_delta)
             reason = f"no better validation loss in {self.patience} records"
         return whole(history[-1], self.share, reason) if ready else []
+
+
+def _parts(architecture: Architecture) -> list[str]:
+    stem = [] if architecture.stem == "none" else ["stem"]
+    return [*stem, *(stage.name for stage in architecture.stages), "head"]
 
 
 def whole(record: Record, share: float, reason: str = "") -> list[Action]:

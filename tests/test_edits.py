@@ -99,8 +99,10 @@ def moved(old, new, inputs, modes) -> float:
 def train(net, optimizer, probe, steps=1) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
-        functional.cross_entropy(net.train()(probe[0]), probe[1]).backward()
-        optimizer.step()
+        loss = functional.cross_entropy(net.train()(probe[0]), probe[1])
+        if loss.requires_grad:  # unless all of it is frozen
+            loss.backward()
+            optimizer.step()
 
 
 def run_sequence(seed: int) -> float:
