@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nets.carry import Sources, Values
 from nets.held import held_entries
@@ -22,7 +23,9 @@ def copy_channels(
     """Turn the new channels of every axis that has grown into copies, in place.
 
     A copy has the rows of its original, BatchNorm's entries with them, and takes a share of its
-    outgoing columns; of columns that are held fixed it takes nothing and starts with zeros.
+    outgoing columns. Of columns that are held fixed it takes nothing and starts with zeros; so it
+    does if the original's BatchNorm entries are held, because its own follow the batch. Channels
+    that are not held are copied where there are any.
 
     Args:
         values: the joined values after an edit that adds channels.
@@ -33,14 +36,13 @@ def copy_channels(
         seed: with the axis it determines which channels are copied.
     """
     axes, sizes, held = axes_of(before), _sizes(before, old), held_entries(before)
-    new = _sizes(before, values)
-    originals = {
-        axis: torch.randint(
-            size, (new[axis] - size,), generator=generator_of(seed, "net2net", axis, size)
-        )
-        for axis, size in sizes.items()
-        if new[axis] > size
-    }
+    new, fixed = _sizes(before, values), _held_channels(before)
+    originals = {}
+    for axis, size in sizes.items():
+        first = fixed.get(axis, 0) if fixed.get(axis, 0) < size else 0
+        draw = generator_of(seed, "net2net", axis, size)
+        if new[axis] > size:
+            originals[axis] = torch.randint(first, size, (new[axis] - size,), generator=draw)
     for name, (axis, *_) in axes.items():
         if axis in originals and name in values:
             values[name][sizes[axis] :] = values[name][originals[axis]]
@@ -50,15 +52,26 @@ def copy_channels(
         if len(named) == 2 and named[1] in originals:
             start = sizes[named[1]]
             for copy, original in enumerate(originals[named[1]].tolist(), start):
-                _share_column(values[name], copy, original, held[name])
+                share = 0.0 if original < fixed.get(named[1], 0) else SHARE
+                _share_column(values[name], copy, original, held[name], share)
 
 
-def _share_column(value: Tensor, copy: int, original: int, held: Tensor) -> None:
-    share = torch.full((len(value),), SHARE, dtype=value.dtype, device=value.device)
+def _share_column(value: Tensor, copy: int, original: int, held: Tensor, part: float) -> None:
+    share = torch.full((len(value),), part, dtype=value.dtype, device=value.device)
     share[: len(held)][held[:, original].to(share.device)] = 0
-    part = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
-    value[:, copy] = part
-    value[:, original] -= part
+    taken = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
+    value[:, copy] = taken
+    value[:, original] -= taken
+
+
+def _held_channels(net: Network) -> dict[str, int]:
+    """Give, by axis, how many channels have BatchNorm entries that are held fixed."""
+    found: dict[str, int] = {}
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            (axis,) = module.axes  # pyright: ignore[reportGeneralTypeIssues]
+            found[axis] = max(found.get(axis, 0), getattr(module, "held", 0))
+    return found
 
 
 def _sizes(net: Network, values: Mapping[str, Tensor]) -> dict[str, int]:
