@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from analysis import Record
-from nets import Action, Architecture, Cost, cost
+from nets import Action, Architecture, Cost, Freeze, Unfreeze, cost, train_flops
 from nets.actions import adds_capacity
 from policies import Policy
 from policies.base import History
@@ -36,11 +36,25 @@ def judge(
     """Try the actions one after the other; one that is refused leaves the rest to be tried.
 
     Refused is what the architecture does not accept, what would cost more than the limit, and,
-    unless `may_grow`, whatever adds capacity.
+    unless `may_grow`, whatever adds capacity. If nothing of a growth is accepted, what was to be
+    frozen for it is refused too; so is what would leave nothing that trains.
     """
+    verdict = _judge(architecture, decided, limit, may_grow)
+    if any(map(adds_capacity, decided)) and not any(map(adds_capacity, verdict.applied)):
+        frozen = [action for action in verdict.applied if isinstance(action, Freeze)]
+        rest = [action for action in decided if action not in frozen]
+        verdict = _judge(architecture, rest, limit, may_grow)
+        refused = [(action, "nothing grew that it was to make room for") for action in frozen]
+        verdict = replace(verdict, refused=(*refused, *verdict.refused))
+    return replace(verdict, decided=tuple(decided))
+
+
+def _judge(
+    architecture: Architecture, decided: Sequence[Action], limit: Cost, may_grow: bool
+) -> Verdict:
     applied: list[Action] = []
     refused: list[tuple[Action, str]] = []
-    for action in decided:
+    for index, action in enumerate(decided):
         if adds_capacity(action) and not may_grow:
             refused.append((action, "no growth after grow_until"))
             continue
@@ -48,6 +62,9 @@ def judge(
             after = architecture.apply(action)
         except ValueError as error:
             refused.append((action, str(error)))
+            continue
+        if isinstance(action, Freeze) and not _trains(after, decided[index + 1 :]):
+            refused.append((action, "nothing would train any more"))
             continue
         total = cost(after)
         above = total.flops > limit.flops or total.parameters > limit.parameters
@@ -57,6 +74,14 @@ def judge(
         applied.append(action)
         architecture = after
     return Verdict(tuple(decided), tuple(applied), tuple(refused))
+
+
+def _trains(architecture: Architecture, following: Sequence[Action]) -> bool:
+    """Say whether something trains, or will after an action that follows."""
+    if any(adds_capacity(action) or isinstance(action, Unfreeze) for action in following):
+        return True
+    total = cost(architecture).flops
+    return train_flops(architecture) > total
 
 
 def replay(policy: Policy, history: History) -> Iterator[tuple[Record, tuple[Action, ...]]]:
