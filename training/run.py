@@ -72,7 +72,6 @@ class Run:
 
     def save(self, name: str = "checkpoint.pt") -> None:
         """Write the state to a file of the run folder; all processes call it, rank 0 writes."""
-        ranks.share_buffers(self.ema)
         window = ranks.total(self.window)
         if ranks.rank() > 0:
             return

@@ -158,8 +158,9 @@ def evaluate(
     if ranks.size() > 1:
         images = images.take(torch.arange(ranks.rank(), len(images), ranks.size()))
     sums = torch.zeros(3, dtype=torch.float64, device=precision.device)
+    batches = evaluation_batches(images, mean, std, precision.device) if len(images) else ()
     with mode(net, training=False):
-        for inputs, targets in evaluation_batches(images, mean, std, precision.device):
+        for inputs, targets in batches:
             with precision.autocast():
                 outputs = net(inputs)
             sums += _sums(loss(_at_least_float32(outputs), targets), outputs, targets)
