@@ -92,6 +92,10 @@ def _train(chosen: Namespace) -> int:
 def _compare(chosen: Namespace) -> int:
     from training.comparison import compare
     from training.interrupts import Interrupted
+    from training.ranks import started
+
+    if started() > 1:
+        raise ValueError(f"compare must run in 1 process (torchrun is for train), got {started()}")
 
     settings = _settings(Compare, chosen)
     try:

@@ -56,9 +56,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
     def grown(net: Any, *rest: Any, **options: Any) -> Any:
         result = grow(net, *rest, **options)
-        after = 4 if options["ema"] else 3
-        forwards = 2 * cost(net.architecture).flops
-        forwards += after * cost(result.network.architecture).flops
+        forwards = 2 * cost(net.architecture).flops + 3 * cost(result.network.architecture).flops
         log.total += CHECKED * forwards
         return result
 

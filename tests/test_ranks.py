@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ def as_rank(rank: int, count: int, port: int, function: Callable[..., None], *gi
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "t"}
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     function(*given)
 
 
@@ -231,7 +233,10 @@ def run_until(arguments: list[str], number: int, only: int | None = None, count:
         step(*values)
 
     training.loop.train_step = stepped
-    sys.exit(run.main(arguments))
+    code = run.main(arguments)
+    threads = {path.read_text() for path in Path("/proc/self/task").glob("*/comm")}
+    assert not any("gloo" in name for name in threads)  # they abort a process that ends before them
+    sys.exit(code)
 
 
 def ending(folder: Path) -> tuple[Any, ...]:
@@ -273,11 +278,20 @@ def test_what_one_process_refuses_all_refuse(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_comparison_runs_in_one_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "t")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run.main(["compare", "--out", str(tmp_path / "none")]) == 2
+    assert "compare must run in 1 process (torchrun is for train), got 2" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_torchrun(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     words += [str(ROOT / "run.py"), *command(tmp_path / "two", "--final")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     given = {"net": "resnet8", "epochs": 0.25, "records": 6, "batch_size": 32, "observe_every": 3}
     alone = Train(**given, policy=Periodic(), device="cpu", precision="float32", out=str(tmp_path))
     alone = replace(alone, accumulate=2, final=True)

@@ -107,6 +107,6 @@ def network_of(state: dict[str, Any], path: Path, part: str = "weights") -> Netw
         net.load_state_dict(state[part], assign=True)
     except (RuntimeError, KeyError, TypeError, AttributeError):
         raise ValueError(
-            f"checkpoint {path}: its {part} are not those of its architecture"
+            f"checkpoint {path}: its weights are not those of its architecture"
         ) from None
     return net

@@ -7,8 +7,10 @@ everything here gives back what it is given.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from os import environ
 from typing import Any, TypeVar
 
@@ -20,6 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from nets import Network
 
 T = TypeVar("T")
+_BUFFERS = "forward_sync_buffers"
+if _BUFFERS not in signature(DistributedDataParallel).parameters:
+    _BUFFERS = "broadcast_buffers"  # its name in older versions
+
+
+def started() -> int:
+    """Give the number of processes that torchrun has started for this run, 1 without it."""
+    return int(environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
 @contextmanager
@@ -29,7 +39,7 @@ def joined() -> Iterator[bool]:
     gloo carries what lies on the CPU, nccl what lies on GPUs; each process takes the GPU of its
     local rank.
     """
-    if not dist.is_torchelastic_launched() or environ["WORLD_SIZE"] == "1":
+    if started() == 1:
         yield True
         return
     if torch.cuda.is_available():
@@ -38,6 +48,9 @@ def joined() -> Iterator[bool]:
     try:
         yield rank() == 0
     finally:
+        # A wrapped network in a cycle would keep the group, whose threads abort a process that
+        # ends before them.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -100,7 +113,7 @@ def wrapped(net: Network) -> nn.Module:
     training nothing depends on running statistics.
     """
     net.rank = rank()  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    return net if size() == 1 else DistributedDataParallel(net, broadcast_buffers=False)
+    return net if size() == 1 else DistributedDataParallel(net, **{_BUFFERS: False})
 
 
 def apart(model: nn.Module) -> AbstractContextManager[Any]:
