@@ -631,7 +631,8 @@ def test_a_wrapped_or_compiled_net_is_refused_with_advice():
 def test_an_unknown_initializer_lists_the_known_ones(initializer):
     net = build(architecture_of("basic"))
     with pytest.raises(
-        ValueError, match="initializer must be one of he, xavier, net2net, gradmax, or a function; got"
+        ValueError,
+        match="initializer must be one of he, xavier, net2net, gradmax, or a function; got",
     ):
         grow(net, ACTIONS, initializer=initializer)
 

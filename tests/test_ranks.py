@@ -23,7 +23,7 @@ from torch import Tensor
 import run
 import training.loop
 from analysis import read_history
-from nets import Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
+from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
 from training import ranks
 from training.data import Augment, Batches
@@ -38,7 +38,8 @@ LOSS = LOSSES["classification"]
 ACTIONS = {
     5: [Widen("stage1.block1", 3)],
     10: [Insert("stage2.block1", 4), Widen("stage3.block1", 2)],
-    15: [WidenStage("stage2", 4)],
+    14: [WidenStage("stage2", 4)],
+    16: [Freeze("stem"), Freeze("stage1.block1", 4), Freeze("stage2.block1")],
 }
 """By the step after which they are taken."""
 

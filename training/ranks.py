@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from nets import Network
 
 T = TypeVar("T")
-_BUFFERS = "forward_sync_buffers"
-if _BUFFERS not in signature(DistributedDataParallel).parameters:
-    _BUFFERS = "broadcast_buffers"  # its name in older versions
+_SYNC = "forward_sync_buffers"
+if _SYNC not in signature(DistributedDataParallel).parameters:
+    _SYNC = "broadcast_buffers"  # its name in older versions
+_APART: dict[str, Any] = {_SYNC: False}
 
 
 def started() -> int:
@@ -109,11 +110,11 @@ def share_buffers(*nets: nn.Module | None) -> None:
 def wrapped(net: Network) -> nn.Module:
     """Give the network in the form whose gradients are means over all processes.
 
-    Buffers go their own ways between records, at which `share_buffers` makes them rank 0's: in
-    training nothing depends on running statistics.
+    Running statistics go their own ways until `share_buffers` makes them rank 0's: in training
+    nothing depends on them but what is frozen, and then they are held.
     """
-    net.rank = rank()  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    return net if size() == 1 else DistributedDataParallel(net, **{_BUFFERS: False})
+    net.rank = rank()
+    return net if size() == 1 else DistributedDataParallel(net, **_APART)
 
 
 def apart(model: nn.Module) -> AbstractContextManager[Any]:
