@@ -49,7 +49,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return call
 
-    monkeypatch.setattr("training.run.BACKEND", counting)
+    monkeypatch.setattr("training.model.BACKEND", counting)
     yield counts
     torch._dynamo.reset()
 

@@ -28,6 +28,7 @@ from policies import Periodic
 from training import ranks
 from training.data import Augment, Batches
 from training.loop import train
+from training.model import wrapped
 from training.settings import Train
 from training.sources import Images
 from training.step import LOSSES, Precision, evaluate, make_optimizer, train_step
@@ -99,7 +100,7 @@ def copies(values: Any) -> dict[str, Tensor]:
 def train_a_part(folder: Path, accumulate: int) -> None:
     with ranks.joined():
         net, optimizer = start()
-        model, batches = ranks.wrapped(net), batches_of(ranks.rank(), ranks.size())
+        model, batches = wrapped(net), batches_of(ranks.rank(), ranks.size())
         window, seen = torch.zeros(3, dtype=torch.float64), []
         for step in range(20):
             inputs, targets = batches.batch(*divmod(step, batches.per_epoch))
@@ -110,7 +111,7 @@ def train_a_part(folder: Path, accumulate: int) -> None:
                 ranks.share_buffers(net)
                 after = grown(net, optimizer, step + 1)
                 net, optimizer = after.network, after.optimizer
-                model = ranks.wrapped(net)
+                model = wrapped(net)
         own = copies(net.named_buffers())
         ranks.share_buffers(net)
         done = {"seen": seen, "own": own, "shared": copies(net.named_buffers())}

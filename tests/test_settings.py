@@ -41,6 +41,10 @@ REFUSED = [
     ("grow_until", 2, "grow_until must be from 0 to 1, got 2"),
     ("grow_until", nan, "grow_until must be from 0 to 1, got nan"),
     ("batch_size", 1, "batch_size must be at least 2, got 1"),
+    ("accumulate", 0, "accumulate must be at least 1, got 0"),
+    ("accumulate", 65, "batch_size must be at least 130, got 128"),
+    ("ema", 1, "ema must be at least 0 and below 1, got 1"),
+    ("ema", nan, "ema must be at least 0 and below 1, got nan"),
     ("observe_every", 0, "observe_every must be at least 1, got 0"),
     ("records", 0, "records must be at least 1, got 0"),
     ("records", 2.5, "records must be an integer"),
@@ -101,6 +105,7 @@ def test_a_start_out_of_its_range_is_refused(values, message):
         (Train(), 0.1),
         (Train(optimizer="adam"), 0.001),
         (Train(optimizer="adamw"), 0.001),
+        (Train(optimizer="rmsprop"), 0.001),
         (Train(optimizer="adamw", lr=0.5), 0.5),
     ],
 )

@@ -16,7 +16,8 @@ from training.budget import learning_rate
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
-from training.run import CHECKED, Run, model_of, open_run
+from training.model import model_of
+from training.run import CHECKED, Run, open_run
 from training.settings import Train
 from training.step import average, evaluate, means_of, train_step
 from training.summary import finish, finished

@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from inspect import signature
+from contextlib import contextmanager
 from os import environ
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from nets import Network
 
 T = TypeVar("T")
-_SYNC = "forward_sync_buffers"
-if _SYNC not in signature(DistributedDataParallel).parameters:
-    _SYNC = "broadcast_buffers"  # its name in older versions
-_APART: dict[str, Any] = {_SYNC: False}
 
 
 def started() -> int:
@@ -105,19 +97,3 @@ def share_buffers(*nets: nn.Module | None) -> None:
         for net in filter(None, nets):
             for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
-
-
-def wrapped(net: Network) -> nn.Module:
-    """Give the network in the form whose gradients are means over all processes.
-
-    Running statistics go their own ways until `share_buffers` makes them rank 0's: in training
-    nothing depends on them but what is frozen, and then they are held.
-    """
-    net.rank = rank()
-    return net if size() == 1 else DistributedDataParallel(net, **_APART)
-
-
-def apart(model: nn.Module) -> AbstractContextManager[Any]:
-    """Give a context in which gradients are summed on their own process, for a later backward."""
-    no_sync = getattr(model, "no_sync", None)  # also that of a DDP network inside a compiled one
-    return no_sync() if no_sync else nullcontext()

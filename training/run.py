@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,20 @@ from torch import Tensor, nn
 from analysis import Observer, Record, read_history
 from analysis.board import Board
 from nets import Architecture, Cost, Network, build, cost
+from nets.checks import check_count
 from nets.initializers import generator_of
 from training import ranks
 from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
 from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
 from training.folder import binding, claim, cut_back
+from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.step import LOSSES, Loss, Precision, make_optimizer
 
 PROBE = 128
 """Training images of the probe batch; growth is checked on the first CHECKED of them."""
 CHECKED = 32
-BACKEND = "inductor"
-"""Of torch.compile."""
 
 
 @dataclass
@@ -110,6 +109,8 @@ def ground_of(settings: Train) -> Ground:
         ValueError: the data or the settings cannot be used.
     """
     precision = Precision.of(settings)
+    least = 2 * settings.accumulate * ranks.size()  # BatchNorm needs two images
+    check_count("batch_size", settings.batch_size, least)
     splits = load(settings.data, settings.data_dir)
     limit = settings.limit(splits.classes, splits.image)
     first = settings.first(limit)
@@ -174,19 +175,6 @@ def open_run(settings: Train) -> Run:
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
         board=Board(folder, purge_step=progress.step + 1) if ranks.rank() == 0 else None,
     )
-
-
-def model_of(net: Network, settings: Train) -> nn.Module:
-    """Give the network in the form that training steps call; once after every growth."""
-    model = ranks.wrapped(net)
-    if not settings.compile:
-        return model
-    # What was compiled for the nets before it counts towards the limit of recompilations.
-    torch._dynamo.reset()
-    # A run's own: a file cut short by a kill would break the runs that share it.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.folder.absolute() / "compiled")
-    compiled: Any = torch.compile(model, backend=BACKEND)
-    return compiled
 
 
 def _restore(

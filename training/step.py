@@ -13,6 +13,7 @@ from torch.nn import functional
 from nets.growth import mode
 from training import ranks
 from training.data import evaluation_batches
+from training.model import apart
 from training.settings import Common
 from training.sources import Images
 
@@ -104,7 +105,7 @@ def train_step(
     optimizer.zero_grad()
     parts = zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate))
     for number, (images, wanted) in enumerate(parts, start=1):
-        with nullcontext() if number == accumulate else ranks.apart(net):
+        with nullcontext() if number == accumulate else apart(net):
             with precision.autocast():
                 outputs = net(images)
             value = loss(_at_least_float32(outputs), wanted)
