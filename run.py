@@ -43,8 +43,14 @@ def _settings(kind: Callable[..., Any], chosen: Namespace) -> Any:
 
 
 @contextmanager
-def _reporting():
-    """Give (say, advance): a progress bar on a terminal, plain lines otherwise."""
+def _reporting(first: bool = True):
+    """Give (say, advance): a progress bar on a terminal, plain lines otherwise.
+
+    Of several processes that train one network the first alone reports.
+    """
+    if not first:
+        yield lambda line: None, None
+        return
     if not sys.stdout.isatty():
         yield lambda line: print(line, flush=True), None
         return
@@ -63,14 +69,19 @@ def _train(chosen: Namespace) -> int:
     from analysis.tables import result_of
     from training.interrupts import Interrupted
     from training.loop import train
+    from training.ranks import joined
 
     settings = _settings(Train, chosen)
-    try:
-        with _reporting() as (say, advance):
-            summary = train(settings, say, advance)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.code
+    with joined() as first:
+        try:
+            with _reporting(first) as (say, advance):
+                summary = train(settings, say, advance)
+        except Interrupted as stop:
+            if first:
+                print(stop, file=sys.stderr)
+            return stop.code
+    if not first:
+        return 0
     print(f"validation {result_of(summary)}, {summary['parameters']:,} parameters")
     if summary["test_accuracy"] is not None:
         print(f"test accuracy {summary['test_accuracy']:.2%}")
@@ -81,6 +92,10 @@ def _train(chosen: Namespace) -> int:
 def _compare(chosen: Namespace) -> int:
     from training.comparison import compare
     from training.interrupts import Interrupted
+    from training.ranks import started
+
+    if started() > 1:
+        raise ValueError(f"compare must run in 1 process (torchrun is for train), got {started()}")
 
     settings = _settings(Compare, chosen)
     try:

@@ -1,5 +1,7 @@
 """What only a GPU can show."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,16 +9,19 @@ from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of
 from training.data import Augment, Batches, channel_statistics, load
 from training.settings import Common
-from training.step import LOSSES, Precision, make_optimizer, train_step
+from training.step import LOSSES, Precision, average, make_optimizer, train_step
 
 pytestmark = pytest.mark.gpu
 
 
-def test_a_step_with_the_observer_on_never_waits_for_the_host():
-    precision = Precision.of(Common(device="cuda"))
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_a_step_with_observer_and_average_never_waits_for_the_host(precision):
+    precision = Precision.of(Common(device="cuda", precision=precision))
+    scaler = precision.scaler()
     images = load("digits").train
     batches = Batches(images, 64, 0, "cuda", Augment(pad=1), *channel_statistics(images))
     net = build(seed_of(preset("resnet8", image=(1, 8, 8)))).to("cuda")
+    ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = make_optimizer(net, Common())
     window = torch.zeros(3, dtype=torch.float64, device="cuda")
     loss = LOSSES["classification"]
@@ -26,7 +31,8 @@ def test_a_step_with_the_observer_on_never_waits_for_the_host():
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 batch = batches.batch(0, position)
-                train_step(net, optimizer, *batch, loss, precision, window)
+                train_step(net, optimizer, *batch, loss, precision, window, 2, scaler)
+                average(ema, net, 0.999, position + 1)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         assert observer.readings()["stem"].response_std

@@ -221,6 +221,35 @@ def test_metrics_have_a_row_for_every_record(tmp_path):
     assert all(float(row["images_per_second"]) > 0 for row in rows)
 
 
+def test_the_average_of_the_weights_is_judged_at_every_record_and_grows_along(tmp_path):
+    summary = train(small(tmp_path), quiet)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len({row["ema_validation_loss"] for row in rows}) == len(rows) == 8
+    assert all(row["ema_validation_loss"] != row["validation_loss"] for row in rows)
+    for name in ("ema_validation_loss", "ema_validation_accuracy"):
+        assert summary[name] == float(rows[-1][name])
+    weights, averages = state["weights"], state["ema"]
+    shapes = [{name: value.shape for name, value in one.items()} for one in (weights, averages)]
+    assert shapes[0] == shapes[1]
+    assert not torch.equal(
+        weights["stage3.block2.conv1.weight"], averages["stage3.block2.conv1.weight"]
+    )
+
+
+def test_a_run_without_an_average_is_the_same_but_for_it(tmp_path):
+    with_it = train(small(tmp_path / "with"), quiet)
+    without = train(small(tmp_path / "without", ema=0), quiet)
+    texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("with", "without")]
+    assert texts[0] == texts[1]
+    assert same(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
+    assert with_it.keys() - without.keys() == {"ema_validation_loss", "ema_validation_accuracy"}
+    assert torch.load(tmp_path / "without" / "checkpoint.pt")["ema"] is None
+    with (tmp_path / "without" / "metrics.csv").open(newline="") as file:
+        assert {row["ema_validation_loss"] for row in csv.DictReader(file)} == {""}
+
+
 def test_the_sine_is_learned_as_a_regression_and_has_no_accuracy(tmp_path):
     settings = small(tmp_path, data="sine", net="mlp-40", policy=Periodic(), epochs=20)
     summary = train(replace(settings, final=True, optimizer="adam", lr=0.03), quiet)
@@ -267,7 +296,8 @@ def test_the_test_set_is_read_once_and_only_if_asked_for(tmp_path, monkeypatch):
     evaluate = training.summary.evaluate
 
     def evaluated(net: Any, images: Any, *rest: Any) -> Any:
-        read.append(len(images))
+        if len(images) != 143:  # the average of the weights is judged on the validation split
+            read.append(len(images))
         return evaluate(net, images, *rest)
 
     monkeypatch.setattr(training.summary, "evaluate", evaluated)

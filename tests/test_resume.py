@@ -272,6 +272,12 @@ CRASHED = [
         20,
     ),
     ({"precision": "bf16", "policy": Never(), "momentum": 0.0}, "training.loop.train_step", 7),
+    (
+        {"precision": "fp16", "optimizer": "rmsprop", "accumulate": 3},
+        "training.loop.train_step",
+        14,
+    ),
+    ({"ema": 0.0}, "training.loop.train_step", 14),
     ({"observe_every": 100, "budget": "epochs", "epochs": 1.1}, "training.loop.train_step", 43),
     ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.loop.train_step", 40),
 ]
@@ -375,6 +381,7 @@ def of_another_net(state: dict[str, Any]) -> None:
     "change",
     [
         *(without(part) for part in ("architecture", "weights", "optimizer", "generator")),
+        *(without(part) for part in ("ema", "scaler")),
         *(without(part) for part in ("observer", "window", "progress", "identity")),
         of_another_net,
         lambda state: state["optimizer"]["groups"][0]["params"].append("stage9.conv1.weight"),

@@ -19,7 +19,9 @@ from training.settings import Train
 from training.sources import Images
 from training.step import (
     LOSSES,
+    UNSCALED,
     Precision,
+    average,
     evaluate,
     make_optimizer,
     means_of,
@@ -28,7 +30,7 @@ from training.step import (
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))
-CPU = Precision(torch.device("cpu"), bf16=False)
+CPU = Precision(torch.device("cpu"), torch.float32)
 MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
 
 
@@ -47,7 +49,8 @@ def zeros(device: str = "cpu") -> torch.Tensor:
     return torch.zeros(3, dtype=torch.float64, device=device)
 
 
-def test_a_step_with_its_observer_reads_nothing_from_the_device():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_with_observer_and_average_reads_nothing_from_the_device(accumulate):
     """On the meta device every read on the host raises."""
     with torch.device("meta"):
         net = Network(SMALL)
@@ -65,10 +68,13 @@ def test_a_step_with_its_observer_reads_nothing_from_the_device():
         net.parameters(), 0.1, momentum=0.9
     )  # fused ones refuse the meta device
     observer = Observer(net, optimizer)
-    settings = Train(net="resnet8", batch_size=8)
+    settings = Train(net="resnet8", batch_size=8, accumulate=accumulate)
     run: Any = SimpleNamespace(
         net=net,
+        model=net,
+        ema=copy.deepcopy(net).requires_grad_(False),
         optimizer=optimizer,
+        scaler=UNSCALED,
         batches=batches,
         settings=settings,
         progress=Progress(),
@@ -160,6 +166,7 @@ def test_evaluation_of_a_regression_has_no_accuracy():
         ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "fused": True}),
         ("adam", {"lr": 0.001, "fused": True}),
         ("adamw", {"lr": 0.001, "fused": True}),
+        ("rmsprop", {"lr": 0.001, "foreach": True}),
     ],
 )
 def test_weights_decay_and_batchnorm_and_biases_do_not(optimizer, options):
@@ -193,12 +200,14 @@ def test_a_device_that_cannot_train_is_refused(name):
 
 def test_precision_is_what_is_asked_for():
     assert Precision.of(Train(device="cpu", precision="float32")) == CPU
-    assert Precision.of(Train(device="cpu", precision="bf16")).bf16
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert Precision.of(Train(device="cpu", precision="auto")).bf16 == native
+    assert Precision.of(Train(device="cpu", precision="fp16")).dtype == torch.float16
+    assert Precision.of(Train(device="cpu", precision="bf16")).dtype == torch.bfloat16
+    native = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    assert Precision.of(Train(device="cpu", precision="auto")).dtype == native
 
 
-def test_bf16_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_for_the_forward_pass_and_not_for_the_loss(dtype):
     net, seen = build(SMALL), []
     net.head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
 
@@ -206,9 +215,76 @@ def test_bf16_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32():
         seen.append(outputs.dtype)
         return functional.cross_entropy(outputs, targets)
 
-    bf16 = Precision(torch.device("cpu"), bf16=True)
+    half = Precision(torch.device("cpu"), dtype)
     window = zeros()
-    train_step(net, make_optimizer(net, Train()), *some_batch(), loss, bf16, window)
-    evaluate(net, some_images(), *channel_statistics(some_images()), loss, bf16)
-    assert seen == [torch.bfloat16, torch.float32] * 2
+    train_step(net, make_optimizer(net, Train()), *some_batch(), loss, half, window)
+    evaluate(net, some_images(), *channel_statistics(some_images()), loss, half)
+    assert seen == [dtype, torch.float32] * 2
     assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+
+
+def close(net: torch.nn.Module, other: torch.nn.Module, relative: float) -> bool:
+    pairs = zip(net.parameters(), other.parameters(), strict=True)
+    return all(torch.allclose(a, b, rtol=relative, atol=relative * 1e-2) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("accumulate", "count"), [(2, 16), (3, 16), (16, 16)])
+def test_parts_of_a_batch_make_the_step_of_the_whole_but_for_batchnorm(accumulate, count):
+    net = build(preset("mlp-20", image=(1, 8, 8))).double()  # without BatchNorm
+    other = copy.deepcopy(net)
+    inputs, targets = some_batch(count)
+    windows = zeros(), zeros()
+    for one, parts, window in ((net, accumulate, windows[0]), (other, 1, windows[1])):
+        optimizer = make_optimizer(one, Train())
+        for _ in range(3):
+            batch = inputs.double(), targets
+            train_step(one, optimizer, *batch, LOSSES["classification"], CPU, window, parts)
+    assert close(net, other, 1e-12)
+    assert torch.allclose(*windows, rtol=1e-12)
+    assert windows[0][2] == 3 * count
+
+
+def test_batchnorm_sees_one_part_at_a_time():
+    net, inputs = build(SMALL), some_batch()[0]
+    seen = []
+    net.stem.bn.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    args = inputs, some_batch()[1], LOSSES["classification"], CPU, zeros()
+    train_step(net, make_optimizer(net, Train()), *args, 3)
+    assert seen == [6, 5, 5]
+    assert net.stem.bn.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "rmsprop"])
+def test_a_scaled_step_is_the_step_and_an_infinite_gradient_is_no_step(kind):
+    net = build(SMALL)
+    other = copy.deepcopy(net)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizers = [make_optimizer(one, Train(optimizer=kind)) for one in (net, other)]
+    args = *some_batch(), LOSSES["classification"], CPU, zeros()
+    for _ in range(3):
+        train_step(net, optimizers[0], *args, 2, scaler)
+        train_step(other, optimizers[1], *args, 2)
+    assert close(net, other, 1e-6)
+    assert scaler.get_scale() == 2.0**10
+    weights = [value.clone() for value in net.parameters()]
+    huge = torch.full((), 1e38)
+    train_step(net, optimizers[0], *args[:2], lambda x, y: x.sum() * huge, *args[3:], 2, scaler)
+    assert all(map(torch.equal, weights, net.parameters()))
+    assert scaler.get_scale() == 2.0**9
+
+
+def test_the_average_is_taken_over_weights_and_running_statistics():
+    net = build(SMALL)
+    ema = copy.deepcopy(net).requires_grad_(False)
+    expected = {name: value.double() for name, value in net.state_dict().items()}
+    optimizer = make_optimizer(net, Train())
+    for step in range(1, 31):
+        train_step(net, optimizer, *some_batch(), LOSSES["classification"], CPU, zeros())
+        average(ema, net, 0.6, step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, value in net.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+    for name, value in ema.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-6), name
+            assert not torch.equal(value, net.state_dict()[name]), name

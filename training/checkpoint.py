@@ -14,6 +14,7 @@ from analysis import Observer
 from nets import Architecture, Network
 from training.budget import Progress
 from training.folder import write_whole
+from training.step import UNSCALED
 
 
 def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -53,12 +54,16 @@ def save_checkpoint(
     observer: Observer,
     window: torch.Tensor,
     identity: dict[str, Any],
+    ema: Network | None = None,
+    scaler: torch.amp.GradScaler = UNSCALED,
 ) -> None:
     """Write the whole state; a reader sees the old file or the new one."""
     state = {
         "architecture": net.architecture.to_dict(),
         "weights": net.state_dict(),
+        "ema": None if ema is None else ema.state_dict(),
         "optimizer": optimizer_state(net, optimizer),
+        "scaler": scaler.state_dict(),
         "generator": torch.get_rng_state(),
         "progress": asdict(progress),
         "observer": observer.state_dict(),
@@ -91,12 +96,15 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return {**state, "architecture": architecture}
 
 
-def network_of(state: dict[str, Any], path: Path) -> Network:
-    """Build a checkpoint's network, on the CPU; a ValueError if its weights do not fit."""
+def network_of(state: dict[str, Any], path: Path, part: str = "weights") -> Network:
+    """Build a checkpoint's network, on the CPU; a ValueError if its weights do not fit.
+
+    `part` is "weights", or "ema" for their running average.
+    """
     with torch.device("meta"):
         net = Network(state["architecture"])
     try:
-        net.load_state_dict(state["weights"], assign=True)
+        net.load_state_dict(state[part], assign=True)
     except (RuntimeError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"checkpoint {path}: its weights are not those of its architecture"

@@ -21,6 +21,7 @@ All policies on the same budget, as one table:
 
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "dict": "a mapping"}
 _FLAGS = {
+    "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
     "final": "read the test set, once, at the end",
     "resume": "go on with the run in the folder, if there is one",
 }

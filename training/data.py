@@ -161,14 +161,18 @@ class Batches:
 
     Args:
         images: of the training split.
-        batch_size: at least 2; the incomplete last batch of an epoch is left out.
+        batch_size: at least 2, of all processes together; the incomplete last batch of an epoch is
+            left out.
         seed: of the run.
         device: where the images live and the batches are made.
         augment: none is `Augment()`.
         mean, std: of `channel_statistics`, (C,).
+        rank, ranks: of each batch this process gets the rank-th of `ranks` equal parts, so that the
+            batches of all processes together are those of a single one.
 
     Raises:
-        ValueError: `batch_size` is out of its range, or `augment` changes flat inputs.
+        ValueError: `batch_size` is out of its range or no multiple of `ranks`, or `augment` changes
+            flat inputs.
     """
 
     def __init__(
@@ -180,15 +184,22 @@ class Batches:
         augment: Augment,
         mean: Tensor,
         std: Tensor,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         check_count("batch_size", batch_size, least=2)
         if batch_size > len(images):
             raise ValueError(
                 f"batch_size must be at most {len(images)} (the training images), got {batch_size}"
             )
+        if batch_size % ranks:
+            raise ValueError(
+                f"batch_size must be a multiple of {ranks} (the processes), got {batch_size}"
+            )
         if images.pixels.ndim == 2 and augment != Augment():
             raise ValueError(f"augment must be Augment() for flat inputs, got {augment}")
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.part = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
         self.per_epoch = len(images) // batch_size
         self.shape = tuple(images.pixels.shape[1:])
         self.mean, self.std = mean.to(device), std.to(device)
@@ -226,14 +237,16 @@ class Batches:
     def batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
         """Give (inputs, targets) of one step: float32 (B, C, H, W) in channels_last, or (B, C).
 
+        On several processes B is this one's part of the batch.
+
         Raises:
             ValueError: `position` is not in 0 .. `per_epoch` - 1.
         """
         if not 0 <= position < self.per_epoch:
             raise ValueError(f"position must be in 0 .. {self.per_epoch - 1}, got {position}")
-        order, corner, flip = self.epoch(epoch)[:, position].unbind()
+        order, corner, flip = self.epoch(epoch)[:, position, self.part].unbind()
         index = corner[:, None] + self.views.index_select(0, flip)  # (B, H * W)
-        pixels = self.table.index_select(0, index.flatten()).view(self.batch_size, *self.shape)
+        pixels = self.table.index_select(0, index.flatten()).view(-1, *self.shape)
         return normalised(pixels, self.mean, self.std), self.targets.index_select(0, order)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

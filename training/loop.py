@@ -9,15 +9,17 @@ from typing import Any
 
 from analysis import Record, block_importance
 from analysis.tables import phrase
-from nets import cost, grow, train_flops
+from nets import Network, cost, grow, train_flops
 from nets.actions import adds_capacity
+from training import ranks
 from training.budget import learning_rate
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
+from training.model import model_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
-from training.step import evaluate, means_of, train_step
+from training.step import average, evaluate, means_of, train_step
 from training.summary import finish, finished
 
 Say = Callable[[str], None]
@@ -27,6 +29,8 @@ def train(
     settings: Train, say: Say = print, advance: Callable[[float], None] | None = None
 ) -> Mapping[str, Any]:
     """Run a training run to the end of its budget, or resume it, and give its summary.
+
+    On several processes (`training.ranks`) each of them calls it and gets the same.
 
     Args:
         settings: what to do; `settings.folder` holds the result.
@@ -47,53 +51,73 @@ def train(
         # A probe or a growth may use up what was left for the last record.
         while run.spent < 1 or run.record_due:
             _step(run)
-            run.progress.seconds = perf_counter() - started
+            run.progress.seconds = ranks.greatest(perf_counter() - started)
             if run.record_due:
                 speed = (run.progress.images - since[1]) / (perf_counter() - since[0])
                 say(_record_and_grow(run, speed))
                 since = perf_counter(), run.progress.images
             if advance:
                 advance(run.spent)
-            if interrupts.number:
+            stop = ranks.greatest(interrupts.number or 0)
+            if stop:
                 run.save()
-                run.board.close()
+                _close(run)
                 message = f"stopped at step {run.progress.step}; --resume goes on"
-                raise Interrupted(interrupts.number, message)
-    run.board.close()
+                raise Interrupted(int(stop), message)
+    _close(run)
     return finish(run)
 
 
+def _close(run: Run) -> None:
+    if run.board is not None:
+        run.board.close()
+
+
 def _step(run: Run) -> None:
-    progress = run.progress
+    progress, settings = run.progress, run.settings
     inputs, targets = run.batches.batch(progress.epoch, progress.position)
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.settings, run.spent)
-    train_step(run.net, run.optimizer, inputs, targets, run.loss, run.precision, run.window)
+        group["lr"] = learning_rate(settings, run.spent)
+    train_step(
+        run.model,
+        run.optimizer,
+        inputs,
+        targets,
+        run.loss,
+        run.precision,
+        run.window,
+        settings.accumulate,
+        run.scaler,
+    )
     progress.step += 1
+    if run.ema is not None:
+        average(run.ema, run.net, settings.ema, progress.step)
     progress.position += 1
     if progress.position == run.batches.per_epoch:
         progress.epoch, progress.position = progress.epoch + 1, 0
-    progress.images += len(targets)
-    progress.flops += len(targets) * train_flops(run.net.architecture)
+    progress.images += run.batches.batch_size
+    progress.flops += run.batches.batch_size * train_flops(run.net.architecture)
 
 
 def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record = _measure(run)
+    averaged = _validate(run, run.ema)
     verdict = Verdict()
     if run.spent < 1:
-        decided = ask(run.settings.policy, (*run.history, record))
+        decided = ranks.from_first(lambda: ask(run.settings.policy, (*run.history, record)))
         may_grow = run.spent <= run.settings.grow_until
         verdict = judge(run.net.architecture, decided, run.limit, may_grow)
     difference = _grow(run, verdict) if verdict.applied else None
     record = replace(record, **vars(verdict))
     run.history.append(record)
     run.progress.records += 1
-    append_record(run.folder, record)
-    append_metrics(run.folder, _metrics(record, run.progress.seconds, speed))
-    run.board.record(record, speed)
-    run.board.growth(record.step, record.applied, record.refused, difference)
-    run.board.flush()
+    if run.board is not None:
+        append_record(run.folder, record)
+        append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
+        run.board.record(record, speed)
+        run.board.growth(record.step, record.applied, record.refused, difference)
+        run.board.flush()
     run.save()
     return line_of(record, speed)
 
@@ -102,9 +126,10 @@ def _measure(run: Run) -> Record:
     progress, settings = run.progress, run.settings
     progress.boundary = int(run.spent * settings.record_count)
     classification = run.splits.task == "classification"
-    train_loss, train_accuracy = means_of(run.window, classification)
+    train_loss, train_accuracy = means_of(ranks.total(run.window), classification)
     run.window.zero_()
-    validation = evaluate(run.net, run.splits.validation, *run.statistics, run.loss, run.precision)
+    ranks.share_buffers(run.net, run.ema)
+    validation = _validate(run, run.net)
     importance = {}
     if "importance" in settings.policy.needs and run.spent < 1:
         importance = block_importance(run.net, *run.probe, run.loss)
@@ -128,6 +153,12 @@ def _measure(run: Run) -> Record:
     )
 
 
+def _validate(run: Run, net: Network | None) -> tuple[float | None, float | None]:
+    if net is None:
+        return None, None
+    return evaluate(net, run.splits.validation, *run.statistics, run.loss, run.precision)
+
+
 def _grow(run: Run, verdict: Verdict) -> float | None:
     """Grow the run's network and give the output difference; the state before it is kept."""
     if any(map(adds_capacity, verdict.applied)):
@@ -137,22 +168,28 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
         run.net,
         verdict.applied,
         run.optimizer,
+        ema=run.ema,
         initializer=settings.initializer,
         seed=settings.seed,
         probe=probe,
     )
     before, after = (cost(net.architecture).flops for net in (run.net, grown.network))
-    run.progress.flops += len(probe) * (2 * before + 3 * after)  # the forwards that `grow` makes
+    # The forwards that `grow` makes; the average's is free, as all that only judges.
+    run.progress.flops += len(probe) * (2 * before + 3 * after)
     assert grown.optimizer is not None
-    run.net, run.optimizer = grown.network, grown.optimizer
+    run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
+    run.model = model_of(run.net, settings)
     run.observer.follow(grown)
     return grown.difference
 
 
-def _metrics(record: Record, seconds: float, speed: float) -> dict[str, Any]:
+def _metrics(
+    record: Record, averaged: tuple[float | None, float | None], seconds: float, speed: float
+) -> dict[str, Any]:
     names = ("step", "epoch", "spent", "train_flops", "train_loss", "train_accuracy")
     names += ("validation_loss", "validation_accuracy", "learning_rate")
     row = {name: getattr(record, name) for name in names}
+    row["ema_validation_loss"], row["ema_validation_accuracy"] = averaged
     return {**row, **asdict(record.cost), "seconds": seconds, "images_per_second": speed}
 
 

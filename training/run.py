@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis import Observer, Record, read_history
 from analysis.board import Board
 from nets import Architecture, Cost, Network, build, cost
+from nets.checks import check_count
 from nets.initializers import generator_of
+from training import ranks
 from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
 from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
 from training.folder import binding, claim, cut_back
+from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.step import LOSSES, Loss, Precision, make_optimizer
 
@@ -27,7 +31,12 @@ CHECKED = 32
 
 @dataclass
 class Run:
-    """All that a training loop holds between steps."""
+    """All that a training loop holds between steps.
+
+    `model` is the network in the form that training steps call: wrapped for several processes,
+    compiled. The board is rank 0's. On several processes layers are read on each one's part of the
+    batches, and rank 0's readings are the record's; gradients are those of the whole batch.
+    """
 
     settings: Train
     folder: Path
@@ -40,12 +49,15 @@ class Run:
     budget: Budget
     probe: tuple[Tensor, Tensor]
     net: Network
+    model: nn.Module
+    ema: Network | None
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     observer: Observer
-    window: Tensor  # (3,) summed loss, correct, images since the last record
+    window: Tensor  # (3,) summed loss, correct, images of this process since the last record
     progress: Progress
     history: list[Record]
-    board: Board
+    board: Board | None
 
     @property
     def spent(self) -> float:
@@ -58,12 +70,23 @@ class Run:
         return int(self.spent * self.settings.record_count) > self.progress.boundary
 
     def save(self, name: str = "checkpoint.pt") -> None:
-        """Write the state to a file of the run folder."""
+        """Write the state to a file of the run folder; all processes call it, rank 0 writes."""
+        window = ranks.total(self.window)
+        if ranks.rank() > 0:
+            return
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         identity = binding(settings_to_dict(self.settings))
         save_checkpoint(
-            path, self.net, self.optimizer, self.progress, self.observer, self.window, identity
+            path,
+            self.net,
+            self.optimizer,
+            self.progress,
+            self.observer,
+            window,
+            identity,
+            self.ema,
+            self.scaler,
         )
 
 
@@ -86,6 +109,8 @@ def ground_of(settings: Train) -> Ground:
         ValueError: the data or the settings cannot be used.
     """
     precision = Precision.of(settings)
+    least = 2 * settings.accumulate * ranks.size()  # BatchNorm needs two images
+    check_count("batch_size", settings.batch_size, least)
     splits = load(settings.data, settings.data_dir)
     limit = settings.limit(splits.classes, splits.image)
     first = settings.first(limit)
@@ -97,6 +122,8 @@ def ground_of(settings: Train) -> Ground:
         precision.device,
         augment_of(settings.data),
         *statistics,
+        ranks.rank(),
+        ranks.size(),
     )
     return Ground(precision, splits, statistics, batches, limit, first)
 
@@ -112,18 +139,19 @@ def open_run(settings: Train) -> Run:
     ground = ground_of(settings)
     device, folder = ground.precision.device, settings.folder
     plain = settings_to_dict(settings)
-    claim(folder, plain, settings_to_yaml(settings), settings.resume)
+    ranks.from_first(lambda: claim(folder, plain, settings_to_yaml(settings), settings.resume))
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path, binding(plain)) if path.exists() else None
     torch.manual_seed(settings.seed)
-    net = _network(state, path, ground.first, settings.seed, device)
-    optimizer = make_optimizer(net, settings)
+    net, ema = _networks(state, path, ground.first, settings, device)
+    model = model_of(net, settings)
+    optimizer, scaler = make_optimizer(net, settings), ground.precision.scaler()
     observer = Observer(net, optimizer, settings.observe_every)
     window = torch.zeros(3, dtype=torch.float64, device=device)
     progress = Progress()
     if state is not None:
-        progress = _restore(state, path, net, optimizer, observer, window)
-    cut_back(folder, progress.records)
+        progress = _restore(state, path, net, optimizer, scaler, observer, window)
+    ranks.from_first(lambda: cut_back(folder, progress.records))
     return Run(
         settings=settings,
         folder=folder,
@@ -136,13 +164,16 @@ def open_run(settings: Train) -> Run:
         budget=Budget.of(settings, ground.limit, len(ground.splits.train)),
         probe=_probe(ground.splits, ground.statistics, device),
         net=net,
+        model=model,
+        ema=ema,
         optimizer=optimizer,
+        scaler=scaler,
         observer=observer,
         window=window,
         progress=progress,
         history=read_history(folder) if progress.records else [],
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
-        board=Board(folder, purge_step=progress.step + 1),
+        board=Board(folder, purge_step=progress.step + 1) if ranks.rank() == 0 else None,
     )
 
 
@@ -151,25 +182,36 @@ def _restore(
     path: Path,
     net: Network,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     observer: Observer,
     window: Tensor,
 ) -> Progress:
     """Put a checkpoint's state into fresh objects, and give its counters."""
     try:
         load_optimizer_state(net, optimizer, state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["generator"])
         observer.load_state_dict(state["observer"])
-        window.copy_(state["window"])
+        if ranks.rank() == 0:  # it is the sum over all processes
+            window.copy_(state["window"])
         return Progress(**state["progress"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error!r}") from None
 
 
-def _network(
-    state: dict[str, Any] | None, path: Path, first: Architecture, seed: int, device: torch.device
-) -> Network:
-    net = build(first, seed) if state is None else network_of(state, path)
-    return net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+def _networks(
+    state: dict[str, Any] | None,
+    path: Path,
+    first: Architecture,
+    settings: Train,
+    device: torch.device,
+) -> tuple[Network, Network | None]:
+    """Give the network and, if asked for, the running average of its weights."""
+    net, ema = build(first, settings.seed) if state is None else network_of(state, path), None
+    if settings.ema:
+        ema = deepcopy(net) if state is None else network_of(state, path, "ema")
+        ema = ema.requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net.to(device, memory_format=torch.channels_last), ema  # pyright: ignore[reportCallIssue]
 
 
 def _probe(

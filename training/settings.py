@@ -62,16 +62,22 @@ class Common:
         grow_until: fraction of the budget after which nothing grows, from 0 to 1.
         schedule: of the learning rate over the budget: cosine, or hold (constant until grow_until,
             then a cosine).
-        batch_size: images a step.
-        optimizer: sgd, adam or adamw.
-        lr: the largest learning rate; by default 0.1 for sgd, 0.001 for adam and adamw.
+        batch_size: images a step, of all processes together.
+        accumulate: parts into which a step's batch is divided to save memory; BatchNorm sees a part
+            at a time.
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: the largest learning rate; by default 0.1 for sgd, 0.001 for the others.
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
         initializer: of new weights: he or xavier.
         observe_every: steps between readings of the layers.
-        precision: float32, bf16 (autocast), or auto: bf16 where the device computes it natively.
+        precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
+            where the device computes it natively.
+        ema: largest decay a step of a running average of the weights, judged beside them at every
+            record (metrics.csv); 0 for none.
         device: a torch device; auto takes the GPU if there is one.
         threads: CPU threads; by default torch's choice.
+        compile: compile the network with torch.compile, anew after every growth; slower on a CPU.
         final: read the test set, once, at the end.
     """
 
@@ -85,6 +91,7 @@ class Common:
     grow_until: float = 0.6
     schedule: str = "cosine"
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: str = "sgd"
     lr: float | None = None
     momentum: float = 0.9
@@ -92,8 +99,10 @@ class Common:
     initializer: str = "he"
     observe_every: int = 10
     precision: str = "auto"
+    ema: float = 0.999
     device: str = "auto"
     threads: int | None = None
+    compile: bool = False
     final: bool = False
 
     def __post_init__(self) -> None:
@@ -101,12 +110,15 @@ class Common:
             raise ValueError(f"epochs must be above 0 and at most {MOST_EPOCHS}, got {self.epochs}")
         check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
         check_choice("schedule", self.schedule, ("cosine", "hold"))
-        check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw"))
+        check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
         check_choice("initializer", self.initializer, ("he", "xavier"))
-        check_choice("precision", self.precision, ("auto", "float32", "bf16"))
+        check_choice("precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         if not 0 <= self.grow_until <= 1:
             raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
-        check_count("batch_size", self.batch_size, least=2)
+        check_count("accumulate", self.accumulate)
+        check_count("batch_size", self.batch_size, least=2 * self.accumulate)
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
         check_count("observe_every", self.observe_every)
         for name in ("records", "threads"):
             if getattr(self, name) is not None:
@@ -120,7 +132,7 @@ class Common:
 
     @property
     def learning_rate(self) -> float:
-        """The largest learning rate: `lr`, or 0.1 for sgd and 0.001 for adam and adamw."""
+        """The largest learning rate: `lr`, or 0.1 for sgd and 0.001 for the others."""
         return self.lr or (0.1 if self.optimizer == "sgd" else 0.001)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nets.growth import mode
+from training import ranks
 from training.data import evaluation_batches
+from training.model import apart
 from training.settings import Common
 from training.sources import Images
 
@@ -19,14 +22,16 @@ LOSSES: dict[str, Loss] = {
     "classification": functional.cross_entropy,
     "regression": functional.mse_loss,
 }
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNSCALED = torch.amp.GradScaler(enabled=False)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Where and how to compute: a device, and whether under bfloat16 autocast."""
+    """Where and how to compute: a device, and under autocast to `dtype` unless that is float32."""
 
     device: torch.device
-    bf16: bool
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, settings: Common) -> Precision:
@@ -46,13 +51,17 @@ class Precision:
             if device.type == "cuda"
             else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-        return cls(
-            device, settings.precision == "bf16" or (settings.precision == "auto" and native)
-        )
+        auto = torch.bfloat16 if native else torch.float32
+        return cls(device, DTYPES.get(settings.precision, auto))
 
     def autocast(self) -> torch.autocast:
         """Give the autocast context of this precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        enabled = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Give what keeps small gradients of float16 from becoming 0; it does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
@@ -69,6 +78,8 @@ def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             groups, rate, momentum=settings.momentum, nesterov=nesterov, fused=True
         )
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, rate, foreach=True)  # there is no fused one
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(groups, rate, fused=True)
 
@@ -81,15 +92,44 @@ def train_step(
     loss: Loss,
     precision: Precision,
     window: Tensor,
+    accumulate: int = 1,
+    scaler: torch.amp.GradScaler = UNSCALED,
 ) -> None:
-    """Take one step and add (summed loss, correct, images) to `window`, (3,) float64."""
-    with precision.autocast():
-        outputs = net(inputs)
-    value = loss(outputs.float(), targets)
+    """Take one step and add (summed loss, correct, images) to `window`, (3,) float64.
+
+    `net` is in the form that is called: itself, compiled, or wrapped for several processes. The
+    gradients of `accumulate` parts of the batch, one after the other, are summed: the step is that
+    of the whole batch, but BatchNorm sees a part at a time. The scaler of float16 asks the device
+    whether a gradient was infinite, unless the optimizer is a fused one.
+    """
     optimizer.zero_grad()
-    value.backward()
-    optimizer.step()
-    window += _sums(value.detach(), outputs.detach(), targets)
+    parts = zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate))
+    for number, (images, wanted) in enumerate(parts, start=1):
+        with nullcontext() if number == accumulate else apart(net):
+            with precision.autocast():
+                outputs = net(images)
+            value = loss(_at_least_float32(outputs), wanted)
+            scaler.scale(value * (len(wanted) / len(targets))).backward()
+        window += _sums(value.detach(), outputs.detach(), wanted)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@torch.no_grad()
+def average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Move a running average of weights and floating buffers on, after step number `step`, from 1.
+
+    A young average forgets faster: its decay is (1 + step) / (10 + step) where that is smaller.
+    """
+    values = [
+        [value for value in (*one.parameters(), *one.buffers()) if value.is_floating_point()]
+        for one in (ema, net)
+    ]
+    torch._foreach_lerp_(*values, weight=1 - min(decay, (1 + step) / (10 + step)))
+
+
+def _at_least_float32(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _sums(value: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -112,11 +152,17 @@ def means_of(window: Tensor, classification: bool) -> tuple[float | None, float 
 def evaluate(
     net: nn.Module, images: Images, mean: Tensor, std: Tensor, loss: Loss, precision: Precision
 ) -> tuple[float | None, float | None]:
-    """Give loss and accuracy over all images, in eval mode; buffers and modes stay as they are."""
+    """Give loss and accuracy over all images, in eval mode; buffers and modes stay as they are.
+
+    Several processes share the images; all must call it, and all get the same.
+    """
+    if ranks.size() > 1:
+        images = images.take(torch.arange(ranks.rank(), len(images), ranks.size()))
     sums = torch.zeros(3, dtype=torch.float64, device=precision.device)
+    batches = evaluation_batches(images, mean, std, precision.device) if len(images) else ()
     with mode(net, training=False):
-        for inputs, targets in evaluation_batches(images, mean, std, precision.device):
+        for inputs, targets in batches:
             with precision.autocast():
                 outputs = net(inputs)
-            sums += _sums(loss(outputs.float(), targets), outputs, targets)
-    return means_of(sums, not images.targets.is_floating_point())
+            sums += _sums(loss(_at_least_float32(outputs), targets), outputs, targets)
+    return means_of(ranks.total(sums), not images.targets.is_floating_point())

@@ -8,6 +8,7 @@ from typing import Any
 
 from nets import action_to_dict
 from nets.actions import adds_capacity
+from training import ranks
 from training.checkpoint import load_checkpoint, network_of
 from training.data import channel_statistics, load
 from training.folder import check_same_settings, write_json
@@ -17,7 +18,7 @@ from training.step import LOSSES, Precision, evaluate
 
 
 def finish(run: Run) -> Mapping[str, Any]:
-    """Write and give the summary of a run that has spent its budget."""
+    """Give the summary of a run that has spent its budget; rank 0 writes it."""
     last, progress = run.history[-1], run.progress
     summary = {
         "policy": type(run.settings.policy).__name__,
@@ -44,13 +45,19 @@ def finish(run: Run) -> Mapping[str, Any]:
             for action in filter(adds_capacity, record.applied)
         ],
     }
+    how = (*run.statistics, run.loss, run.precision)
+    if run.ema is not None:
+        read = evaluate(run.ema, run.splits.validation, *how)
+        summary.update(ema_validation_loss=read[0], ema_validation_accuracy=read[1])
     if run.settings.final:
-        statistics, images = run.statistics, run.splits.test
-        read = evaluate(run.net, images, *statistics, run.loss, run.precision)
-        summary.update(_test(read))
-    write_json(run.folder / "summary.json", summary)
-    write_json(run.folder / "architecture.json", run.net.architecture.to_dict())
-    return summary
+        summary.update(_test(evaluate(run.net, run.splits.test, *how)))
+
+    def write() -> dict[str, Any]:
+        write_json(run.folder / "architecture.json", run.net.architecture.to_dict())
+        write_json(run.folder / "summary.json", summary)
+        return summary
+
+    return ranks.from_first(write)
 
 
 def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
@@ -80,5 +87,5 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
         statistics = channel_statistics(splits.train)
         read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
         summary.update(_test(read))
-        write_json(path, summary)
+        ranks.from_first(lambda: write_json(path, summary))
     return summary
