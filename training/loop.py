@@ -15,10 +15,11 @@ from training.budget import learning_rate
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
+from training.pictures import reference_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
 from training.step import evaluate, means_of, train_step
-from training.summary import finish, finished
+from training.summary import finish, finished, hyperparameters
 
 Say = Callable[[str], None]
 
@@ -93,6 +94,11 @@ def _record_and_grow(run: Run, speed: float) -> str:
     append_metrics(run.folder, _metrics(record, run.progress.seconds, speed))
     run.board.record(record, speed)
     run.board.growth(record.step, record.applied, record.refused, difference)
+    at_end = run.spent >= 1 and not run.record_due
+    if at_end or (any(map(adds_capacity, record.applied)) and run.board.pictures_due):
+        run.board.pictures(run.history, reference_of(run.folder))
+    if at_end:
+        run.board.hyperparameters(record.step, hyperparameters(run))
     run.board.flush()
     run.save()
     return line_of(record, speed)

@@ -57,6 +57,21 @@ def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
     return {"test_loss": read[0], "test_accuracy": read[1], "test_readings": 1}
 
 
+def hyperparameters(run: Run) -> dict[str, str | float]:
+    """Give what sets a run apart from others, with the same keys and types for every run."""
+    settings = run.settings
+    names = ("data", "net", "epochs", "budget", "grow_until", "schedule", "batch_size", "seed")
+    names += ("optimizer", "momentum", "weight_decay", "initializer", "precision")
+    return {
+        "policy": type(settings.policy).__name__,
+        "policy_settings": repr(settings.policy),
+        "lr": settings.learning_rate,
+        "order": run.net.architecture.order,
+        "parameters_at_first": run.history[0].cost.parameters,
+        **{name: getattr(settings, name) for name in names},
+    }
+
+
 def finished(settings: Train) -> Mapping[str, Any] | None:
     """Give the summary of a finished run that is resumed, the test set read if asked; else None.
 
