@@ -152,11 +152,9 @@ def _replay(chosen: Namespace) -> int:
 
 
 def _history(run: str) -> list[Record]:
-    if (Path(run) / "comparison.csv").exists():
-        one = next(
-            iter(sorted(Path(run).glob("*/*/history.jsonl"))), Path(run, "ROW/seed0/x")
-        ).parent
-        raise ValueError(f"run must be one run of the comparison {run}, such as {one}; got all")
+    runs = sorted(path.parent for path in Path(run).glob("*/seed*/history.jsonl"))
+    if runs:
+        raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
     history = read_history(run)
     if not history:
         raise ValueError(f"run must be a folder with at least one record, got {run}")

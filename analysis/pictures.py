@@ -22,7 +22,7 @@ from analysis.timeline import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT = 880, 480
+WIDTH, HEIGHT = 720, 420
 """Pixels of every picture."""
 _LABELS, _BLOCKS = 16, 30
 """So many layers or blocks are named beside a picture: text takes most of the time to draw it."""
@@ -56,7 +56,8 @@ def heat_map(history: Sequence[Record], statistic: str) -> bytes:
     layers, roles, values = layers_over_time(history, statistic)
     axes = _axes(f"{statistic}, by layer and step", left=0.21, right=0.93)
     edges = [0, *(record.step for record in history)]
-    mesh = axes.pcolormesh(edges, range(len(layers) + 1), values, **_colours(values))
+    colours = _colours(values)
+    mesh = axes.pcolormesh(edges, range(len(layers) + 1), values, **colours)
     axes.set_facecolor("lightgrey")
     axes.invert_yaxis()  # the first layer on top, as the forward pass is read
     shown = range(0, len(layers), -(-len(layers) // _LABELS))
@@ -65,7 +66,11 @@ def heat_map(history: Sequence[Record], statistic: str) -> bytes:
         if roles[row] != roles[row - 1]:
             axes.axhline(row, color="white", linewidth=1.5)
     axes.set_xlabel("training step")
-    axes.figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02)
+    space = np.geomspace if colours.get("norm") == "log" else np.linspace
+    ticks = space(colours["vmin"], colours["vmax"], 5)
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.04, ticks=ticks, format="%.2g")
+    bar.minorticks_off()
+    bar.ax.tick_params(labelsize=8)
     return _png(axes)
 
 
@@ -104,11 +109,12 @@ def architecture_over_time(history: Sequence[Record]) -> bytes:
     return _png(axes)
 
 
-def _band_colour(stages: list[str], name: str, row: int) -> tuple[float, ...]:
+def _band_colour(stages: list[str], name: str, row: int) -> tuple[float, float, float]:
     from matplotlib import colormaps
 
-    colour = colormaps["Set2"](stages.index(name.partition(".")[0]) % 8)[:3]
-    return tuple(part * (1 if row % 2 else 0.88) for part in colour)  # neighbours differ
+    red, green, blue, _ = colormaps["Set2"](stages.index(name.partition(".")[0]) % 8)
+    shade = 1 if row % 2 else 0.88  # neighbours differ
+    return red * shade, green * shade, blue * shade
 
 
 def _mark_changes(axes: Axes, over: Bands, tops: np.ndarray) -> None:
@@ -196,5 +202,5 @@ def _axes(title: str, left: float, right: float) -> Axes:
 
 def _png(axes: Axes) -> bytes:
     file = io.BytesIO()
-    axes.figure.savefig(file, format="png", metadata={"Software": None})
+    axes.figure.savefig(file, format="png")  # pyright: ignore[reportAttributeAccessIssue]
     return file.getvalue()

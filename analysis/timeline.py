@@ -52,8 +52,8 @@ def layers_over_time(
         for path, reading in record.layers.items():
             value = reading.value(statistic)
             values[rows[path], column] = nan if value is None else value
-    there = ~np.isnan(values).all(axis=1)
-    kept = [path for path, kept in zip(order, there) if kept]
+    there = np.flatnonzero(~np.isnan(values).all(axis=1))
+    kept = [order[row] for row in there]
     return kept, [roles[path] for path in kept], values[there]
 
 

@@ -58,17 +58,22 @@ def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
 
 
 def hyperparameters(run: Run) -> dict[str, str | float]:
-    """Give what sets a run apart from others, with the same keys and types for every run."""
+    """Give what sets a run apart from others, with the same keys and types for every run.
+
+    TensorBoard sorts the names and shows five at first: these are what a comparison varies.
+    """
     settings = run.settings
-    names = ("data", "net", "epochs", "budget", "grow_until", "schedule", "batch_size", "seed")
-    names += ("optimizer", "momentum", "weight_decay", "initializer", "precision")
+    names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
+    names += ("weight_decay", "initializer", "precision")
     return {
-        "policy": type(settings.policy).__name__,
-        "policy_settings": repr(settings.policy),
+        "data": settings.data,
         "lr": settings.learning_rate,
-        "order": run.net.architecture.order,
-        "parameters_at_first": run.history[0].cost.parameters,
-        **{name: getattr(settings, name) for name in names},
+        "net": settings.net,
+        "policy": type(settings.policy).__name__,
+        "seed": settings.seed,
+        "settings_of_policy": repr(settings.policy),
+        "start_parameters": run.history[0].cost.parameters,
+        **{f"training.{name}": getattr(settings, name) for name in names},
     }
 
 
