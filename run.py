@@ -97,7 +97,7 @@ def _compare(chosen: Namespace) -> int:
 
 def _inspect(chosen: Namespace) -> int:
     from analysis.suggestions import suggestions
-    from analysis.tables import growth_table, layer_table, markdown
+    from analysis.tables import growth_table, layer_table
     from analysis.timeline import layer_values
 
     history = _history(chosen.run)
@@ -120,8 +120,8 @@ def _inspect(chosen: Namespace) -> int:
         print(f"refused {times} times: {why}\n")
     print(f"Layers at step {record.step}\n\n{layer_table(record)}\n")
     said = suggestions(history[: chosen.record % len(history) + 1])
-    rows = [(path, words) for path, all_words in said.items() for words in all_words]
-    print(f"Rules of thumb\n\n{markdown(['layer', 'suggests'], rows) if rows else 'nothing'}\n")
+    lines = [f"- {path}: {words}" for path, all_words in said.items() for words in all_words]
+    print("\n".join(["Rules of thumb\n", *(lines or ["nothing to say"]), ""]))
     print(f"pictures in {out}")
     return 0
 

@@ -76,11 +76,13 @@ def heat_map(history: Sequence[Record], statistic: str) -> bytes:
 
 def _colours(values: np.ndarray) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 0.0)
+    if not finite.size:
+        finite = np.zeros(1)
+    low, high = np.percentile(finite, (1, 99))
     if low < 0:
         bound = max(-low, high)
         return {"cmap": "coolwarm", "vmin": -bound, "vmax": bound}
-    wide = low > 0 and high > 10 * low
+    wide = high > 10 * low and finite.min() > 0
     return {"cmap": "viridis", "norm": "log" if wide else "linear", "vmin": low, "vmax": high}
 
 
