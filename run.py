@@ -5,11 +5,13 @@ Nothing here imports torch before a command needs it, so that `--help` appears a
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -109,13 +111,20 @@ def _compare(chosen: Namespace) -> int:
 
 
 def _inspect(chosen: Namespace) -> int:
+    from analysis.suggestions import suggestions
     from analysis.tables import growth_table, layer_table
+    from analysis.timeline import layer_values
 
     history = _history(chosen.run)
     if not -len(history) <= chosen.record < len(history):
         raise ValueError(
             f"record must be from 0 to {len(history) - 1}, or negative, got {chosen.record}"
         )
+    if chosen.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([("step", "layer", "statistic", "value"), *layer_values(history)])
+        return 0
+    out = _draw(chosen, history)
     record = history[chosen.record]
     first, last = history[0].cost, history[-1].cost
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
@@ -124,8 +133,24 @@ def _inspect(chosen: Namespace) -> int:
     refusals = Counter(why for at in history for _, why in at.refused)
     for why, times in refusals.items():
         print(f"refused {times} times: {why}\n")
-    print(f"Layers at step {record.step}\n\n{layer_table(record)}")
+    print(f"Layers at step {record.step}\n\n{layer_table(record)}\n")
+    said = suggestions(history[: chosen.record % len(history) + 1])
+    lines = [f"- {path}: {words}" for path, all_words in said.items() for words in all_words]
+    print("\n".join(["Rules of thumb\n", *(lines or ["nothing to say"]), ""]))
+    print(f"pictures in {out}")
     return 0
+
+
+def _draw(chosen: Namespace, history: Sequence[Record]) -> Path:
+    """Write the pictures of a run and give their folder."""
+    from analysis.pictures import draw
+    from training.pictures import reference_of, write_pictures
+
+    folder = Path(chosen.run) if Path(chosen.run).is_dir() else Path(chosen.run).parent
+    out = Path(chosen.out) if chosen.out else folder / "pictures"
+    reference = _history(chosen.reference) if chosen.reference else reference_of(folder)
+    write_pictures(out, draw(history, reference))
+    return out
 
 
 def _replay(chosen: Namespace) -> int:
@@ -142,6 +167,9 @@ def _replay(chosen: Namespace) -> int:
 
 
 def _history(run: str) -> list[Record]:
+    runs = sorted(path.parent for path in Path(run).glob("*/seed*/history.jsonl"))
+    if runs:
+        raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
     history = read_history(run)
     if not history:
         raise ValueError(f"run must be a folder with at least one record, got {run}")

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import reduce
 from time import perf_counter
 from typing import Any
 
 from analysis import Record, block_importance
+from analysis.board import Board
 from analysis.tables import phrase
-from nets import Network, cost, grow, train_flops
+from nets import (
+    Action,
+    Architecture,
+    Narrow,
+    Network,
+    Remove,
+    Widen,
+    cost,
+    grow,
+    train_flops,
+)
 from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
@@ -17,10 +29,11 @@ from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
 from training.model import model_of
+from training.pictures import reference_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
 from training.step import average, evaluate, means_of, train_step
-from training.summary import finish, finished
+from training.summary import finish, finished, hyperparameters
 
 Say = Callable[[str], None]
 
@@ -103,11 +116,7 @@ def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record = _measure(run)
     averaged = _validate(run, run.ema)
-    verdict = Verdict()
-    if run.spent < 1:
-        decided = ranks.from_first(lambda: ask(run.settings.policy, (*run.history, record)))
-        may_grow = run.spent <= run.settings.grow_until
-        verdict = judge(run.net.architecture, decided, run.limit, may_grow)
+    verdict = _decide(run, record)
     difference = _grow(run, verdict) if verdict.applied else None
     record = replace(record, **vars(verdict))
     run.history.append(record)
@@ -115,11 +124,37 @@ def _record_and_grow(run: Run, speed: float) -> str:
     if run.board is not None:
         append_record(run.folder, record)
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
-        run.board.record(record, speed)
-        run.board.growth(record.step, record.applied, record.refused, difference)
-        run.board.flush()
+        _write(run, run.board, record, speed, difference)
     run.save()
     return line_of(record, speed)
+
+
+def _decide(run: Run, record: Record) -> Verdict:
+    """Take away what has faded, then ask the policy and judge what it wants."""
+    gone = [
+        Remove(name, reason="its branch has faded")
+        for name, block in run.net.architecture.blocks.items()
+        if block.fade and int(run.net.get_submodule(name).fade) >= block.fade  # pyright: ignore
+    ]
+    architecture = reduce(Architecture.apply, gone, run.net.architecture)
+    if run.spent >= 1:
+        return Verdict(applied=tuple(gone))
+    decided = ranks.from_first(lambda: ask(run.settings.policy, (*run.history, record)))
+    may_grow = run.spent <= run.settings.grow_until
+    verdict = judge(architecture, decided, run.limit, may_grow)
+    return replace(verdict, applied=(*gone, *verdict.applied))
+
+
+def _write(run: Run, board: Board, record: Record, speed: float, difference: float | None) -> None:
+    """Write a record to TensorBoard, with pictures when something has grown and at the end."""
+    board.record(record, speed)
+    board.growth(record.step, record.applied, record.refused, difference)
+    at_end = run.spent >= 1 and not run.record_due
+    if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
+        board.pictures(run.history, reference_of(run.folder))
+    if at_end:
+        board.hyperparameters(record.step, hyperparameters(run))
+    board.flush()
 
 
 def _measure(run: Run) -> Record:
@@ -163,7 +198,8 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
     """Grow the run's network and give the output difference; the state before it is kept."""
     if any(map(adds_capacity, verdict.applied)):
         run.save(f"growth/step{run.progress.step:07d}.pt")
-    probe, settings = run.probe[0][:CHECKED], run.settings
+    settings = run.settings
+    probe = run.probe[0][:CHECKED], run.probe[1][:CHECKED]
     grown = grow(
         run.net,
         verdict.applied,
@@ -172,15 +208,25 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
         initializer=settings.initializer,
         seed=settings.seed,
         probe=probe,
+        loss=run.loss,
     )
     before, after = (cost(net.architecture).flops for net in (run.net, grown.network))
     # The forwards that `grow` makes; the average's is free, as all that only judges.
-    run.progress.flops += len(probe) * (2 * before + 3 * after)
+    run.progress.flops += CHECKED * (2 * before + 3 * after)
+    measured = sum(_measures(action, settings.initializer) for action in verdict.applied)
+    run.progress.flops += measured * CHECKED * train_flops(run.net.architecture.thawed())
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
     run.observer.follow(grown)
     return grown.difference
+
+
+def _measures(action: Action, initializer: str) -> bool:
+    """Say whether an edit looks at gradients of the probe batch first."""
+    if isinstance(action, Narrow):
+        return action.saliency != "magnitude"
+    return isinstance(action, Widen) and (action.initializer or initializer) == "gradmax"
 
 
 def _metrics(

@@ -69,7 +69,7 @@ class Common:
         lr: the largest learning rate; by default 0.1 for sgd, 0.001 for the others.
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
-        initializer: of new weights: he or xavier.
+        initializer: of new weights: he, xavier, net2net or gradmax.
         observe_every: steps between readings of the layers.
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
@@ -111,7 +111,7 @@ class Common:
         check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
         check_choice("schedule", self.schedule, ("cosine", "hold"))
         check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
-        check_choice("initializer", self.initializer, ("he", "xavier"))
+        check_choice("initializer", self.initializer, ("he", "xavier", "net2net", "gradmax"))
         check_choice("precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         if not 0 <= self.grow_until <= 1:
             raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
