@@ -23,6 +23,7 @@ from policies import (
 )
 
 MOST_EPOCHS = 10**9
+INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Common:
         lr: the largest learning rate; by default 0.1 for sgd, 0.001 for the others.
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
-        initializer: of new weights: he, xavier, net2net or gradmax.
+        initializer: of new weights: he, xavier, net2net, gradmax, or xavier-outgoing, which moves
+            the outputs.
         observe_every: steps between readings of the layers.
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
@@ -111,7 +113,7 @@ class Common:
         check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
         check_choice("schedule", self.schedule, ("cosine", "hold"))
         check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
-        check_choice("initializer", self.initializer, ("he", "xavier", "net2net", "gradmax"))
+        check_choice("initializer", self.initializer, INITIALIZERS)
         check_choice("precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         if not 0 <= self.grow_until <= 1:
             raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
