@@ -18,6 +18,7 @@ from policies.depth import StochasticDepth
 from policies.plateau import Plateau
 from policies.scheduled import Never, Periodic, RandomSite
 from policies.statistic import LayerStatistic
+from policies.yoked import Yoked
 
 __all__ = [
     "LayerStatistic",
@@ -27,6 +28,7 @@ __all__ = [
     "Policy",
     "RandomSite",
     "StochasticDepth",
+    "Yoked",
     "due",
     "flat",
     "growths",

@@ -14,7 +14,8 @@ import yaml
 import run
 import training.loop
 from policies import Never, Periodic, Plateau
-from training.comparison import compare, run_of
+from training.cells import job_of
+from training.comparison import compare
 from training.loop import train
 from training.settings import Cell, Compare, Start, Train, settings_to_dict
 
@@ -27,6 +28,7 @@ CELLS = {
 def small(folder: Path, **changes: Any) -> Compare:
     """Settings of a comparison of four runs, a fifth of a second each."""
     given = {"net": "resnet8", "epochs": 0.1, "records": 3, "batch_size": 32, "device": "cpu"}
+    given |= {"workers": 1, "threads": 1}
     return Compare(**{**given, "cells": CELLS, "seeds": [0, 1], "out": str(folder), **changes})
 
 
@@ -61,7 +63,9 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(tmp_path, opened):
     lines: list[str] = []
     parts: list[float] = []
     settings = small(tmp_path / "c")
-    table = compare(settings, lines.append, parts.append)
+    outcome = compare(settings, lines.append, parts.append)
+    assert not outcome.failures
+    table = outcome.text
     folders = [tmp_path / "c" / name / f"seed{seed}" for name in CELLS for seed in (0, 1)]
     assert opened == folders
     for folder in folders:
@@ -99,9 +103,9 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(tmp_path, opened):
 
 def test_a_run_of_a_comparison_is_the_run_that_train_makes(tmp_path):
     settings = small(tmp_path / "c", seeds=[3], cells={"growing": CELLS["growing"]})
-    one = run_of(settings, "growing", CELLS["growing"], 3)
+    one = job_of(settings, "growing", 3).settings
     assert (one.schedule, one.lr, one.seed, one.policy) == ("hold", 0.05, 3, Periodic())
-    assert run_of(settings, "static", CELLS["static"], 3).schedule == settings.schedule
+    assert job_of(small(tmp_path), "static", 3).settings.schedule == settings.schedule
     compare(settings, quiet)
     train(replace(one, out=str(tmp_path / "alone")), quiet)
     histories = [tmp_path / "c" / "growing" / "seed3", tmp_path / "alone"]
@@ -136,7 +140,7 @@ def test_another_seed_or_row_runs_only_what_is_missing(tmp_path, opened):
 
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, opened, monkeypatch):
-    class Crash(Exception):
+    class Crash(BaseException):
         pass
 
     step, calls = training.loop.train_step, []
@@ -227,7 +231,7 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
     cells = {"static": Cell(Never()), "growing": Cell(Periodic())}
     lines: list[str] = []
     settings = small(tmp_path, data="sine", net="mlp-8", epochs=1, cells=cells, seeds=[0])
-    table = compare(replace(settings, final=True), lines.append)
+    table = compare(replace(settings, final=True), lines.append).text
     assert "validation loss" in table
     assert "accuracy %" not in table
     assert "  loss 0." in lines[0]

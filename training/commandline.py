@@ -22,6 +22,7 @@ All policies on the same budget, as one table:
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "dict": "a mapping"}
 _FLAGS = {
     "final": "read the test set, once, at the end",
+    "dry_run": "print the matrix and what it will take, and run nothing",
     "resume": "go on with the run in the folder, if there is one",
 }
 

@@ -55,6 +55,7 @@ def train(
             if advance:
                 advance(run.spent)
             if interrupts.number:
+                run.write_losses()
                 run.save()
                 run.board.close()
                 message = f"stopped at step {run.progress.step}; --resume goes on"
@@ -69,6 +70,7 @@ def _step(run: Run) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.settings, run.spent)
     train_step(run.net, run.optimizer, inputs, targets, run.loss, run.precision, run.window)
+    run.trace.append(run.window.clone())
     progress.step += 1
     progress.position += 1
     if progress.position == run.batches.per_epoch:
@@ -103,7 +105,9 @@ def _measure(run: Run) -> Record:
     progress.boundary = int(run.spent * settings.record_count)
     classification = run.splits.task == "classification"
     train_loss, train_accuracy = means_of(run.window, classification)
+    run.write_losses()
     run.window.zero_()
+    run.trace = [run.window.clone()]
     validation = evaluate(run.net, run.splits.validation, *run.statistics, run.loss, run.precision)
     importance = {}
     if "importance" in settings.policy.needs and run.spent < 1:

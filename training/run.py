@@ -16,7 +16,7 @@ from nets.initializers import generator_of
 from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
 from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
-from training.folder import binding, claim, cut_back
+from training.folder import append_losses, binding, claim, cut_back
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.step import LOSSES, Loss, Precision, make_optimizer
 
@@ -43,6 +43,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     observer: Observer
     window: Tensor  # (3,) summed loss, correct, images since the last record
+    trace: list[Tensor]  # `window` after every step that losses.csv lacks, and once before them
     progress: Progress
     history: list[Record]
     board: Board
@@ -56,6 +57,13 @@ class Run:
     def record_due(self) -> bool:
         """Whether another part of the budget has been spent since the last record."""
         return int(self.spent * self.settings.record_count) > self.progress.boundary
+
+    def write_losses(self) -> None:
+        """Add the losses of the latest steps to losses.csv: one copy from the device."""
+        sums = torch.stack(self.trace).diff(dim=0)  # (steps, 3)
+        losses = (sums[:, 0] / sums[:, 2]).tolist()
+        append_losses(self.folder, self.progress.step - len(losses), losses)
+        self.trace = self.trace[-1:]
 
     def save(self, name: str = "checkpoint.pt") -> None:
         """Write the state to a file of the run folder."""
@@ -123,7 +131,7 @@ def open_run(settings: Train) -> Run:
     progress = Progress()
     if state is not None:
         progress = _restore(state, path, net, optimizer, observer, window)
-    cut_back(folder, progress.records)
+    cut_back(folder, progress.records, progress.step)
     return Run(
         settings=settings,
         folder=folder,
@@ -139,6 +147,7 @@ def open_run(settings: Train) -> Run:
         optimizer=optimizer,
         observer=observer,
         window=window,
+        trace=[window.clone()],
         progress=progress,
         history=read_history(folder) if progress.records else [],
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
