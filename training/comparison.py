@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _engine(settings: Compare) -> Engine:
     if settings.engine == "ray":
         from training.cluster import Cluster
 
-        return Cluster(settings.address, settings.threads or 1, settings.per_gpu)
+        return Cluster(settings.address, bool(gpus_of(settings)), settings.per_gpu)
     workers = workers_of(settings)
     return Pool(workers, gpus_of(settings)) if workers > 1 else Here()
 
@@ -90,17 +90,11 @@ def check(jobs: Sequence[Job]) -> None:
     for run in (job.settings for job in jobs):
         place = run.data, run.net
         if place not in limits:
-            limits[place] = ground_of(_without_start(run)).limit
+            limits[place] = ground_of(replace(run, start=None)).limit
         if run.start is None or run.start.architecture is None:
             run.first(limits[place])
         if (run.folder / "config.yaml").exists():
             check_same_settings(run.folder, settings_to_dict(run))
-
-
-def _without_start(run: Train) -> Train:
-    from dataclasses import replace
-
-    return replace(run, start=None)
 
 
 def _summary(run: Train) -> Mapping[str, Any] | None:
