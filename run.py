@@ -20,7 +20,7 @@ from training.settings import Compare, Train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; give the exit code (0 done, 1 failed, 2 wrong use, 130 and 143 interrupted)."""
+    """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
     sys.path.insert(0, os.getcwd())  # a user's own policies
     parser = make_parser()
     try:

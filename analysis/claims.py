@@ -238,10 +238,11 @@ def _claims(judgement: Judgement) -> list[str]:
         label = "Primary comparison, named beforehand"
         parts.append(f"{label}: **{first} - {second}** in {what}: {told}")
     if judgement.others:
+        count = len(judgement.others)
         parts.append(f"Against {reference}, in {what}:\n\n{others_table(judgement)}")
         parts.append(
             "Row + seed block model with pooled error, and a paired test that must agree; p is "
-            f"one-sided (better than {reference}), Holm-corrected over {len(judgement.others)} rows."
+            f"one-sided (better than {reference}), Holm-corrected over {count} rows."
         )
     return parts
 

@@ -83,7 +83,7 @@ def flops_to_reach(curve: Curve, score: float) -> float | None:
 
 
 def read_losses(folder: Path) -> Numbers:
-    """Read a run's losses.csv: the training loss of every step, (steps,); empty if there is none."""
+    """Read losses.csv, the training loss of every step: (steps,), empty if there is none."""
     path = folder / "losses.csv"
     if not path.is_file():
         return np.empty(0)

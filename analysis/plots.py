@@ -99,7 +99,9 @@ def capacity(histories: Histories) -> str:
             stage, kind = key
             color = _STAGES[stage % len(_STAGES)]
             hatch = "////" if kind == "inserted" else None
-            axes.barh(place, flops, left=left, color=color, hatch=hatch, edgecolor="white", height=0.7)
+            axes.barh(
+                place, flops, left=left, color=color, hatch=hatch, edgecolor="white", height=0.7
+            )
             left += flops
     axes.set_yticks(range(len(grew)), list(grew))
     axes.invert_yaxis()

@@ -19,7 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd;
+         white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 0; } figure svg { width: 100%; min-width: 560px; height: auto; }
 figcaption, .note { color: #555; font-size: 0.88rem; }

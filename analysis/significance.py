@@ -86,7 +86,7 @@ def _difference(mean: float, error: float, freedom: int, seeds: int, sides: int)
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """Give p-values adjusted for their number (Holm 1979): below 0.05 is significant as a family."""
+    """Give p-values adjusted for their number (Holm 1979); one below 0.05 is significant."""
     adjusted, least = {}, 0.0
     for place, name in enumerate(sorted(values, key=lambda name: values[name])):
         least = max(least, min(1.0, (len(values) - place) * values[name]))

@@ -61,7 +61,7 @@ def _somewhere(
     flops: float,
     parameters: float,
 ) -> Action | None:
-    """Give an edit of a kind that adds at most so much, at the first random place where one fits."""
+    """Give an edit of a kind that adds at most so much, at the first random place that has room."""
     places = [stage.name for stage in architecture.stages] if kind is WidenStage else list(free)
     random.shuffle(places)
     for place in places:
@@ -79,9 +79,7 @@ def _somewhere(
     return None
 
 
-def _largest_stream(
-    architecture: Architecture, stage: str, flops: float, parameters: float
-) -> int:
+def _largest_stream(architecture: Architecture, stage: str, flops: float, parameters: float) -> int:
     before, by = cost(architecture), 0
     while True:
         after = cost(architecture.apply(WidenStage(stage, by + 1)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from policies import Never
@@ -25,7 +26,6 @@ BROKEN = '''
 """Policies that fail."""
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from policies import Policy
 
@@ -33,8 +33,6 @@ from policies import Policy
 @dataclass(frozen=True)
 class Raises(Policy):
     def decide(self, history):
-        if Path("mended").exists():
-            return []
         raise RuntimeError("no\\nluck")
 
 
@@ -56,7 +54,9 @@ def configure(folder: Path, rows: dict[str, Any], **changes: Any) -> list[str]:
 def started(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
     """Start a command as a user does, in a session of its own."""
     nowhere = subprocess.DEVNULL
-    return subprocess.Popen(words, cwd=folder, start_new_session=True, stdout=nowhere, stderr=nowhere)
+    return subprocess.Popen(
+        words, cwd=folder, start_new_session=True, stdout=nowhere, stderr=nowhere
+    )
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -96,27 +96,46 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return rows_of(folder / "c")
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_comparison_that_was_stopped_ends_as_one_that_was_not(tmp_path, whole, number):
-    words = [*configure(tmp_path, {name: {"policy": name} for name in POLICIES}), "--out", "c"]
-    process = started(words, tmp_path)
-    out = tmp_path / "c"
+def until_two_work(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait until a run is finished and another is in the middle."""
     wait_until(lambda: list(out.glob("*/*/summary.json")) and list(out.glob("R*/*/metrics.csv")))
     assert len(session(process.pid)) >= 3
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
-        process.kill()
-    assert process.wait(30) == {signal.SIGKILL: -9, signal.SIGINT: 130}[number]
-    wait_until(lambda: not session(process.pid), 20)
-    begun = [path.parent for path in out.glob("*/*/metrics.csv")]
-    assert all((folder / "checkpoint.pt").exists() for folder in begun)
-    assert 0 < len(list(out.glob("*/*/summary.json"))) < 8
+
+
+PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+
+@PROC
+def test_a_comparison_that_was_killed_ends_as_one_that_was_not(tmp_path, whole):
+    words = [*configure(tmp_path, {name: {"policy": name} for name in POLICIES}), "--out", "c"]
+    process = started(words, tmp_path)
+    until_two_work(process, tmp_path / "c")
+    process.kill()
+    assert process.wait(30) == -9
+    wait_until(lambda: not session(process.pid), 20)  # the workers notice
+    assert 0 < len(list(tmp_path.glob("c/*/*/summary.json"))) < 8
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "of 8 are finished" in done.stdout
-    assert rows_of(out) == whole
+    assert rows_of(tmp_path / "c") == whole
+
+
+@PROC
+def test_ctrl_c_stops_all_with_their_checkpoints_written(tmp_path):
+    rows = {name: {"policy": name} for name in ("Never", "RandomSite")}
+    process = started([*configure(tmp_path, rows, epochs=9), "--out", "c"], tmp_path)
+    folders = [tmp_path / "c" / name / "seed0" for name in rows]
+    wait_until(lambda: all((folder / "events").parent.glob("events*") for folder in folders))
+    wait_until(lambda: any((folder / "metrics.csv").exists() for folder in folders))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(30) == 130
+    wait_until(lambda: not session(process.pid), 5)
+    for folder in (each for each in folders if (each / "metrics.csv").exists()):
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        steps = (folder / "losses.csv").read_text().splitlines()[1:]
+        assert state["progress"]["step"] == len(steps)
+        recorded = (folder / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
+        assert state["progress"]["step"] > int(recorded)
 
 
 def test_a_cell_that_fails_takes_no_other_with_it(tmp_path):
@@ -137,12 +156,6 @@ def test_a_cell_that_fails_takes_no_other_with_it(tmp_path):
     ]
     assert 'raise RuntimeError("no' in (tmp_path / "c/raises/seed0/error.txt").read_text()
     assert [row["run"] for row in rows_of(tmp_path / "c")] == ["static"]
-    (tmp_path / "mended").touch()
-    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 1
-    assert [row["run"] for row in rows_of(tmp_path / "c")] == ["raises", "static"]
-    assert not (tmp_path / "c/raises/seed0/error.txt").exists()
-    assert "1 of 4 are finished" in again.stdout
 
 
 class Slots:
@@ -188,10 +201,10 @@ def test_a_job_starts_after_the_one_it_waits_for(slots):
 
 
 def test_what_waits_for_a_failure_fails_too_and_a_finished_one_is_not_waited_for():
-    found = dict(
-        (job.row, failure)
+    found = {
+        job.row: failure
         for job, failure in run_jobs(jobs(b="a", a=None, c="b", d="old"), Slots(2, ("a",)))
-    )
+    }
     assert found == {
         "a": "broken",
         "b": "waits for c/a, which failed",

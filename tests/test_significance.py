@@ -32,7 +32,7 @@ def test_students_own_example():
 
 @pytest.mark.parametrize("scores", [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
 def test_pairs_are_needed(scores):
-    with pytest.raises(ValueError, match="paired scores must be 2 or more each, got 1|got 2, 1"):
+    with pytest.raises(ValueError, match=r"paired scores must be 2 or more each, got [12], 1"):
         paired(*scores)
 
 
@@ -74,7 +74,10 @@ def test_of_two_rows_the_block_model_is_the_paired_test():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}, {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}),
+        (
+            {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005},
+            {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02},
+        ),
         ({"a": 0.02}, {"a": 0.02}),
         ({"a": 0.6, "b": 0.9}, {"a": 1.0, "b": 1.0}),
         ({"a": 0.01, "b": 0.012, "c": 0.02}, {"a": 0.03, "b": 0.03, "c": 0.03}),
@@ -90,7 +93,9 @@ def share(spreads: list[float], better: float, tries: int) -> float:
     """How often some row is found better than the best of three that are truly the same."""
     draws, found = np.random.default_rng(0), 0
     for _ in range(tries):
-        scores = draws.normal(0, 0.5, (1, 5)) + draws.normal(0, 1, (8, 5)) * np.array(spreads)[:, None]
+        scores = (
+            draws.normal(0, 0.5, (1, 5)) + draws.normal(0, 1, (8, 5)) * np.array(spreads)[:, None]
+        )
         scores[3] += better
         rows = {str(number): list(row) for number, row in enumerate(scores)}
         best = max("012", key=lambda name: np.mean(rows[name]))

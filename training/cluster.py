@@ -10,6 +10,7 @@ import os
 import pickle
 import secrets
 import sys
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Cluster:
         if address is None:  # or Ray makes a token of its own and keeps it in the home folder
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError(
                 "engine ray needs the extra: pip install growthrings[sweep]; or take --engine pool"
@@ -46,7 +47,7 @@ class Cluster:
         here: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False}
         kept: dict[str, Any] = {} if address else here
         try:
-            ray.init(address or "local", log_to_driver=False, logging_level="error", **kept)
+            ray.init(address or "local", log_to_driver=False, logging_level=ERROR, **kept)
         except (ConnectionError, RuntimeError, ValueError) as error:
             told = one_line_of(error)[:300]
             raise ValueError(f"address must be of a running Ray cluster: {told}") from None

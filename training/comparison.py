@@ -59,20 +59,21 @@ def compare(
     missing = [job for job in jobs if job.name not in summaries]
     if summaries:
         say(f"{len(summaries)} of {len(jobs)} are finished")
-    failures = []
+    failures: dict[str, str] = {}
     for job, failure in run_jobs(missing, _engine(settings)) if missing else ():
         told = f"failed: {failure}"
         if failure is None:
             summary = summaries[job.name] = _summary(job.settings) or {}
             told = f"{result_of(summary)}  {summary['seconds']:.1f} s"
         else:
-            failures.append(f"{job.name}  {told}")
+            failures[job.name] = f"{job.name}  {told}"
         count = len(summaries) + len(failures)
         say(f"{count}/{len(jobs)}  {job.name}  {told}")
         if advance:
             advance(count / len(jobs))
         write_whole(folder / "comparison.csv", _csv(jobs, summaries, {}))
-    return Outcome(_judge(settings, jobs, summaries), tuple(failures))
+    told = tuple(failures[job.name] for job in jobs if job.name in failures)
+    return Outcome(_judge(settings, jobs, summaries), told)
 
 
 def _engine(settings: Compare) -> Engine:

@@ -127,17 +127,18 @@ class Pool:
         worker.pipe.send(on_device(job, worker.device))
 
     def ended(self) -> Ended:
-        busy = {worker.pipe: worker for worker in self._workers if worker.job is not None}
+        busy = [worker for worker in self._workers if worker.job is not None]
+        ready = wait([worker.pipe for worker in busy], PATIENCE)
         found: Ended = []
-        for worker in [busy[pipe] for pipe in wait(list(busy), PATIENCE) if pipe in busy]:
-            assert worker.job is not None
+        for worker in [worker for worker in busy if worker.pipe in ready]:
+            job, worker.job = worker.job, None
+            assert job is not None
             try:
-                found.append((worker.job, worker.pipe.recv()))
-                worker.job = None
+                found.append((job, worker.pipe.recv()))
             except (EOFError, ConnectionResetError):
                 worker.process.join()
                 code = worker.process.exitcode
-                found.append((worker.job, f"its process ended with exit code {code}"))
+                found.append((job, f"its process ended with exit code {code}"))
                 self._workers.remove(worker)
                 self._unused.append(worker.device)
         return found
@@ -148,7 +149,9 @@ class Pool:
             if worker.job is None:
                 worker.pipe.close()  # an idle one waits for its next job
         try:
-            while alive := [worker.process for worker in self._workers if worker.process.is_alive()]:
+            while alive := [
+                worker.process for worker in self._workers if worker.process.is_alive()
+            ]:
                 for process in alive:
                     process.terminate()  # again and again: outside of the loop nobody listens
                 alive[0].join(PATIENCE)

@@ -256,7 +256,7 @@ class Compare(Common):
         workers: runs at a time, without ray; by default one a GPU, or on CPUs as many as there are
             cores for their threads. 1 runs them in this process.
         per_gpu: runs at a time on each GPU.
-        address: of a Ray cluster to join, such as auto or HOST:6379; by default Ray runs here alone.
+        address: of a Ray cluster to join, such as auto or HOST:6379; by default Ray runs here.
         dry_run: print the matrix and what it will take, and run nothing.
     """
 
@@ -293,8 +293,7 @@ class Compare(Common):
         """The two rows of the primary comparison."""
         if self.primary is None:
             return None
-        words = self.primary.split(" vs ") if isinstance(self.primary, str) else self.primary
-        first, second = (word.strip() for word in words)
+        first, second = _words(self.primary)
         return first, second
 
     def ground(self, name: str) -> tuple[str, str]:
@@ -312,22 +311,24 @@ class Compare(Common):
         check_choice(f"cells: scratch or yoked of {name}", cell.source, tuple(grown))
         if self.ground(name) != self.ground(cell.source):
             raise ValueError(f"cells: {name} must have the data and net of {cell.source}")
-        if cell.start is not None and cell.scratch or not isinstance(cell.policy, Never):
-            raise ValueError(f"cells: {name} follows {cell.source}; it must have no policy or start")
+        if (cell.start is not None and cell.scratch) or not isinstance(cell.policy, Never):
+            raise ValueError(f"cells: {name} must have no policy or start: {cell.source} gives it")
 
     def _check_pair(self) -> None:
-        try:
-            pair = self.pair
-        except ValueError:
-            pair = (self.primary,)
-        if pair is None:
+        if self.primary is None:
             return
-        if len(set(pair)) != 2 or not set(pair) <= set(self.cells):
+        pair = _words(self.primary)
+        if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(self.cells):
             raise ValueError(
                 f"primary must be two of {', '.join(self.cells)}, as 'a vs b'; got {self.primary!r}"
             )
-        if len({self.ground(name) for name in pair}) != 1:
+        if self.ground(pair[0]) != self.ground(pair[1]):
             raise ValueError(f"primary must be rows on the same data and net, got {self.primary!r}")
+
+
+def _words(primary: str | list[str]) -> list[str]:
+    words = primary.split(" vs ") if isinstance(primary, str) else primary
+    return [word.strip() for word in words]
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:
