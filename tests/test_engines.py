@@ -125,7 +125,6 @@ def test_ctrl_c_stops_all_with_their_checkpoints_written(tmp_path):
     rows = {name: {"policy": name} for name in ("Never", "RandomSite")}
     process = started([*configure(tmp_path, rows, epochs=9), "--out", "c"], tmp_path)
     folders = [tmp_path / "c" / name / "seed0" for name in rows]
-    wait_until(lambda: all((folder / "events").parent.glob("events*") for folder in folders))
     wait_until(lambda: any((folder / "metrics.csv").exists() for folder in folders))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(30) == 130
@@ -135,7 +134,7 @@ def test_ctrl_c_stops_all_with_their_checkpoints_written(tmp_path):
         steps = (folder / "losses.csv").read_text().splitlines()[1:]
         assert state["progress"]["step"] == len(steps)
         recorded = (folder / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
-        assert state["progress"]["step"] > int(recorded)
+        assert state["progress"]["step"] >= int(recorded)
 
 
 def test_a_cell_that_fails_takes_no_other_with_it(tmp_path):
