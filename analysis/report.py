@@ -43,7 +43,10 @@ def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> None:
         parts.append(f"<h2>{escape(title)}</h2>")
         parts.append(html_of(judgement_text(judgement)))
         parts += _pictures(judgement)
-    parts += _provenance(folder)
+    runs = [
+        run.folder for _, judged in groups for row in judged.rows.values() for run in row.values()
+    ]
+    parts += _provenance(folder, runs[0])
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -102,21 +105,22 @@ def _pictures(judgement: Judgement) -> list[str]:
     ]
 
 
-def _provenance(folder: Path) -> list[str]:
-    """Give the exact command, the environment and the settings."""
-    parts = []
-    path = folder / "environment.json"
-    if path.exists():
-        environment = json.loads(path.read_text(encoding="utf-8"))
-        command = shlex.join(["python", *environment.pop("command", [])])
-        lines = "\n".join(f"{name}: {value}" for name, value in environment.items())
-        parts.append(f"<h2>Command</h2><pre>{escape(command)}</pre>")
-        parts.append(f"<h2>Environment</h2><pre>{escape(lines)}</pre>")
-    path = folder / "config.yaml"
-    if path.exists():
-        text = escape(path.read_text(encoding="utf-8"))
-        parts.append(f"<details><summary>All settings</summary><pre>{text}</pre></details>")
-    return parts
+def _provenance(folder: Path, run: Path) -> list[str]:
+    """Give the exact command, the environment (a run's: its threads are its own) and settings."""
+    command, environment = (
+        json.loads((place / "environment.json").read_text(encoding="utf-8"))
+        for place in (folder, run)
+    )
+    told = shlex.join(["python", *command["command"]])
+    lines = "\n".join(
+        f"{name}: {value}" for name, value in environment.items() if name != "command"
+    )
+    settings = (folder / "config.yaml").read_text(encoding="utf-8")
+    return [
+        f"<h2>Command</h2><pre>{escape(told)}</pre>",
+        f"<h2>Environment</h2><pre>{escape(lines)}</pre>",
+        f"<details><summary>All settings</summary><pre>{escape(settings)}</pre></details>",
+    ]
 
 
 def html_of(markdown: str) -> str:

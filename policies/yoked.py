@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from random import Random
 
@@ -22,7 +23,7 @@ class Yoked(Policy):
     It separates *when* from *where*: what the recorded run has over this one, its places brought.
     Start it from the same net, on the same
     budget and records. Each growth makes up what the one before it missed in FLOPs, so that the two
-    nets stay equally expensive.
+    nets stay equally expensive, as far as the limit's parameters allow it.
 
     Args:
         run: the folder of the recorded run; it is read when the policy decides.
@@ -61,22 +62,34 @@ def _somewhere(
     flops: float,
     parameters: float,
 ) -> Action | None:
-    """Give an edit of a kind that adds at most so much, at the first random place that has room."""
+    """Give an edit of a kind that adds `flops`, at the first random place that has room for all.
+
+    If the limit's parameters allow it nowhere, at the first that has room for a part.
+    """
     places = [stage.name for stage in architecture.stages] if kind is WidenStage else list(free)
     random.shuffle(places)
+    partial = None
     for place in places:
-        if kind is WidenStage:
-            by = _largest_stream(architecture, place, flops, parameters)
-            action = WidenStage(place, by, reason="yoked, drawn at random") if by else None
-        elif kind is Widen:
-            by = largest_by(architecture, place, flops, parameters)
-            action = Widen(place, by, reason="yoked, drawn at random") if by else None
-        else:
-            width = largest_width(architecture, place, flops, parameters)
-            action = Insert(place, width, reason="yoked, drawn at random") if width else None
-        if action is not None:
+        action = _edit(architecture, kind, place, flops, parameters)
+        if action is not None and action == _edit(architecture, kind, place, flops, inf):
             return action
-    return None
+        partial = partial or action
+    return partial
+
+
+def _edit(
+    architecture: Architecture, kind: type[Action], place: str, flops: float, parameters: float
+) -> Action | None:
+    """Give the largest edit of a kind at a place that adds at most so much; None if none does."""
+    reason = "yoked, drawn at random"
+    if kind is WidenStage:
+        by = _largest_stream(architecture, place, flops, parameters)
+        return WidenStage(place, by, reason=reason) if by else None
+    if kind is Widen:
+        by = largest_by(architecture, place, flops, parameters)
+        return Widen(place, by, reason=reason) if by else None
+    width = largest_width(architecture, place, flops, parameters)
+    return Insert(place, width, reason=reason) if width else None
 
 
 def _largest_stream(architecture: Architecture, stage: str, flops: float, parameters: float) -> int:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from policies import Never
-from training.cells import Job, cores, jobs_of, workers_of
+from training.cells import Job, cores, gpus_of, jobs_of, workers_of
 from training.engines import Ended, run_jobs
 from training.settings import Cell, Compare, Train
 
@@ -234,4 +234,7 @@ def test_gpus_are_dealt_unless_a_device_is_named(monkeypatch):
     cells = {name: Cell(Never()) for name in "abcdefgh"}
     assert workers_of(Compare(cells=cells)) == 2
     assert workers_of(Compare(cells=cells, per_gpu=3)) == 6
+    assert gpus_of(Compare(cells=cells, device="cuda")) == ["cuda:0", "cuda:1"]
+    assert gpus_of(Compare(cells=cells, device="cuda:1")) == ["cuda:1"]
+    assert workers_of(Compare(cells=cells, device="cuda:1", per_gpu=2)) == 2
     assert workers_of(Compare(cells=cells, device="cpu", threads=1)) == min(24, cores())

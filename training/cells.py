@@ -77,9 +77,9 @@ def workers_of(settings: Compare) -> int:
 
 
 def gpus_of(settings: Compare) -> list[str]:
-    """Give the GPUs that the runs are dealt to; none if the settings name a device."""
-    if settings.device != "auto":
-        return []
+    """Give the GPUs that the runs are dealt to: all there are, unless the settings name one."""
+    if settings.device not in ("auto", "cuda"):
+        return [settings.device] if settings.device != "cpu" else []
     import torch
 
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
