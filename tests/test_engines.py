@@ -15,12 +15,18 @@ import pytest
 import torch
 import yaml
 
+import policies
 from policies import Never
 from training.cells import Job, cores, gpus_of, jobs_of, workers_of
+from training.comparison import compare
 from training.engines import Ended, run_jobs
 from training.settings import Cell, Compare, Train
 
 ROOT = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {
+    **{"net": "resnet8", "epochs": 0.2, "records": 4, "batch_size": 32},
+    **{"device": "cpu", "threads": 1, "seeds": [0, 1]},
+}
 POLICIES = ("Never", "Periodic", "RandomSite", "Plateau")
 BROKEN = '''
 """Policies that fail."""
@@ -45,8 +51,7 @@ class Dies(Policy):
 
 def configure(folder: Path, rows: dict[str, Any], **changes: Any) -> list[str]:
     """Write a comparison's config file, and give the command that runs it in `folder`."""
-    given = {"net": "resnet8", "epochs": 0.2, "records": 4, "batch_size": 32, "device": "cpu"}
-    given |= {"threads": 1, "workers": 2, "seeds": [0, 1], "cells": rows, **changes}
+    given = {**SMALL, "workers": 2, "cells": rows, **changes}
     (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
     return [sys.executable, str(ROOT / "run.py"), "compare", "--config", "config.yaml"]
 
@@ -87,13 +92,13 @@ def wait_until(condition: Any, seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """What an uninterrupted comparison of four policies and two seeds gives."""
+    """What four policies and two seeds give one after the other in one process."""
     folder = tmp_path_factory.mktemp("whole")
-    words = configure(folder, {name: {"policy": name} for name in POLICIES})
-    done = subprocess.run([*words, "--out", "c"], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(rows_of(folder / "c")) == 8
-    return rows_of(folder / "c")
+    cells = {name: Cell(getattr(policies, name)()) for name in POLICIES}
+    outcome = compare(Compare(**{**SMALL, "cells": cells, "workers": 1, "out": str(folder)}), print)
+    assert not outcome.failures
+    assert len(rows_of(folder)) == 8
+    return rows_of(folder)
 
 
 def until_two_work(process: subprocess.Popen[bytes], out: Path) -> None:

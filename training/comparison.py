@@ -16,7 +16,6 @@ from analysis.tables import result_of
 from training.cells import Job, gpus_of, jobs_of, workers_of
 from training.engines import Engine, Here, Pool, run_jobs
 from training.folder import check_same_settings, claim_comparison, write_whole
-from training.run import ground_of
 from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
@@ -53,14 +52,19 @@ def compare(
         Interrupted: SIGINT or SIGTERM came; run again to go on.
     """
     folder, jobs = Path(settings.out), jobs_of(settings)
-    check(jobs)
-    claim_comparison(folder, settings_to_dict(settings), settings_to_yaml(settings))
     summaries = {job.name: summary for job in jobs if (summary := _summary(job.settings))}
     missing = [job for job in jobs if job.name not in summaries]
+    engine = _engine(settings, len(missing))
+    try:
+        check(jobs)
+        claim_comparison(folder, settings_to_dict(settings), settings_to_yaml(settings))
+    except BaseException:
+        engine.stop()
+        raise
     if summaries:
         say(f"{len(summaries)} of {len(jobs)} are finished")
     failures: dict[str, str] = {}
-    for job, failure in run_jobs(missing, _engine(settings)) if missing else ():
+    for job, failure in run_jobs(missing, engine):
         told = f"failed: {failure}"
         if failure is None:
             summary = summaries[job.name] = _summary(job.settings) or {}
@@ -76,17 +80,21 @@ def compare(
     return Outcome(_judge(settings, jobs, summaries), told)
 
 
-def _engine(settings: Compare) -> Engine:
+def _engine(settings: Compare, cells: int) -> Engine:
+    if cells == 0:
+        return Here()
     if settings.engine == "ray":
         from training.cluster import Cluster
 
         return Cluster(settings.address, bool(gpus_of(settings)), settings.per_gpu)
     workers = workers_of(settings)
-    return Pool(workers, gpus_of(settings)) if workers > 1 else Here()
+    return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here()
 
 
 def check(jobs: Sequence[Job]) -> None:
     """Raise a ValueError for whatever any of the runs would refuse, before anything is written."""
+    from training.run import ground_of  # imports torch: late, so that the processes start first
+
     limits = {}
     for run in (job.settings for job in jobs):
         place = run.data, run.net

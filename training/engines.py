@@ -113,8 +113,10 @@ class Pool:
 
     def __init__(self, workers: int, devices: Sequence[str] = ()) -> None:
         dealt = [devices[place % len(devices)] if devices else None for place in range(workers)]
-        self._unused: list[str | None] = dealt
+        self._unused: list[str | None] = []
         self._workers: list[_Worker] = []
+        for device in dealt:  # at once: they import torch while the settings are checked
+            self._new(device)
 
     @property
     def room(self) -> bool:
@@ -147,7 +149,7 @@ class Pool:
         """Ask the processes until they have ended; if that is interrupted, end them."""
         for worker in self._workers:
             if worker.job is None:
-                worker.pipe.close()  # an idle one waits for its next job
+                worker.process.kill()  # an idle one has nothing to lose
         try:
             while alive := [
                 worker.process for worker in self._workers if worker.process.is_alive()
@@ -177,6 +179,8 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the loop listens, and nothing before it
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import training.loop  # noqa: F401  (before the first cell comes)
+
     while True:
         try:
             job = pipe.recv()
