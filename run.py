@@ -22,7 +22,7 @@ from training.settings import Compare, Train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; give the exit code (0 done, 2 wrong use, 130 and 143 interrupted)."""
+    """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
     sys.path.insert(0, os.getcwd())  # a user's own policies
     parser = make_parser()
     try:
@@ -100,14 +100,22 @@ def _compare(chosen: Namespace) -> int:
         raise ValueError(f"compare must run in 1 process (torchrun is for train), got {started()}")
 
     settings = _settings(Compare, chosen)
+    if settings.dry_run:
+        from training.forecast import forecast
+
+        print(forecast(settings))
+        return 0
     try:
         with _reporting() as (say, advance):
-            table = compare(settings, say, advance)
+            outcome = compare(settings, say, advance)
     except Interrupted as stop:
         print(f"stopped; the same command goes on ({stop})", file=sys.stderr)
         return stop.code
-    print(f"\n{table}\n\nlook at it with: tensorboard --logdir {settings.out}")
-    return 0
+    print(f"\n{outcome.text}\n")
+    print(f"{settings.out}/report.html; or: tensorboard --logdir {settings.out}")
+    for line in outcome.failures:
+        print(line, file=sys.stderr)
+    return 1 if outcome.failures else 0
 
 
 def _inspect(chosen: Namespace) -> int:

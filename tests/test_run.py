@@ -375,7 +375,7 @@ def one_line_refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[obj
     return line.removeprefix("run.py: error: ")
 
 
-POLICIES = "LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth"
+POLICIES = "LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth, Yoked"
 REFUSED = [
     (
         "--policy Foo",

@@ -73,6 +73,7 @@ def train(
                 advance(run.spent)
             stop = ranks.greatest(interrupts.number or 0)
             if stop:
+                run.write_losses()
                 run.save()
                 _close(run)
                 message = f"stopped at step {run.progress.step}; --resume goes on"
@@ -102,6 +103,7 @@ def _step(run: Run) -> None:
         settings.accumulate,
         run.scaler,
     )
+    run.trace.append(run.window.clone())
     progress.step += 1
     if run.ema is not None:
         average(run.ema, run.net, settings.ema, progress.step)
@@ -162,7 +164,9 @@ def _measure(run: Run) -> Record:
     progress.boundary = int(run.spent * settings.record_count)
     classification = run.splits.task == "classification"
     train_loss, train_accuracy = means_of(ranks.total(run.window), classification)
+    run.write_losses()
     run.window.zero_()
+    run.trace = [run.window.clone()]
     ranks.share_buffers(run.net, run.ema)
     validation = _validate(run, run.net)
     importance = {}
