@@ -71,7 +71,7 @@ class Run:
         return int(self.spent * self.settings.record_count) > self.progress.boundary
 
     def write_losses(self) -> None:
-        """Add the losses of the latest steps to losses.csv; all processes call it, rank 0 writes."""
+        """Add the latest steps to losses.csv; all processes call it, rank 0 writes."""
         sums = ranks.total(torch.stack(self.trace)).diff(dim=0)  # (steps, 3)
         losses = (sums[:, 0] / sums[:, 2]).tolist()
         if ranks.rank() == 0:
