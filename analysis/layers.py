@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 
 from nets.modules import Network, PlainBlock, ResidualBlock
 
@@ -17,6 +18,7 @@ _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 class Layer:
     """A watched module: its path is its name, its output is the response that is read.
 
+    `source` is the path of the module that makes the output, where that is not the layer's own;
     `modules` are the paths of the modules whose parameters are the layer's; `rectified` says that
     a relu follows; `branch` and `shortcut` are the paths whose outputs a block adds up.
     """
@@ -28,6 +30,15 @@ class Layer:
     rectified: bool = False
     branch: str | None = None
     shortcut: str | None = None
+    source: str | None = None
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """Give the module inside torch.compile's and DistributedDataParallel's wrappers."""
+    children = dict(net.named_children())
+    if "_orig_mod" in children:  # to name torch.compile's class is to import all of its compiler
+        return unwrap(children["_orig_mod"])
+    return unwrap(net.module) if isinstance(net, DistributedDataParallel) else net
 
 
 def layers_of(net: nn.Module) -> list[Layer]:
@@ -41,27 +52,33 @@ def layers_of(net: nn.Module) -> list[Layer]:
 
 
 def _layers_of_network(net: Network) -> list[Layer]:
-    layers = []
+    layers, stream = [], None
+    relu = getattr(net.architecture, "activation", "relu") == "relu"
     if net.architecture.stem != "none":
-        layers.append(Layer("stem", "stem", modules=("stem",), rectified=net.post))
+        source = "stem.bn" if net.post else None
+        rectified = net.post and relu
+        layers.append(Layer("stem", "stem", None, ("stem",), rectified, source=source))
     for name in net.architecture.blocks:
         module = net.get_submodule(name)
         if isinstance(module, PlainBlock):
             path = f"{name}.linear"
-            layers.append(Layer(path, "inner", name, (path,), rectified=True))
+            layers.append(Layer(path, "inner", name, (path,), rectified=relu))
         if isinstance(module, ResidualBlock):
-            layers.extend(_layers_of_block(name, module))
+            layers.extend(_layers_of_block(name, module, stream, relu))
+            stream = name
     layers.append(Layer("head", "head", modules=("head",)))
     return layers
 
 
-def _layers_of_block(name: str, module: ResidualBlock) -> list[Layer]:
+def _layers_of_block(
+    name: str, module: ResidualBlock, stream: str | None, relu: bool
+) -> list[Layer]:
     convolutions = [f"{name}.{layer}" for layer in module.layers]
     norms = [f"{name}.{norm}" for norm in module.norms]
     # after each layer but the last comes the norm through which its response is read
     following = norms[:-1] if module.post else norms[1:]
     layers = [
-        Layer(norm, "inner", name, (convolution, norm), rectified=True)
+        Layer(norm, "inner", name, (convolution, norm), rectified=relu)
         for convolution, norm in zip(convolutions[:-1], following, strict=True)
     ]
     end = norms[-1] if module.post else convolutions[-1]
@@ -71,6 +88,8 @@ def _layers_of_block(name: str, module: ResidualBlock) -> list[Layer]:
     if module.projects:
         owner, shortcut = shortcut, f"{shortcut}.bn" if module.post else shortcut
         layers.append(Layer(shortcut, "stream", name, (owner,)))
+    elif stream is not None:
+        shortcut = stream  # the output of the block before, which has been read already
     layers.append(Layer(name, "stream", name, (name,), branch=end, shortcut=shortcut))
     return layers
 

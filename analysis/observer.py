@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analysis.layers import Layer, layers_of
+from analysis.layers import Layer, layers_of, unwrap
 from analysis.parameters import ParameterNorms
 from analysis.record import STATISTICS, LayerReading
+from analysis.responses import Response, Responses, held_by, tells_variance
 from nets.growth import Grown
 from nets.modules import Network
 
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give mean and standard deviation over all entries, float64 scalars on the device of `x`.
-
-    Sums run over deviations from each position's mean (two passes), so a large mean cancels
-    nothing; half precision is read in float32.
-    """
-    x = x.detach()
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()
-    if x.dim() < 3:
-        variance, mean = torch.var_mean(x.double(), correction=0)
-        return mean, variance.sqrt()
-    axes = tuple(range(2, x.dim()))
-    means = x.mean(axes, keepdim=True)
-    within = torch.linalg.vector_norm(x - means, dim=axes).double().square().sum() / x.numel()
-    between, mean = torch.var_mean(means.double(), correction=0)
-    return mean, (within + between).sqrt()
+Extra = Callable[[Tensor], Tensor]
+"""A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 
 
 class Observer:
@@ -65,13 +50,20 @@ class Observer:
         *,
         step: int = 0,
         edited: dict[str, int] | None = None,
+        extra: Mapping[str, Extra] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.every = every
         self.step = step
         self.edited = dict(edited or {})
-        self._handles: list[Any] = []
+        self.extra = dict(extra or {})
+        taken = set(self.extra).intersection(STATISTICS)
+        if taken:
+            raise ValueError(f"extra must not be named {', '.join(STATISTICS)}, got {min(taken)!r}")
+        self._names = (*STATISTICS, *self.extra)
+        self._lasting: list[Any] = []  # hooks of the whole `with` block
+        self._hooks: list[Any] = []  # hooks of a step that is read
         self._attached = False
         self._aim(net, optimizer)
 
@@ -97,8 +89,9 @@ class Observer:
         self._detach()
         if isinstance(grown, Grown):
             grown, optimizer = grown.network, grown.optimizer
-        if isinstance(self.net, Network) and isinstance(grown, Network):
-            before, now = self.net.architecture.widths, grown.architecture.widths
+        old, new = self._inner, unwrap(grown)
+        if isinstance(old, Network) and isinstance(new, Network):
+            before, now = old.architecture.widths, new.architecture.widths
             self.edited.update({n: self.step for n, w in now.items() if before.get(n) != w})
         self._aim(grown, optimizer)
         if attached:
@@ -113,21 +106,21 @@ class Observer:
         if any(self._counts) or not self._last:
             totals = self._totals.tolist() if self._totals is not None else self._counts
             means = [total / count if count else None for total, count in zip(totals, self._counts)]
-            width = len(STATISTICS)
+            width = len(self._names)
             self._last = {
-                layer.path: LayerReading(
-                    layer.block,
-                    layer.role,
-                    **dict(
-                        zip(STATISTICS, means[index * width : (index + 1) * width], strict=True)
-                    ),
-                    edited=self.edited.get(layer.block or ""),
-                )
+                layer.path: self._reading(layer, means[index * width : (index + 1) * width])
                 for index, layer in enumerate(self.layers)
             }
             self._totals, self._counts = None, [0] * len(self._counts)
         self._window_start = self.step
+        self._prepare()
         return self._last
+
+    def _reading(self, layer: Layer, means: list[float | None]) -> LayerReading:
+        values = dict(zip(self._names, means, strict=True))
+        extra = {name: value for name in self.extra if (value := values.pop(name)) is not None}
+        edited = self.edited.get(layer.block or "")
+        return LayerReading(layer.block, layer.role, **values, edited=edited, extra=extra)
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
@@ -144,109 +137,140 @@ class Observer:
         totals = window["totals"]
         self._totals = None if totals is None else totals.to(device, copy=True)
         self._last = {path: LayerReading(**values) for path, values in state["last"].items()}
+        self._prepare()
 
     def _aim(self, net: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self.net, self.optimizer = net, optimizer
-        self.layers: list[Layer] = layers_of(net)
-        self._norms = ParameterNorms(net, self.layers)
-        self._values: list[tuple[int, Tensor]] = []  # of this step
-        self._spread: dict[
-            str, Tensor
-        ] = {}  # std of what a block adds up, by path, of this forward
+        self._inner = unwrap(net)
+        self.layers: list[Layer] = layers_of(self._inner)
+        self._norms = ParameterNorms(self._inner, self.layers, len(self._names))
+        self._responses = Responses()
+        self._held: dict[nn.Module, Tensor] = {}  # by norms, before a forward that is tapped
+        self._latest: dict[str, Response] = {}  # of what a block adds up, by path
+        self._values: list[tuple[tuple[int, ...], Tensor]] = []  # of this step, by slot
         self._totals: Tensor | None = None  # over the window
-        self._counts = [0] * (len(self.layers) * len(STATISTICS))
+        self._counts = [0] * (len(self.layers) * len(self._names))
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._last: dict[str, LayerReading] = {}
         self._window_start = self.step
-        self._reading = self._sampled = self._pending = False
+        self._pending = False
 
     def _attach(self) -> None:
         self._attached = True
-        hooks = self._handles
-        hooks.append(self.net.register_forward_pre_hook(self._begin_forward))
-        for index, layer in enumerate(self.layers):
-            module = self.net.get_submodule(layer.path)
-            hooks.append(module.register_forward_hook(self._reader(index, layer)))
-        ends = {layer.shortcut for layer in self.layers} - {layer.path for layer in self.layers}
-        for path in filter(None, ends):
-            hooks.append(
-                self.net.get_submodule(path).register_forward_hook(self._spread_reader(path))
-            )
-        if self.optimizer is not None:
-            hooks.append(self.optimizer.register_step_pre_hook(self._before_update))
-            hooks.append(self.optimizer.register_step_post_hook(self._after_update))
+        if self.optimizer is None:
+            self._lasting.append(self.net.register_forward_pre_hook(self._begin_forward))
+        else:
+            self._lasting.append(self.optimizer.register_step_pre_hook(self._before_update))
+            self._lasting.append(self.optimizer.register_step_post_hook(self._after_update))
+        self._prepare()
 
     def _detach(self) -> None:
         self._attached = False
-        for handle in self._handles:
+        self._listen(False)
+        for handle in self._lasting:
             handle.remove()
-        self._handles.clear()
-        self._norms.unwatch()
+        self._lasting.clear()
+
+    def _prepare(self) -> None:
+        """Listen to the coming forwards if their step is to be read."""
+        due = (self.step - self._window_start) % self.every == 0
+        self._listen(self._attached and due)
+
+    def _listen(self, listen: bool) -> None:
+        """Hook the layers, or leave nothing on them: steps that are not read cost nothing.
+
+        Compiled code does not call hooks that came after it, so it rests while they are there.
+        """
+        if listen == bool(self._hooks):
+            return
+        if listen:
+            self._stance = torch.compiler.set_stance("force_eager")
+            self._hook_layers()
+        else:
+            self._stance.__exit__(None, None, None)
+            for handle in self._hooks:
+                handle.remove()
+            self._hooks.clear()
+            self._norms.unwatch()
+
+    def _hook_layers(self) -> None:
+        for index, layer in enumerate(self.layers):
+            source = self._inner.get_submodule(layer.source or layer.path)
+            if tells_variance(source):
+                self._hooks.append(source.register_forward_pre_hook(self._hold))
+            self._hooks.append(source.register_forward_hook(self._reader(layer, index)))
+        ends = {layer.shortcut for layer in self.layers} - {layer.path for layer in self.layers}
+        for path in filter(None, ends):
+            module = self._inner.get_submodule(path)
+            self._hooks.append(module.register_forward_hook(self._reader(Layer(path, "stream"))))
+
+    def _trains(self) -> bool:
+        return self._inner.training and torch.is_grad_enabled()
 
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
-        training = module.training and torch.is_grad_enabled()
-        if training and self.optimizer is None:
+        if self._trains():  # without an optimizer a step ends where the next begins
             self._end_step_without_optimizer()
-            self._norms.watch(lambda: self._sampled)  # each time: layers may be unfrozen
-        self._reading = training and (self.step - self._window_start) % self.every == 0
-        if training:
-            self._sampled, self._pending = self._reading, True
+            self._prepare()
+            if self._hooks:
+                self._norms.watch()  # each time: layers may be unfrozen
+            self._pending = True
 
-    def _reader(self, index: int, layer: Layer) -> Callable[..., None]:
-        slots = {name: index * len(STATISTICS) + k for k, name in enumerate(STATISTICS)}
+    def _hold(self, norm: nn.Module, args: Any) -> None:
+        if self._trains() and tells_variance(norm):
+            self._held[norm] = held_by(norm)
+
+    def _reader(self, layer: Layer, index: int | None = None) -> Callable[..., None]:
+        """Make the hook of a layer, or of a mere shortcut, which has no index."""
+        slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
 
         def read(module: nn.Module, args: Any, output: Any) -> None:
-            if (
-                not self._reading
-                or not isinstance(output, Tensor)
-                or not output.is_floating_point()
-            ):
+            held = self._held.pop(module, None)
+            if not self._trains() or not isinstance(output, Tensor):
                 return
-            mean, std = moments(output)
-            self._spread[layer.path] = std
-            self._values.append((slots["response_mean"], mean))
-            self._values.append((slots["response_std"], std))
+            if not output.is_floating_point():
+                return
+            if held is None:
+                response = self._responses.read(output)
+            else:
+                response = self._responses.tap(module, held, output)
+            self._latest[layer.path] = response
+            if index is None:
+                return
+            self._responses.keep(slots["response_mean"], response)
             if layer.rectified:
-                peaks = output.detach().transpose(0, 1).flatten(1).amax(1)  # (N, C, ...) -> (C,)
-                self._values.append((slots["dead_fraction"], (peaks <= 0).double().mean()))
+                self._responses.dead(slots["dead_fraction"], output)
             if layer.branch is not None and layer.shortcut is not None:
-                ratio = self._spread[layer.branch] / self._spread[layer.shortcut]
-                self._values.append((slots["residual_ratio"], ratio))
-
-        return read
-
-    def _spread_reader(self, path: str) -> Callable[..., None]:
-        def read(module: nn.Module, args: Any, output: Tensor) -> None:
-            if self._reading:
-                self._spread[path] = moments(output)[1]
+                ends = self._latest[layer.branch], self._latest[layer.shortcut]
+                self._responses.ratio(slots["residual_ratio"], *ends)
+            for name, function in self.extra.items():
+                value = _scalar(name, function(output.detach()))
+                self._values.append(((slots[name],), value.double().view(1)))
 
         return read
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._sampled and self._pending:
+        if self._responses:
             self._norms.before_update(getattr(optimizer, "grad_scale", None))
 
     def _after_update(self, *_: Any) -> None:
-        if self._sampled and self._pending:
-            self._values.extend(self._norms.after_update())
-            self._add_values()
-        self.step += 1
-        self._pending = self._reading = False
+        self._end_step(self._norms.after_update())
 
     def _end_step_without_optimizer(self) -> None:
-        if self.optimizer is not None or not self._pending:
-            return
-        if self._sampled:
-            self._values.extend(self._norms.of_gradients())
-            self._add_values()
-        self.step += 1
-        self._pending = self._reading = False
+        if self._pending:
+            self._pending = False
+            self._end_step(self._norms.of_gradients())
 
-    def _add_values(self) -> None:
-        if not self._values:
-            return
-        slots = tuple(slot for slot, _ in self._values)
-        values = torch.stack([value for _, value in self._values])
+    def _end_step(self, norms: list[tuple[tuple[int, ...], Tensor]]) -> None:
+        if self._responses:
+            self._add([*self._values, *self._responses.take(), *norms])
+        self._values, self._latest = [], {}
+        self.step += 1
+        self._prepare()
+
+    def _add(self, found: list[tuple[tuple[int, ...], Tensor]]) -> None:
+        """Add a step's values to the window's totals."""
+        slots = tuple(slot for places, _ in found for slot in places)
+        values = torch.cat([value for _, value in found])
         if slots not in self._indices:
             self._indices[slots] = torch.tensor(slots, device=values.device)
         if self._totals is None:
@@ -254,4 +278,10 @@ class Observer:
         self._totals.index_add_(0, self._indices[slots], values)
         for slot in slots:
             self._counts[slot] += 1
-        self._values, self._spread = [], {}
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim():
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"extra[{name!r}] must give a 0-d tensor, got {kind}")
+    return value.detach()

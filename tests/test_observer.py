@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from analysis import LayerReading, Observer
-from analysis.observer import moments
+from analysis.moments import moments
 from analysis.record import STATISTICS
 from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, Widen, build, grow
 
@@ -603,7 +603,7 @@ def test_norms_of_any_kind_cover_what_feeds_them():
         assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5)
 
 
-def test_under_autocast_the_half_precision_outputs_are_read_exactly():
+def test_under_autocast_outputs_are_read_within_half_a_bit_of_theirs():
     net = network_of("basic")
     twin = copy.deepcopy(net)
     optimizer, other = sgd(net), sgd(twin)
@@ -624,7 +624,7 @@ def test_under_autocast_the_half_precision_outputs_are_read_exactly():
     expected = slowly(twin, Cast(other, None))
     with Observer(net, optimizer) as observer:
         step(net, optimizer)
-        compare(observer.readings(), expected)
+        compare(observer.readings(), expected, tolerance=2**-9)  # a norm's are read unrounded
 
 
 @pytest.mark.parametrize("fused", [True, False])
