@@ -20,7 +20,8 @@ class Layer:
 
     `source` is the path of the module that makes the output, where that is not the layer's own;
     `modules` are the paths of the modules whose parameters are the layer's; `rectified` says that
-    a relu follows; `branch` and `shortcut` are the paths whose outputs a block adds up.
+    a relu follows; `branch` and `shortcut` are the paths whose outputs a block adds up;
+    `near_zero` that norms hold the output's mean within a few standard deviations.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Layer:
     branch: str | None = None
     shortcut: str | None = None
     source: str | None = None
+    near_zero: bool = False
 
 
 def unwrap(net: nn.Module) -> nn.Module:
@@ -90,7 +92,9 @@ def _layers_of_block(
         layers.append(Layer(shortcut, "stream", name, (owner,)))
     elif stream is not None:
         shortcut = stream  # the output of the block before, which has been read already
-    layers.append(Layer(name, "stream", name, (name,), branch=end, shortcut=shortcut))
+    layers.append(
+        Layer(name, "stream", name, (name,), False, end, shortcut, near_zero=module.post)
+    )
     return layers
 
 

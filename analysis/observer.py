@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from analysis.layers import Layer, layers_of, unwrap
 from analysis.parameters import ParameterNorms
 from analysis.record import STATISTICS, LayerReading
-from analysis.responses import Response, Responses, held_by, tells_variance
+from analysis.responses import Response, Responses, tells_variance
 from nets.growth import Grown
 from nets.modules import Network
 
@@ -143,9 +143,9 @@ class Observer:
         self.net, self.optimizer = net, optimizer
         self._inner = unwrap(net)
         self.layers: list[Layer] = layers_of(self._inner)
-        self._norms = ParameterNorms(self._inner, self.layers, len(self._names))
+        self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
         self._responses = Responses()
-        self._held: dict[nn.Module, Tensor] = {}  # by norms, before a forward that is tapped
+        self._norms: list[nn.Module] = []  # whose variance may be told
         self._latest: dict[str, Response] = {}  # of what a block adds up, by path
         self._values: list[tuple[tuple[int, ...], Tensor]] = []  # of this step, by slot
         self._totals: Tensor | None = None  # over the window
@@ -191,18 +191,23 @@ class Observer:
             for handle in self._hooks:
                 handle.remove()
             self._hooks.clear()
-            self._norms.unwatch()
+            self._parameters.unwatch()
 
     def _hook_layers(self) -> None:
+        self._norms = []
         for index, layer in enumerate(self.layers):
             source = self._inner.get_submodule(layer.source or layer.path)
             if tells_variance(source):
-                self._hooks.append(source.register_forward_pre_hook(self._hold))
+                self._norms.append(source)
+                self._hooks.append(source.register_forward_pre_hook(self._before_norm))
             self._hooks.append(source.register_forward_hook(self._reader(layer, index)))
-        ends = {layer.shortcut for layer in self.layers} - {layer.path for layer in self.layers}
-        for path in filter(None, ends):
-            module = self._inner.get_submodule(path)
-            self._hooks.append(module.register_forward_hook(self._reader(Layer(path, "stream"))))
+        self._hooks.append(self._inner.register_forward_pre_hook(self._hold_norms))
+        paths = {layer.path for layer in self.layers}
+        for layer in self.layers:
+            if layer.shortcut and layer.shortcut not in paths:
+                module = self._inner.get_submodule(layer.shortcut)
+                shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
+                self._hooks.append(module.register_forward_hook(self._reader(shortcut)))
 
     def _trains(self) -> bool:
         return self._inner.training and torch.is_grad_enabled()
@@ -212,27 +217,28 @@ class Observer:
             self._end_step_without_optimizer()
             self._prepare()
             if self._hooks:
-                self._norms.watch()  # each time: layers may be unfrozen
+                self._parameters.watch()  # each time: layers may be unfrozen
             self._pending = True
 
-    def _hold(self, norm: nn.Module, args: Any) -> None:
-        if self._trains() and tells_variance(norm):
-            self._held[norm] = held_by(norm)
+    def _hold_norms(self, module: nn.Module, args: Any) -> None:
+        if self._trains():
+            self._responses.hold(self._norms)
+
+    def _before_norm(self, norm: nn.Module, args: Any) -> None:
+        self._responses.before(norm, self._trains())
 
     def _reader(self, layer: Layer, index: int | None = None) -> Callable[..., None]:
         """Make the hook of a layer, or of a mere shortcut, which has no index."""
         slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
 
         def read(module: nn.Module, args: Any, output: Any) -> None:
-            held = self._held.pop(module, None)
             if not self._trains() or not isinstance(output, Tensor):
                 return
             if not output.is_floating_point():
                 return
-            if held is None:
-                response = self._responses.read(output)
-            else:
-                response = self._responses.tap(module, held, output)
+            response = self._responses.tap(module, output)
+            if response is None:
+                response = self._responses.read(output, layer.near_zero)
             self._latest[layer.path] = response
             if index is None:
                 return
@@ -250,15 +256,15 @@ class Observer:
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._responses:
-            self._norms.before_update(getattr(optimizer, "grad_scale", None))
+            self._parameters.before_update(getattr(optimizer, "grad_scale", None))
 
     def _after_update(self, *_: Any) -> None:
-        self._end_step(self._norms.after_update())
+        self._end_step(self._parameters.after_update())
 
     def _end_step_without_optimizer(self) -> None:
         if self._pending:
             self._pending = False
-            self._end_step(self._norms.of_gradients())
+            self._end_step(self._parameters.of_gradients())
 
     def _end_step(self, norms: list[tuple[tuple[int, ...], Tensor]]) -> None:
         if self._responses:

@@ -78,6 +78,7 @@ class ParameterNorms:
             handle.remove()
         self._watched.clear()
 
+    @torch.no_grad()
     def before_update(self, grad_scale: Tensor | None) -> None:
         """Read gradients and weights as the optimizer finds them, and keep the weights."""
         plan = self._plan(tuple(i for i, p in enumerate(self._parameters) if p.grad is not None))
@@ -89,6 +90,7 @@ class ParameterNorms:
         self._before = _end_to_end(plan.chosen)
         self._norms = plan, gradients / plan.entries.sqrt(), _norms(plan, self._before)
 
+    @torch.no_grad()
     def after_update(self) -> _Values:
         """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
         if self._norms is None or self._before is None:
@@ -102,6 +104,7 @@ class ParameterNorms:
             self._of(plan, _UPDATE, updates / weights),
         ]
 
+    @torch.no_grad()
     def of_gradients(self) -> _Values:
         """Give (slots, values) of the gradients that the hooks saw, and of the weights then."""
         seen, self._seen = self._seen, {}
@@ -147,7 +150,7 @@ class ParameterNorms:
 
 def _end_to_end(tensors: Sequence[Tensor]) -> Tensor:
     """Copy all entries into one tensor; of equal strides, equal entries get equal places."""
-    return torch.cat([in_memory_order(tensor.detach()) for tensor in tensors])
+    return torch.cat([in_memory_order(tensor) for tensor in tensors])
 
 
 def _norms(plan: _Plan, entries: Tensor) -> Tensor:
