@@ -92,9 +92,7 @@ def _layers_of_block(
         layers.append(Layer(shortcut, "stream", name, (owner,)))
     elif stream is not None:
         shortcut = stream  # the output of the block before, which has been read already
-    layers.append(
-        Layer(name, "stream", name, (name,), False, end, shortcut, near_zero=module.post)
-    )
+    layers.append(Layer(name, "stream", name, (name,), False, end, shortcut, near_zero=module.post))
     return layers
 
 

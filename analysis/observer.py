@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from analysis.hooks import Extra, ForwardHooks, Values
 from analysis.layers import Layer, layers_of, unwrap
 from analysis.parameters import ParameterNorms
 from analysis.record import STATISTICS, LayerReading
-from analysis.responses import Response, Responses, tells_variance
 from nets.growth import Grown
 from nets.modules import Network
-
-Extra = Callable[[Tensor], Tensor]
-"""A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 
 
 class Observer:
@@ -62,8 +59,7 @@ class Observer:
         if taken:
             raise ValueError(f"extra must not be named {', '.join(STATISTICS)}, got {min(taken)!r}")
         self._names = (*STATISTICS, *self.extra)
-        self._lasting: list[Any] = []  # hooks of the whole `with` block
-        self._hooks: list[Any] = []  # hooks of a step that is read
+        self._handles: list[Any] = []  # of the hooks that stay while the `with` block lasts
         self._attached = False
         self._aim(net, optimizer)
 
@@ -131,7 +127,13 @@ class Observer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.step, self.edited, window = state["step"], dict(state["edited"]), state["window"]
+        window, size = state["window"], len(self.layers) * len(self._names)
+        if len(window["counts"]) != size:
+            raise ValueError(
+                f"state must hold {size} counts, a layer's {len(self._names)} statistics for each "
+                f"of {len(self.layers)} layers, got {len(window['counts'])}"
+            )
+        self.step, self.edited = state["step"], dict(state["edited"])
         self._window_start, self._counts = window["start"], list(window["counts"])
         device = next(self.net.parameters()).device
         totals = window["totals"]
@@ -142,12 +144,11 @@ class Observer:
     def _aim(self, net: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self.net, self.optimizer = net, optimizer
         self._inner = unwrap(net)
+        if optimizer is None and net is self._inner and net._compiled_call_impl is not None:
+            raise ValueError("optimizer must be given for a net compiled in place, got None")
         self.layers: list[Layer] = layers_of(self._inner)
         self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
-        self._responses = Responses()
-        self._norms: list[nn.Module] = []  # whose variance may be told
-        self._latest: dict[str, Response] = {}  # of what a block adds up, by path
-        self._values: list[tuple[tuple[int, ...], Tensor]] = []  # of this step, by slot
+        self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(self._names))
         self._indices: dict[tuple[int, ...], Tensor] = {}
@@ -158,122 +159,52 @@ class Observer:
     def _attach(self) -> None:
         self._attached = True
         if self.optimizer is None:
-            self._lasting.append(self.net.register_forward_pre_hook(self._begin_forward))
+            self._handles.append(self.net.register_forward_pre_hook(self._begin_forward))
         else:
-            self._lasting.append(self.optimizer.register_step_pre_hook(self._before_update))
-            self._lasting.append(self.optimizer.register_step_post_hook(self._after_update))
+            self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
+            self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
         self._prepare()
 
     def _detach(self) -> None:
         self._attached = False
-        self._listen(False)
-        for handle in self._lasting:
+        self._prepare()
+        for handle in self._handles:
             handle.remove()
-        self._lasting.clear()
+        self._handles.clear()
 
     def _prepare(self) -> None:
-        """Listen to the coming forwards if their step is to be read."""
-        due = (self.step - self._window_start) % self.every == 0
-        self._listen(self._attached and due)
-
-    def _listen(self, listen: bool) -> None:
-        """Hook the layers, or leave nothing on them: steps that are not read cost nothing.
-
-        Compiled code does not call hooks that came after it, so it rests while they are there.
-        """
-        if listen == bool(self._hooks):
-            return
-        if listen:
-            self._stance = torch.compiler.set_stance("force_eager")
-            self._hook_layers()
-        else:
-            self._stance.__exit__(None, None, None)
-            for handle in self._hooks:
-                handle.remove()
-            self._hooks.clear()
+        """Listen to the forwards to come if their step is to be read."""
+        due = self._attached and (self.step - self._window_start) % self.every == 0
+        self._hooks.listen(due)
+        if not due:
             self._parameters.unwatch()
 
-    def _hook_layers(self) -> None:
-        self._norms = []
-        for index, layer in enumerate(self.layers):
-            source = self._inner.get_submodule(layer.source or layer.path)
-            if tells_variance(source):
-                self._norms.append(source)
-                self._hooks.append(source.register_forward_pre_hook(self._before_norm))
-            self._hooks.append(source.register_forward_hook(self._reader(layer, index)))
-        self._hooks.append(self._inner.register_forward_pre_hook(self._hold_norms))
-        paths = {layer.path for layer in self.layers}
-        for layer in self.layers:
-            if layer.shortcut and layer.shortcut not in paths:
-                module = self._inner.get_submodule(layer.shortcut)
-                shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
-                self._hooks.append(module.register_forward_hook(self._reader(shortcut)))
-
-    def _trains(self) -> bool:
-        return self._inner.training and torch.is_grad_enabled()
-
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
-        if self._trains():  # without an optimizer a step ends where the next begins
+        if self._hooks.trains():  # without an optimizer a step ends where the next begins
             self._end_step_without_optimizer()
-            self._prepare()
-            if self._hooks:
+            if self._hooks.on:
                 self._parameters.watch()  # each time: layers may be unfrozen
             self._pending = True
-
-    def _hold_norms(self, module: nn.Module, args: Any) -> None:
-        if self._trains():
-            self._responses.hold(self._norms)
-
-    def _before_norm(self, norm: nn.Module, args: Any) -> None:
-        self._responses.before(norm, self._trains())
-
-    def _reader(self, layer: Layer, index: int | None = None) -> Callable[..., None]:
-        """Make the hook of a layer, or of a mere shortcut, which has no index."""
-        slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
-
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._trains() or not isinstance(output, Tensor):
-                return
-            if not output.is_floating_point():
-                return
-            response = self._responses.tap(module, output)
-            if response is None:
-                response = self._responses.read(output, layer.near_zero)
-            self._latest[layer.path] = response
-            if index is None:
-                return
-            self._responses.keep(slots["response_mean"], response)
-            if layer.rectified:
-                self._responses.dead(slots["dead_fraction"], output)
-            if layer.branch is not None and layer.shortcut is not None:
-                ends = self._latest[layer.branch], self._latest[layer.shortcut]
-                self._responses.ratio(slots["residual_ratio"], *ends)
-            for name, function in self.extra.items():
-                value = _scalar(name, function(output.detach()))
-                self._values.append(((slots[name],), value.double().view(1)))
-
-        return read
-
-    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._responses:
-            self._parameters.before_update(getattr(optimizer, "grad_scale", None))
-
-    def _after_update(self, *_: Any) -> None:
-        self._end_step(self._parameters.after_update())
 
     def _end_step_without_optimizer(self) -> None:
         if self._pending:
             self._pending = False
             self._end_step(self._parameters.of_gradients())
 
-    def _end_step(self, norms: list[tuple[tuple[int, ...], Tensor]]) -> None:
-        if self._responses:
-            self._add([*self._values, *self._responses.take(), *norms])
-        self._values, self._latest = [], {}
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._hooks:
+            self._parameters.before_update(getattr(optimizer, "grad_scale", None))
+
+    def _after_update(self, *_: Any) -> None:
+        self._end_step(self._parameters.after_update())
+
+    def _end_step(self, norms: Values) -> None:
+        if self._hooks:
+            self._add([*self._hooks.take(), *norms])
         self.step += 1
         self._prepare()
 
-    def _add(self, found: list[tuple[tuple[int, ...], Tensor]]) -> None:
+    def _add(self, found: Values) -> None:
         """Add a step's values to the window's totals."""
         slots = tuple(slot for places, _ in found for slot in places)
         values = torch.cat([value for _, value in found])
@@ -284,10 +215,3 @@ class Observer:
         self._totals.index_add_(0, self._indices[slots], values)
         for slot in slots:
             self._counts[slot] += 1
-
-
-def _scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim():
-        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"extra[{name!r}] must give a 0-d tensor, got {kind}")
-    return value.detach()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.hooks import Values
 from analysis.layers import Layer
 from analysis.moments import in_memory_order
 from analysis.record import STATISTICS
@@ -18,7 +19,6 @@ PIECE = 2**16
 _GRADIENT, _WEIGHT, _UPDATE = (
     STATISTICS.index(name) for name in ("gradient_norm", "weight_norm", "update_ratio")
 )
-_Values = list[tuple[tuple[int, ...], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ParameterNorms:
         self._norms = plan, gradients / plan.entries.sqrt(), _norms(plan, self._before)
 
     @torch.no_grad()
-    def after_update(self) -> _Values:
+    def after_update(self) -> Values:
         """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
         if self._norms is None or self._before is None:
             return []
@@ -105,7 +105,7 @@ class ParameterNorms:
         ]
 
     @torch.no_grad()
-    def of_gradients(self) -> _Values:
+    def of_gradients(self) -> Values:
         """Give (slots, values) of the gradients that the hooks saw, and of the weights then."""
         seen, self._seen = self._seen, {}
         plan = self._plan(tuple(sorted(seen)))
