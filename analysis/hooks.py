@@ -54,10 +54,10 @@ class ForwardHooks:
     def listen(self, on: bool) -> None:
         """Put the hooks on the layers, or leave nothing there."""
         if on and not self._handles:
-            self._stance = torch.compiler.set_stance("force_eager")
+            _hold_compiled_code(self, True)
             self._attach()
         elif self._handles and not on:
-            self._stance.__exit__(None, None, None)
+            _hold_compiled_code(self, False)
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
@@ -115,6 +115,19 @@ class ForwardHooks:
                 self._values.append(((slots[name],), value.double().view(1)))
 
         return read
+
+
+_holding: set[ForwardHooks] = set()
+_stances: list[Any] = []  # what was in force before the first of them
+
+
+def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
+    """Let compiled code rest for these hooks, or no longer: it runs again after the last of them."""
+    if hold and not _holding:
+        _stances.append(torch.compiler.set_stance("force_eager"))
+    (_holding.add if hold else _holding.discard)(hooks)
+    if not _holding:
+        _stances.pop().__exit__(None, None, None)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -12,6 +12,7 @@ from nets.modules import Network, PlainBlock, ResidualBlock
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_SUMMING = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # their norms follow sums
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def _layers_of_module(net: nn.Module) -> list[Layer]:
             path = f"{prefix}{name}"
             if isinstance(child, _NORMS):
                 fed = before is not None and _outputs(before) == _channels(child)
+                fed = fed and not isinstance(module, _SUMMING)
                 feeders.update([previous] if fed else [])
                 layers.append(Layer(path, "inner", modules=(previous, path) if fed else (path,)))
             elif isinstance(child, _WEIGHTED):
