@@ -32,7 +32,7 @@ def test_what_norms_tell_is_what_hooks_read(name, last, monkeypatch):
     net = resnet18(num_classes=CLASSES) if name == "resnet18" else network_of(name)
     image = (3, 32, 32) if name == "resnet18" else net.architecture.image
     for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        if name != "resnet18" and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             norm.eps = 0.3  # so that the variance matters
     if last:
         net = net.to(memory_format=torch.channels_last)
