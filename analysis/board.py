@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -11,6 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyri
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 
+from analysis.probes import Histogram
 from analysis.record import Record
 from analysis.tables import growth_table, phrase
 from analysis.timeline import statistics_of
@@ -84,29 +84,23 @@ class Board:
             lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
             self._writer.add_text("refused", "\n".join(lines), step)
 
-    def histograms(
-        self, step: int, histograms: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    ) -> None:
-        """Write response histograms as they were counted.
-
-        Args:
-            step: of the record that they belong to.
-            histograms: by layer (edges, counts): ascending, one edge more than counts. Sums are
-                estimated from the middles of the buckets.
-        """
-        values = []
-        for path, (edges, counts) in histograms.items():
-            middles = [(left + right) / 2 for left, right in pairwise(edges)]
-            histogram = HistogramProto(
-                min=edges[0],
-                max=edges[-1],
-                num=sum(counts),
-                sum=sum(count * x for count, x in zip(counts, middles, strict=True)),
-                sum_squares=sum(count * x * x for count, x in zip(counts, middles, strict=True)),
-                bucket_limit=edges[1:],
-                bucket=counts,
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Write response histograms, by layer, as `analysis.response_histograms` counted them."""
+        values = [
+            Summary.Value(
+                tag=tag_of("response", path),
+                histo=HistogramProto(
+                    min=counted.min,
+                    max=counted.max,
+                    num=counted.num,
+                    sum=counted.sum,
+                    sum_squares=counted.sum_squares,
+                    bucket_limit=counted.bucket_limits,
+                    bucket=counted.bucket_counts,
+                ),
             )
-            values.append(Summary.Value(tag=tag_of("response", path), histo=histogram))
+            for path, counted in histograms.items()
+        ]
         self._add(Summary(value=values), step)
 
     @property

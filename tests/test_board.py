@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import analysis.board
 from analysis import LayerReading, Observer, Record
 from analysis.board import METRICS, Board, pattern_of, tag_of
+from analysis.probes import Histogram
 from analysis.record import STATISTICS
 from analysis.tables import growth_table
 from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of
@@ -224,25 +225,17 @@ def test_a_resumed_board_does_not_write_the_layout_again(tmp_path, purge, layout
 
 def test_histograms_keep_their_buckets(tmp_path):
     board = Board(tmp_path)
-    edges, counts = [-1.0, 0.0, 0.5, 2.0], [4.0, 0.0, 12.0]
-    board.histograms(5, {"stem": (edges, counts), "stage1.block1.bn1": ([0, 1], [3])})
+    limits, counts = [0.0, 0.5, 2.0], [4.0, 0.0, 12.0]
+    counted = Histogram(-1.0, 2.0, 16, 13.0, 19.75, limits, counts)
+    board.histograms(5, {"stem": counted, "stage1.block1.bn1": counted})
     board.close()
     events = events_of(tmp_path)
     assert set(events.Tags()["histograms"]) == {"stem/response", "stage1.response/block1.bn1"}
     (event,) = events.Histograms("stem/response")
     value = event.histogram_value
     assert (event.step, value.min, value.max, value.num) == (5, -1.0, 2.0, 16)
-    assert (list(value.bucket_limit), list(value.bucket)) == ([0.0, 0.5, 2.0], counts)
-    assert value.sum == 4 * -0.5 + 12 * 1.25
-    assert value.sum_squares == 4 * 0.25 + 12 * 1.25**2
-
-
-@pytest.mark.parametrize("counts", [[1.0], [1.0, 2.0, 3.0]])
-def test_histograms_need_one_edge_more_than_counts(tmp_path, counts):
-    board = Board(tmp_path)
-    with pytest.raises(ValueError, match="zip"):
-        board.histograms(5, {"stem": ([0.0, 1.0, 2.0], counts)})
-    board.close()
+    assert (list(value.bucket_limit), list(value.bucket)) == (limits, counts)
+    assert (value.sum, value.sum_squares) == (13.0, 19.75)
 
 
 def test_pictures_and_the_growth_so_far_stand_at_the_last_step(tmp_path):
@@ -312,8 +305,9 @@ def test_a_scalar_takes_at_most_50_bytes_and_200_epochs_of_resnet20_50_MB(tmp_pa
             board.record(each, images_per_second=1.0)
         if part == "histograms":
             counts = np.random.default_rng(0).uniform(0, 1e6, 30).tolist()
-            edges = np.linspace(-4, 4, 31).tolist()
-            board.histograms(1, dict.fromkeys(read.layers, (edges, counts)))
+            limits = np.linspace(-4, 4, 30).tolist()
+            counted = Histogram(-4.0, 4.0, int(sum(counts)), 1.5, 2.5, limits, counts)
+            board.histograms(1, dict.fromkeys(read.layers, counted))
         if part == "pictures":
             board.pictures(history, history)
         board.close()

@@ -8,7 +8,7 @@ from functools import reduce
 from time import perf_counter
 from typing import Any
 
-from analysis import Record, block_importance
+from analysis import Record, block_importance, response_histograms
 from analysis.board import Board
 from analysis.tables import phrase
 from nets import (
@@ -151,6 +151,7 @@ def _write(run: Run, board: Board, record: Record, speed: float, difference: flo
     """Write a record to TensorBoard, with pictures when something has grown and at the end."""
     board.record(record, speed)
     board.growth(record.step, record.applied, record.refused, difference)
+    board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
     at_end = run.spent >= 1 and not run.record_due
     if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
         board.pictures(run.history, reference_of(run.folder))
