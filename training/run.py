@@ -59,11 +59,10 @@ class Run:
         return int(self.spent * self.settings.record_count) > self.progress.boundary
 
     def write_losses(self) -> None:
-        """Add the losses of the latest steps to losses.csv: one copy from the device."""
+        """Add the losses of the latest steps, one copy from the device, to losses.csv."""
         sums = torch.stack(self.trace).diff(dim=0)  # (steps, 3)
         losses = (sums[:, 0] / sums[:, 2]).tolist()
         append_losses(self.folder, self.progress.step - len(losses), losses)
-        self.trace = self.trace[-1:]
 
     def save(self, name: str = "checkpoint.pt") -> None:
         """Write the state to a file of the run folder."""
