@@ -39,8 +39,8 @@ def best_rows(
         ValueError: probe, targets or loss are missing.
     """
     module = net.get_submodule(block)
-    names = ["linear"] if isinstance(module, PlainBlock) else module.layers
-    paths = [f"{block}.{name}" for name in names]  # pyright: ignore[reportGeneralTypeIssues]
+    names: list[str] = getattr(module, "layers", ["linear"])
+    paths = [f"{block}.{name}" for name in names]
     if isinstance(module, PlainBlock):
         axes = axes_of(net)
         own = axes[f"{paths[0]}.weight"][0]
@@ -55,8 +55,8 @@ def best_rows(
         gradient = gradient.reshape(*gradient.shape[:2], -1)  # (N, outputs, positions)
         cross = torch.einsum("nop,nkp->ok", gradient, patches)
         directions = torch.linalg.svd(cross, full_matrices=False).Vh[:most]
-        shape = layer.weight.shape[1:]  # pyright: ignore[reportAttributeAccessIssue]
-        rows[f"{path}.weight"] = directions.view(-1, *shape) * NORM  # pyright: ignore
+        shape = layer.weight.shape[1:]  # pyright: ignore
+        rows[f"{path}.weight"] = directions.view(-1, *shape) * NORM
     return rows
 
 

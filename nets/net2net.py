@@ -22,7 +22,9 @@ def copy_channels(
     """Turn the new channels of every axis that has grown into copies, in place.
 
     A copy has the rows of its original, BatchNorm's entries with them, and takes a share of its
-    outgoing columns; of columns that are held fixed it takes nothing and starts with zeros.
+    outgoing columns; of columns that are held fixed it takes nothing and starts with zeros. A
+    channel whose running statistics are held is no original, since a copy would normalise by the
+    batch; where all are held, new channels stay as they are.
 
     Args:
         values: the joined values after an edit that adds channels.
@@ -34,13 +36,12 @@ def copy_channels(
     """
     axes, sizes, held = axes_of(before), _sizes(before, old), held_entries(before)
     new = _sizes(before, values)
-    originals = {
-        axis: torch.randint(
-            size, (new[axis] - size,), generator=generator_of(seed, "net2net", axis, size)
-        )
-        for axis, size in sizes.items()
-        if new[axis] > size
-    }
+    originals = {}
+    for axis, size in sizes.items():
+        first = _held_statistics(before, axis)
+        if new[axis] > size > first:
+            generator = generator_of(seed, "net2net", axis, size)
+            originals[axis] = torch.randint(first, size, (new[axis] - size,), generator=generator)
     for name, (axis, *_) in axes.items():
         if axis in originals and name in values:
             values[name][sizes[axis] :] = values[name][originals[axis]]
@@ -59,6 +60,12 @@ def _share_column(value: Tensor, copy: int, original: int, held: Tensor) -> None
     part = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
     value[:, copy] = part
     value[:, original] -= part
+
+
+def _held_statistics(net: Network, axis: str) -> int:
+    """Give how many leading channels of an axis some BatchNorm normalises by held statistics."""
+    norms = [module for module in net.modules() if getattr(module, "axes", ()) == (axis,)]
+    return max((getattr(norm, "held", 0) for norm in norms), default=0)
 
 
 def _sizes(net: Network, values: Mapping[str, Tensor]) -> dict[str, int]:
