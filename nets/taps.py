@@ -73,8 +73,9 @@ def tap(
     seen: dict[End, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             seen[path, "input"], seen[path, "output"] = args[0], output
+            return output.clone()  # an activation in place would overwrite it
 
         return hook
 

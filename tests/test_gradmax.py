@@ -1,5 +1,8 @@
 """gradmax against a slow computation, and against he on the batch that it was measured on."""
 
+import itertools
+import statistics
+
 import pytest
 import torch
 from torch.nn import functional
@@ -33,61 +36,57 @@ def outgoing_gradient(net, grown, block, probe):
 
 @pytest.mark.parametrize(("kind", "order"), CASES)
 def test_new_columns_have_a_larger_gradient_than_those_of_he(kind, order):
-    for seed in range(4):
+    ratios = []
+    for seed, block in itertools.product(range(4), ("stage1.block1", "stage2.block1")):
         net = trained(kind, order, seed)
         probe = batch_of(net.architecture, 99 + seed, 64, torch.float64)
-        for block in ("stage1.block1", "stage2.block1"):
-            found = [
-                outgoing_gradient(net, grown.network, block, probe)
-                for grown in (
-                    grow(net, [Widen(block, 2)], seed=seed, probe=probe),
-                    grow(
-                        net,
-                        [Widen(block, 2, initializer="gradmax")],
-                        seed=seed,
-                        probe=probe,
-                        loss=functional.cross_entropy,
-                    ),
-                )
-            ]
-            assert found[1] > found[0], (seed, block, found)
-
-
-def slow_cross(x, gradient, stride, padding):
-    """sum(g x^T) over all images and positions, one after the other: (outputs, inputs, k, k)."""
-    x = functional.pad(x, (padding,) * 4)
-    total = 0.0
-    for image in range(len(x)):
-        for row in range(gradient.shape[2]):
-            for column in range(gradient.shape[3]):
-                top, left = row * stride, column * stride
-                patch = x[image, :, top : top + 3, left : left + 3]
-                g = gradient[image, :, row, column]
-                total = total + g[:, None, None, None] * patch[None]
-    return total
+        settings = {"seed": seed, "probe": probe, "loss": functional.cross_entropy}
+        he, gradmax = (
+            grow(net, [Widen(block, 2)], initializer=name, **settings).network
+            for name in ("he", "gradmax")
+        )
+        ratios.append(
+            outgoing_gradient(net, gradmax, block, probe) / outgoing_gradient(net, he, block, probe)
+        )
+    # what is chosen by the middle of the kernel need not win every time
+    assert sum(ratio > 1 for ratio in ratios) >= 7, ratios
+    assert statistics.geometric_mean(ratios) > 1.3, ratios
 
 
 @pytest.mark.parametrize("block", ["stage1.block1", "stage2.block1"])  # strides 1 and 2
-def test_rows_are_the_top_directions_of_the_cross_correlation(block):
+def test_rows_are_the_directions_of_the_largest_gradient_behind_the_activation(block):
     net = trained()
-    probe = batch_of(net.architecture, 99, 4, torch.float64)
-    seen = {}
-    module = net.get_submodule(block)
-    module.conv1.register_forward_hook(lambda m, args, out: seen.update(x=args[0].detach()))
+    probe = batch_of(net.architecture, 99, 8, torch.float64)
+    module, seen = net.get_submodule(block), {}
 
-    def keep(m, args, out):
-        out.retain_grad()
-        seen["y"] = out
+    def keep(module, args, output):
+        output.retain_grad()
+        seen.update(x=args[0].detach(), y=output)
 
-    module.conv2.register_forward_hook(keep)
+    handles = [module.conv1.register_forward_hook(lambda m, args, out: seen.update(entry=args[0]))]
+    handles.append(module.conv2.register_forward_hook(keep))
     functional.cross_entropy(net(probe[0]), probe[1]).backward()
-    cross = slow_cross(seen["x"], seen["y"].grad, module.conv1.stride[0], 1)
-    rows = best_rows(net, block, 2, probe, functional.cross_entropy)[f"{block}.conv1.weight"]
-    largest = torch.linalg.svdvals(cross.flatten(1))[:2]
-    for row, value in zip(rows, largest, strict=True):
-        assert float(row.norm()) == pytest.approx(NORM)
-        reached = (cross.flatten(1) @ row.flatten()).norm() / NORM
-        assert float(reached) == pytest.approx(float(value), rel=1e-8)
+    for handle in handles:
+        handle.remove()
+    entry, gradient = functional.pad(seen["entry"].detach(), (1,) * 4), seen["y"].grad
+    stride, pairs = module.conv1.stride[0], []
+    for image, row, column in itertools.product(*map(range, (8, *gradient.shape[2:]))):
+        top, left = row * stride, column * stride
+        patch = entry[image, :, top : top + 3, left : left + 3].flatten()
+        pairs.append((patch, gradient[image, :, row, column]))
+    mean = sum(patch for patch, _ in pairs) / len(pairs)
+    cross = sum(torch.outer(g, patch - mean) for patch, g in pairs)
+    found = []
+    for direction in torch.linalg.svd(cross, full_matrices=False).Vh:
+        for sign in (1, -1):
+            responses = torch.stack([sign * direction @ (patch - mean) for patch, _ in pairs])
+            active = (responses / responses.std()).relu()
+            gain = sum(value * g for value, (_, g) in zip(active, pairs, strict=True)).norm()
+            found.append((float(gain), sign * direction))
+    expected = torch.stack([row for _, row in sorted(found, key=lambda pair: -pair[0])[:3]])
+    rows = best_rows(net, block, 3, probe, functional.cross_entropy)[f"{block}.conv1.weight"]
+    # the sign of a singular vector is arbitrary, that of a row is not
+    torch.testing.assert_close(rows.flatten(1), expected * NORM)
 
 
 def test_rows_of_a_plain_net_see_the_gradient_before_the_next_activation():
@@ -101,10 +100,12 @@ def test_rows_of_a_plain_net_see_the_gradient_before_the_next_activation():
     z = second(functional.relu(first(inputs))).detach().requires_grad_()
     outputs = net.head.linear(functional.relu(third(functional.relu(z))))
     (gradient,) = torch.autograd.grad(functional.cross_entropy(outputs, targets), z)
-    expected = torch.linalg.svd(gradient.T @ inputs).Vh[:2]
+    directions = torch.linalg.svd(gradient.T @ inputs, full_matrices=False).Vh
+    directions = torch.cat([directions, -directions])
+    gain = (gradient.T @ (inputs @ directions.T).relu()).norm(dim=0)
+    expected = directions[gain.argsort(descending=True)[:2]]
     rows = best_rows(net, "stage1.block1", 2, (inputs, targets), functional.cross_entropy)
-    found = rows["stage1.block1.linear.weight"] / NORM
-    torch.testing.assert_close((found * expected).sum(1).abs(), torch.ones(2).double())
+    torch.testing.assert_close(rows["stage1.block1.linear.weight"], expected * NORM)
 
 
 @pytest.mark.parametrize(("kind", "order"), [case for case in CASES if case[0] != "plain"])
@@ -121,7 +122,7 @@ def test_new_channels_are_exact_and_alive_within_two_steps(kind, order):
     assert output_difference(net, grown.network, probe[0]) <= 1e-10
     assert grown.difference <= 1e-10
     layers = {name: net.get_parameter(name).shape for name, _ in net.named_parameters()}
-    moved = {name: False for name in layers}
+    moved = dict.fromkeys(layers, False)
     optimizer = torch.optim.SGD(grown.network.parameters(), lr=0.05)
     for step in range(2):
         train(grown.network, optimizer, steps=1, first=step, count=128)

@@ -1,6 +1,7 @@
 """Saliencies against slow computations, channel by channel."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,6 @@ CHANNELS = 6
 
 
 def wide_net(kind="basic", order="post"):
-    from dataclasses import replace
-
     architecture = architecture_of(kind, order)
     block = replace(architecture.blocks["stage1.block2"], width=CHANNELS)
     net = build(architecture.with_block(block)).double()
@@ -51,8 +50,9 @@ def test_magnitude_is_the_outgoing_norm_times_that_of_what_feeds_it(kind, order)
     assert set(found) == set(inner_of(net))
     for axis, (source, consumer) in inner_of(net).items():
         for channel in range(CHANNELS):
-            outgoing = consumer.weight[:, channel].square().sum().sqrt()
-            own = source.weight[channel].square().sum() + source.bias[channel].square()
+            outgoing = consumer.weight[:, channel].detach().norm()
+            weight, bias = source.weight[channel].detach(), source.bias[channel].detach()
+            own = weight.square().sum() + bias.square()
             assert float(found[axis][channel]) == pytest.approx(float(outgoing * own.sqrt()))
 
 
@@ -140,8 +140,6 @@ def test_what_is_missing_is_said_in_one_line():
 
 
 def test_activation_counts_zeros_of_relu_only():
-    from dataclasses import replace
-
     net = build(replace(architecture_of(), activation="gelu"))
     with pytest.raises(ValueError, match="saliency activation counts zeros of relu, got a gelu"):
         grow(net, [Narrow("stage1.block2", 1, "activation")], probe=batch_of(net.architecture)[0])
