@@ -26,8 +26,10 @@ class GrowAndPrune(Policy):
         statistic, pick, every, share, cooldown: of the growth, as for LayerStatistic.
         parameters: what the net ends with at most, as a fraction of the limit's parameters.
         prune_from: fraction of the budget at which growth ends and shedding begins.
-        prune_until: fraction of the budget at which nothing is above `parameters` any more.
-        fade: steps over which a block's branch fades before it goes; 0 takes it away at once.
+        prune_until: fraction of the budget at which the last begin to go; leave room for their fade
+            behind it.
+        fade: steps over which a block's branch fades before it goes, at the first record after
+            that; 0 takes it away at once.
         saliency: of channels: "magnitude", "activation" or "obd".
     """
 
@@ -72,7 +74,8 @@ class GrowAndPrune(Policy):
         _check_importance(record)
         start = max(past.cost.parameters for past in history)
         allowed = self._allowed(record, start)
-        architecture, actions = without_fading(record.architecture), []
+        actions: list[Action] = _faded(history)
+        architecture = without_fading(record.architecture)
         while cost(architecture).parameters > allowed:
             found = self._shed(architecture, record, allowed)
             if found is None:
@@ -107,6 +110,20 @@ class GrowAndPrune(Policy):
             if by:
                 return Narrow(name, by, self.saliency, reason=reason)
         return None
+
+
+def _faded(history: History) -> list[Action]:
+    """Give the removal of every block whose branch is gone by now."""
+    now, begun = history[-1], {}
+    for record in history:
+        for action in record.applied:
+            if isinstance(action, Remove) and action.steps:
+                begun[action.block] = record.step
+    return [
+        Remove(name, reason=f"faded over {block.fade} steps")
+        for name, block in now.architecture.blocks.items()
+        if block.fade and now.step - begun.get(name, history[0].step) >= block.fade
+    ]
 
 
 def without_fading(architecture: Architecture) -> Architecture:

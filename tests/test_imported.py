@@ -132,7 +132,7 @@ REFUSED = {
     "eps": lambda: small(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)),
     "momentum": lambda: small(norm_layer=partial(nn.BatchNorm2d, momentum=0.01)),
     "no statistics": lambda: small(norm_layer=partial(nn.BatchNorm2d, track_running_stats=False)),
-    "not affine": lambda: small(norm_layer=partial(nn.BatchNorm2d, affine=False)),
+    "not affine": lambda: changed(bn1=nn.BatchNorm2d(64, affine=False)),
     "no pooling": lambda: changed(maxpool=nn.Identity()),
     "other pooling": lambda: changed(maxpool=nn.MaxPool2d(2, 2)),
     "other padding": lambda: changed(conv1=nn.Conv2d(3, 64, 7, 2, 0, bias=False)),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from analysis import Record
-from nets import Action, Cost, Insert, SetSurvival, Widen, cost, preset, seed_of
+from nets import Action, Cost, Freeze, Insert, SetSurvival, Widen, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
 from training.judgement import Verdict, ask, judge, replay
 
@@ -168,3 +168,16 @@ def test_replay_does_not_ask_once_the_budget_is_spent():
 
 def test_an_empty_verdict_does_nothing():
     assert Verdict() == judge(SMALL, [], AMPLE, True)
+
+
+def test_freezing_goes_only_with_a_growth_that_is_not_refused():
+    freeze = [Freeze(part) for part in ("stem", "stage1", "stage2", "stage3", "head")]
+    found = judge(SMALL, [*freeze, WIDER], AMPLE, may_grow=True)
+    assert found.applied == (*freeze, WIDER)
+    found = judge(SMALL, [*freeze, WIDER, KEPT], AMPLE, may_grow=False)
+    assert found.applied == (KEPT,)
+    assert [why for _, why in found.refused] == [
+        "no growth after grow_until",
+        *["nothing would be left to train"] * 5,
+    ]
+    assert judge(SMALL, freeze[:4], AMPLE, may_grow=False).applied == tuple(freeze[:4])

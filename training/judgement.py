@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from analysis import Record
-from nets import Action, Architecture, Cost, cost
+from nets import Action, Architecture, Cost, Freeze, cost, train_flops
 from nets.actions import adds_capacity
 from policies import Policy
 from policies.base import History
@@ -35,8 +35,9 @@ def judge(
 ) -> Verdict:
     """Try the actions one after the other; one that is refused leaves the rest to be tried.
 
-    Refused is what the architecture does not accept, what would cost more than the limit, and,
-    unless `may_grow`, whatever adds capacity.
+    Refused is what the architecture does not accept, what would cost more than the limit, unless
+    `may_grow` whatever adds capacity, and freezing (as it comes with a growth that was refused)
+    that leaves nothing to train.
     """
     applied: list[Action] = []
     refused: list[tuple[Action, str]] = []
@@ -56,6 +57,10 @@ def judge(
             continue
         applied.append(action)
         architecture = after
+    if applied and train_flops(architecture) == cost(architecture).flops:
+        frozen = [action for action in applied if isinstance(action, Freeze)]
+        refused += [(action, "nothing would be left to train") for action in frozen]
+        applied = [action for action in applied if not isinstance(action, Freeze)]
     return Verdict(tuple(decided), tuple(applied), tuple(refused))
 
 
