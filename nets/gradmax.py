@@ -66,7 +66,7 @@ def best_rows(
         response = getattr(functional, net.architecture.activation)(response)
         gain = torch.einsum("nop,nvp->ov", gradient, response).norm(dim=0)
         best = directions[gain.argsort(descending=True, stable=True)[:most]]
-        shape = layer.weight.shape[1:]  # pyright: ignore
+        shape = torch.Size(layer.weight.shape[1:])  # pyright: ignore
         rows[f"{path}.weight"] = best.view(-1, *shape) * NORM
     return rows
 

@@ -72,7 +72,7 @@ def tap(
     inputs, targets = probe
     seen: dict[End, Tensor] = {}
 
-    def keep(path: str) -> Callable[..., None]:
+    def keep(path: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             seen[path, "input"], seen[path, "output"] = args[0], output
             return output.clone()  # an activation in place would overwrite it

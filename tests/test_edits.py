@@ -267,9 +267,7 @@ def test_a_fading_block_does_not_start_to_fade_again():
 def test_the_block_that_leads_into_a_stream_stays():
     net, _ = small()
     grown = grow(net, [Insert("stage2.block1", 2)]).network
-    with pytest.raises(
-        ValueError, match=r"block stage2.block1 must stay: it leads into the stream"
-    ):
+    with pytest.raises(ValueError, match=r"block stage2.block1 must stay: it leads into"):
         grow(grown, [Remove("stage2.block1")])
     assert "stage2.block2" not in grow(grown, [Remove("stage2.block2")]).network.architecture.blocks
 
