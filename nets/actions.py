@@ -93,6 +93,11 @@ class Insert(Action):
                 f"width must be at least {before.width}, the width of {self.after} "
                 f"(a new layer of a plain net starts as the identity), got {self.width}"
             )
+        if architecture.block == "plain" and before.frozen and not before.whole:
+            raise ValueError(
+                f"after must be a layer without frozen channels, whose outgoing columns are frozen "
+                f"too; {self.after} has {before.frozen}"
+            )
         born = Block(f"{stage.name}.block{stage.births + 1}", self.width, self.survival)
         place = stage.blocks.index(before) + 1
         blocks = (*stage.blocks[:place], born, *stage.blocks[place:])

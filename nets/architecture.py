@@ -201,7 +201,7 @@ class Architecture:
 
     def _check_frozen(self) -> None:
         for name, block in self.blocks.items():
-            widths = (self.incoming[name], block.width, self.stage_of(name).width)
+            widths = (self.incoming[name], block.width, self.following(name))
             if any(held > width for held, width in zip(block.held, widths)):
                 raise ValueError(f"held of {name} must be at most {widths}, got {block.held}")
         for part, width in (("stem", self.stem_width), ("head", self.outgoing)):
@@ -234,11 +234,36 @@ class Architecture:
                 channels = stage.width or block.width
         return entering
 
+    def following(self, name: str) -> int:
+        """Give the channels that a block leads to: its stream, or the next layer of a plain net."""
+        stage = self.stage_of(name)
+        if stage.width:
+            return stage.width
+        names = list(self.blocks)
+        after = names[names.index(name) + 1 :]
+        return self.blocks[after[0]].width if after else self.classes
+
     @property
     def outgoing(self) -> int:
         """Channels that enter the head."""
         last = self.stages[-1]
         return last.width or last.blocks[-1].width
+
+    def plain_bands(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Give what is held of the weight of a plain net's layer, or of its "head".
+
+        The layer's own rows, and the columns behind those channels of the layer before that were
+        frozen by their number. (A whole layer that is frozen leaves the next one free.)
+        """
+        names = [*self.blocks, "head"]
+        place = names.index(name)
+        before = self.blocks[names[place - 1]] if place else Block("", 1)
+        behind = 0 if before.whole else before.frozen
+        if name == "head":
+            return ((self.classes, max(self.frozen_head, behind)),)
+        block = self.blocks[name]
+        rows = max(block.frozen, before.held[2]) if behind else block.frozen
+        return ((block.frozen, max(block.held[0], behind)), (rows - block.frozen, behind))
 
     @property
     def repeatable(self) -> bool:

@@ -27,6 +27,7 @@ class _Layer:
     bias: bool = False
     held: bool = False  # no entry of its weight trains
     norm_held: bool = False
+    bias_held: bool = False
     place: str = "inner"  # or "entry" of a block, or its "shortcut"
 
     @property
@@ -69,16 +70,21 @@ def _layers(architecture: Architecture) -> Iterator[_Layer]:
     for stage in architecture.stages:
         for position, block in enumerate(stage.blocks):
             if architecture.block == "plain":
-                held = _covers(block.bands(0, 1), block.width, incoming)
-                yield _Layer(incoming, block.width, 0, 1, bias=True, held=held)
+                held = _covers(architecture.plain_bands(block.name), block.width, incoming)
+                fixed = block.frozen == block.width
+                yield _Layer(incoming, block.width, 0, 1, bias=True, held=held, bias_held=fixed)
                 incoming = block.width
                 continue
             after = _halved(size, stage.stride if position == 0 else 1)
             yield from _layers_of(block, stage, incoming, size, after, architecture)
             size, incoming = after, stage.width
-    held = architecture.frozen_head == incoming
+    held = norm_held = architecture.frozen_head == incoming
+    if architecture.block == "plain":
+        held = _covers(architecture.plain_bands("head"), architecture.classes, incoming)
     norm = incoming if not post else 0
-    yield _Layer(incoming, architecture.classes, 0, 1, norm, bias=True, held=held, norm_held=held)
+    yield _Layer(
+        incoming, architecture.classes, 0, 1, norm, bias=True, held=held, norm_held=norm_held
+    )
 
 
 def _layers_of(
@@ -151,5 +157,5 @@ def train_flops(architecture: Architecture) -> int:
             before = behind
             entry = behind if layer.place == "entry" else entry
         total += layer.flops * (1 + (not layer.held) + before)
-        behind |= not layer.held or norm_trains
+        behind |= not layer.held or norm_trains or (layer.bias and not layer.bias_held)
     return total

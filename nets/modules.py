@@ -40,6 +40,7 @@ def _layer(
     stride: int = 1,
     held: Bands = (),
     bias: bool = False,
+    held_bias: int = 0,
 ) -> nn.Module:
     layer = (
         nn.Conv2d(incoming.size, outgoing.size, kernel, stride, kernel // 2, bias=bias)
@@ -48,7 +49,7 @@ def _layer(
     )
     hold(layer, "weight", held)
     if bias:
-        hold(layer, "bias", tuple((rows, 1) for rows, _ in held))
+        hold(layer, "bias", ((held_bias, 1),))
     layer.axes = (outgoing.name, incoming.name)  # pyright: ignore
     return layer
 
@@ -189,7 +190,8 @@ class PlainBlock(nn.Module):
 
     def __init__(self, block: Block, incoming: Axis, outgoing: Axis, architecture: Architecture):
         super().__init__()
-        self.linear = _layer(incoming, outgoing, 0, held=block.bands(0, 1), bias=True)
+        bands = architecture.plain_bands(block.name)
+        self.linear = _layer(incoming, outgoing, 0, held=bands, bias=True, held_bias=block.frozen)
         self.activation = architecture.activation
         self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
 
@@ -207,8 +209,11 @@ class Head(nn.Module):
         classes = Axis("classes", architecture.classes)
         normed = architecture.order == "pre"
         self.bn = _norm(incoming, KERNELS[architecture.block][0], frozen) if normed else None
-        bands = ((classes.size, frozen),) if frozen else ()
-        self.linear = _layer(incoming, classes, 0, held=bands, bias=True)
+        bands = ((classes.size, frozen),)
+        if architecture.block == "plain":
+            bands = architecture.plain_bands("head")
+        held_bias = classes.size if frozen else 0
+        self.linear = _layer(incoming, classes, 0, held=bands, bias=True, held_bias=held_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (N, C, H, W) or (N, C) and give (N, classes)."""

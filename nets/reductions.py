@@ -86,11 +86,13 @@ class Narrow(Action):
 
 
 def _within_incoming(architecture: Architecture) -> Architecture:
-    """Let what is held of the next layer's columns be at most what is left of them."""
+    """Let what is held of the layers around a narrowed one be at most what is left of it."""
     for name, block in architecture.blocks.items():
         incoming = min(block.held[0], architecture.incoming[name])
-        if incoming < block.held[0]:
-            architecture = architecture.with_block(replace(block, held=(incoming, *block.held[1:])))
+        outgoing = min(block.held[2], architecture.following(name))
+        held = (incoming, block.held[1], outgoing)
+        if held != block.held:
+            architecture = architecture.with_block(replace(block, held=held))
     head = min(architecture.frozen_head, architecture.outgoing)
     return replace(architecture, frozen_head=head)
 
@@ -104,8 +106,9 @@ class Freeze(Action):
 
     Args:
         target: a block, a stage, "stem" or "head".
-        channels: of a block: how many of its leading inner channels; None holds all of the target.
-            Shortcut and outer BatchNorm of a block are held only with all of it.
+        channels: of a block: how many of its leading inner channels, with their outgoing columns;
+            None holds all of the target. Shortcut and outer BatchNorm of a block are held only with
+            all of it. A plain net's layer that is held as a whole leaves the next one free.
     """
 
     target: str
@@ -170,8 +173,8 @@ def _blocks_of(architecture: Architecture, target: str) -> tuple[str, ...]:
 
 
 def _frozen(architecture: Architecture, name: str, channels: int, whole: bool) -> Block:
-    block, outgoing = architecture.blocks[name], architecture.stage_of(name).width
-    held = (architecture.incoming[name], block.width, outgoing)
+    block = architecture.blocks[name]
+    held = (architecture.incoming[name], block.width, architecture.following(name))
     return replace(block, frozen=channels, held=held, whole=whole)
 
 

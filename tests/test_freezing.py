@@ -22,6 +22,7 @@ from nets import (
     build,
     cost,
     grow,
+    preset,
     train_flops,
 )
 from nets.growth import probe_outputs
@@ -511,3 +512,12 @@ def test_what_grows_in_a_frozen_net_is_exact_and_alive(kind, order, plan, initia
         if name in masks and held.get(name) is not None and held[name].any():
             corner = tuple(map(slice, held[name].shape))
             assert torch.equal(now[corner][held[name]], start[name][corner][held[name]]), name
+
+
+def test_frozen_channels_of_a_plain_layer_hold_their_outgoing_columns_too():
+    net = grow(build(preset("mlp-6", image=(4,))), [Freeze("stage1.block1", 2)]).network
+    free = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    assert free == {
+        **{"stage1.block1.linear.weight_free": (4, 4), "stage1.block1.linear.bias_free": (4,)},
+        **{"head.linear.weight_free1": (10, 4), "head.linear.bias": (10,)},
+    }
