@@ -4,11 +4,11 @@
     python experiments/thesis.py gap runs/mnist
     python experiments/thesis.py quarter data/cifar10 data/cifar10-quarter
 
-`draw` prints each comparison's table and draws the comparisons side by side: error.png, the error on
-validation against epochs and against training FLOPs; for the sine also fits.png, what the networks
-of the first seed give. `gap` prints how far training accuracy is ahead of validation accuracy where
-all rows have the same training loss. `quarter` copies a folder of images with every fourth training
-image.
+`draw` prints each comparison's table and draws the comparisons side by side: error.png, the error
+on validation against epochs and against training FLOPs; for the sine also fits.png, what the
+networks of the first seed give. `gap` prints how far training accuracy is ahead of validation
+accuracy where all rows have the same training loss. `quarter` copies a folder of images with every
+fourth training image.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def errors(comparisons: dict[str, Rows]) -> Figure:
             axes.set_xlabel({"epoch": "epochs", "train_flops": "training FLOPs"}[key])
             axes.set_ylabel("error on validation")
         panels[0][place].set_title(name)
-    panels[0][-1].legend(fontsize=8)
+    _legend(figure, panels[0][-1])
     return figure
 
 
@@ -118,7 +118,7 @@ def fits(comparisons: dict[str, Rows]) -> Figure:
         above.set_ylabel("output")
         below.set_ylabel("output - sin(x)")
         below.set_xlabel("x")
-    panels[0][-1].legend(fontsize=8)
+    _legend(figure, panels[0][-1])
     return figure
 
 
@@ -139,6 +139,11 @@ def _panels(columns: int) -> tuple[Figure, list[list[Axes]]]:
     figure = Figure(figsize=(6.5 * columns, 8), layout="constrained")
     panels = figure.subplots(2, columns, sharey="row", squeeze=False)
     return figure, panels.tolist()
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
 # Regularisation ---------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ def quarter(source: Path, target: Path) -> int:
     return count
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     pictures = commands.add_parser("draw", help="tables, and pictures of error and fits")
@@ -201,7 +206,7 @@ def main() -> int:
     less = commands.add_parser("quarter", help="a folder with a quarter of the training images")
     less.add_argument("source", type=Path)
     less.add_argument("target", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         if given.command == "gap":
             print(gap(given.folder))
