@@ -160,3 +160,18 @@ def test_the_benchmark_prints_its_two_ratios(tmp_path):
     assert {len(values) for values in times.values()} == {1}
     assert re.search(r"\| plain +\| .* 1\.000 \|", told)
     assert re.search(r"\| speed of the small phase \| +\d+\.\d\d \|", told)
+
+
+def test_pruned_and_grown_nets_end_with_equal_parameters(tmp_path):
+    words = ["compare", "--config", str(EXPERIMENTS / "pruning.yaml"), "--out", str(tmp_path)]
+    words += "--data digits --net resnet8 --epochs 3 --seeds [0] --workers 1".split()
+    words += "--batch-size 64 --precision float32 --device cpu".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Board, "pictures", lambda *given: None)
+        assert run.main(words) == 0
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        parameters = {line["run"]: int(line["parameters"]) for line in csv.DictReader(file)}
+    half = parameters["static-full"] / 2
+    ends = [parameters[name] for name in parameters if not name.startswith("static")]
+    assert len(ends) == 6
+    assert 0.95 * half < min(ends) <= max(ends) <= half
