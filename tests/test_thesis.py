@@ -164,7 +164,7 @@ def test_the_benchmark_prints_its_two_ratios(tmp_path):
 
 def test_pruned_and_grown_nets_end_with_equal_parameters(tmp_path):
     words = ["compare", "--config", str(EXPERIMENTS / "pruning.yaml"), "--out", str(tmp_path)]
-    words += "--data digits --net resnet8 --epochs 3 --seeds [0] --workers 1".split()
+    words += "--data digits --net resnet8 --epochs 1.5 --seeds [0] --workers 1 --threads 1".split()
     words += "--batch-size 64 --precision float32 --device cpu".split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Board, "pictures", lambda *given: None)
