@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ import yaml
 import run
 from analysis.board import Board
 from nets import cost
+from training.commandline import underscored
 from training.run import ground_of
 from training.settings import Compare, Train
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 NAMES = ("sine", "sine-thesis")
+PAGE = (ROOT / "docs" / "thesis.md").read_text()
+COMMANDS = re.findall(r"^python run\.py (.*)$", PAGE, re.MULTILINE)
 CIFAR = ("cifar-thesis-short", "cifar-thesis-long", "cifar100-thesis")
 
 
@@ -91,6 +95,13 @@ def test_the_cifar_comparisons_have_the_same_rows():
     assert short.cells == long.cells == hundred.cells
     assert long.epochs > short.epochs
     assert (short.data, long.data, hundred.data) == ("cifar10", "cifar10", "cifar100")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_are_accepted(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [underscored(word) for word in shlex.split(command)]
+    assert run.make_parser().parse_args(words).subcommand == "compare"
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -164,8 +175,9 @@ def test_the_benchmark_prints_its_two_ratios(tmp_path):
 
 def test_pruned_and_grown_nets_end_with_equal_parameters(tmp_path):
     words = ["compare", "--config", str(EXPERIMENTS / "pruning.yaml"), "--out", str(tmp_path)]
-    words += "--data digits --net resnet8 --epochs 1.5 --seeds [0] --workers 1 --threads 1".split()
-    words += "--batch-size 64 --precision float32 --device cpu".split()
+    small = "--data digits --net resnet8 --epochs 1 --seeds [0] --workers 1 --threads 1"
+    small += " --batch-size 64 --precision float32 --device cpu"
+    words += small.split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Board, "pictures", lambda *given: None)
         assert run.main(words) == 0
