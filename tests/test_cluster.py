@@ -73,7 +73,7 @@ def test_a_ray_comparison_that_was_killed_ends_as_one_that_was_not(tmp_path, mar
     own = environment(tmp_path / "home", mark)
     kept = {"cwd": tmp_path, "env": own}
     process = subprocess.Popen(ray_words(tmp_path), **kept, stdout=subprocess.DEVNULL)
-    wait_until(lambda: in_the_middle(tmp_path / "c"), 120)
+    wait_until(lambda: in_the_middle(tmp_path / "c"), 240)
     process.kill()
     assert process.wait(30) == -9
     done = subprocess.run(ray_words(tmp_path), **kept, capture_output=True, text=True)
@@ -107,8 +107,8 @@ def test_a_ray_comparison_survives_the_death_of_a_node(tmp_path, mark):
         commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(name)}
         return [pid for pid, command in commands.items() if command.startswith(b"ray::")]
 
-    wait_until(lambda: in_the_middle(tmp_path / "c"), 120)
-    wait_until(lambda: workers(mark) and workers(f"{mark}-second"), 120)  # both take part
+    wait_until(lambda: in_the_middle(tmp_path / "c"), 240)
+    wait_until(lambda: workers(mark) and workers(f"{mark}-second"), 240)  # both take part
     for number in marked(f"{mark}-second"):
         os.kill(number, signal.SIGKILL)
     output, _ = process.communicate(timeout=300)

@@ -118,7 +118,7 @@ def test_capacity_is_counted_by_stage_and_kind():
         Widen("stage1.block1", 4),
         SetSurvival("stage1.block1", 0.5),
         Insert("stage3.block1", 8),
-        Widen("stage1.block1", 2),
+        Widen("stage3.block2", 2),  # the newborn
         WidenStage("stage2", 2),
     )
     record = Record(
@@ -130,7 +130,8 @@ def test_capacity_is_counted_by_stage_and_kind():
         sizes.append(cost(last).flops)
     steps = [after - before for before, after in pairwise(sizes)]
     assert plots._added([record]) == {
-        (0, "widened"): steps[0] + steps[3],
+        (0, "widened"): steps[0],
         (2, "inserted"): steps[2],
+        (2, "widened"): steps[3],
         (1, "widened"): steps[4],
     }

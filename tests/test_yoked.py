@@ -103,6 +103,11 @@ def test_a_record_that_was_left_out_delays_its_growth_and_loses_none(recorded):
     assert [type(action) for action in policy.decide([*history, record(3)])] == [Widen]
 
 
+def test_what_was_refused_is_not_asked_for_again(recorded):
+    history = [record(number) for number in range(3)]  # the third asked, and nothing was applied
+    assert list(Yoked(recorded).decide([*history, record(3)])) == []
+
+
 def test_a_new_version_of_the_run_is_read(recorded):
     policy = Yoked(recorded)
     assert policy.decide([record(0), record(1), record(2)])

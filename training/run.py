@@ -76,7 +76,6 @@ class Run:
         losses = (sums[:, 0] / sums[:, 2]).tolist()
         if ranks.rank() == 0:
             append_losses(self.folder, self.progress.step - len(losses), losses)
-        self.trace = self.trace[-1:]
 
     def save(self, name: str = "checkpoint.pt") -> None:
         """Write the state to a file of the run folder; all processes call it, rank 0 writes."""
