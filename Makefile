@@ -1,8 +1,10 @@
 # make demo: compare the policies on the embedded digits; make test: the whole suite.
+# make thesis-sine, make thesis-mnist DATA_DIR=...: the thesis' experiments, docs/thesis.md.
 PYTHON ?= python3
 BIN := .venv/bin
+DATA_DIR ?= data
 
-.PHONY: demo test lint format clean
+.PHONY: demo thesis-sine thesis-mnist test lint format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -12,6 +14,15 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/digits.yaml --out runs/digits
 	@echo "here: $(BIN)/tensorboard --logdir runs/digits, then open the address that it prints"
+
+thesis-sine: $(BIN)/.installed
+	$(BIN)/python run.py compare --config experiments/sine.yaml --out runs/sine
+	$(BIN)/python run.py compare --config experiments/sine-thesis.yaml --out runs/sine-thesis
+	$(BIN)/python experiments/thesis.py draw runs/sine runs/sine-thesis
+
+thesis-mnist: $(BIN)/.installed
+	$(BIN)/python run.py compare --config experiments/mnist.yaml --data-dir $(DATA_DIR) --out runs/mnist --final
+	$(BIN)/python experiments/thesis.py draw runs/mnist
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
