@@ -10,11 +10,31 @@ from analysis.record import LayerReading, Record, read_history
 
 if TYPE_CHECKING:
     from analysis.observer import Observer
-    from analysis.probes import block_importance
+    from analysis.probes import (
+        block_importance,
+        effective_rank,
+        gradient_signal_to_noise,
+        response_histograms,
+    )
 
-_LAZY = {"Observer": "observer", "block_importance": "probes"}
+_LAZY = {
+    "Observer": "observer",
+    "block_importance": "probes",
+    "effective_rank": "probes",
+    "gradient_signal_to_noise": "probes",
+    "response_histograms": "probes",
+}
 
-__all__ = ["LayerReading", "Observer", "Record", "block_importance", "read_history"]
+__all__ = [
+    "LayerReading",
+    "Observer",
+    "Record",
+    "block_importance",
+    "effective_rank",
+    "gradient_signal_to_noise",
+    "read_history",
+    "response_histograms",
+]
 
 
 def __getattr__(name: str):

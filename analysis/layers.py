@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 
 from nets.modules import Network, PlainBlock, ResidualBlock
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_SUMMING = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # their norms follow sums
 
 
 @dataclass(frozen=True)
 class Layer:
     """A watched module: its path is its name, its output is the response that is read.
 
+    `source` is the path of the module that makes the output, where that is not the layer's own;
     `modules` are the paths of the modules whose parameters are the layer's; `rectified` says that
-    a relu follows; `branch` and `shortcut` are the paths whose outputs a block adds up.
+    a relu follows; `branch` and `shortcut` are the paths whose outputs a block adds up;
+    `near_zero` that norms hold the output's mean within a few standard deviations.
     """
 
     path: str
@@ -28,6 +32,16 @@ class Layer:
     rectified: bool = False
     branch: str | None = None
     shortcut: str | None = None
+    source: str | None = None
+    near_zero: bool = False
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """Give the module inside torch.compile's and DistributedDataParallel's wrappers."""
+    children = dict(net.named_children())
+    if "_orig_mod" in children:  # to name torch.compile's class is to import all of its compiler
+        return unwrap(children["_orig_mod"])
+    return unwrap(net.module) if isinstance(net, DistributedDataParallel) else net
 
 
 def layers_of(net: nn.Module) -> list[Layer]:
@@ -41,27 +55,33 @@ def layers_of(net: nn.Module) -> list[Layer]:
 
 
 def _layers_of_network(net: Network) -> list[Layer]:
-    layers = []
+    layers, stream = [], None
+    relu = getattr(net.architecture, "activation", "relu") == "relu"
     if net.architecture.stem != "none":
-        layers.append(Layer("stem", "stem", modules=("stem",), rectified=net.post))
+        source = "stem.bn" if net.post else None
+        rectified = net.post and relu
+        layers.append(Layer("stem", "stem", None, ("stem",), rectified, source=source))
     for name in net.architecture.blocks:
         module = net.get_submodule(name)
         if isinstance(module, PlainBlock):
             path = f"{name}.linear"
-            layers.append(Layer(path, "inner", name, (path,), rectified=True))
+            layers.append(Layer(path, "inner", name, (path,), rectified=relu))
         if isinstance(module, ResidualBlock):
-            layers.extend(_layers_of_block(name, module))
+            layers.extend(_layers_of_block(name, module, stream, relu))
+            stream = name
     layers.append(Layer("head", "head", modules=("head",)))
     return layers
 
 
-def _layers_of_block(name: str, module: ResidualBlock) -> list[Layer]:
+def _layers_of_block(
+    name: str, module: ResidualBlock, stream: str | None, relu: bool
+) -> list[Layer]:
     convolutions = [f"{name}.{layer}" for layer in module.layers]
     norms = [f"{name}.{norm}" for norm in module.norms]
     # after each layer but the last comes the norm through which its response is read
     following = norms[:-1] if module.post else norms[1:]
     layers = [
-        Layer(norm, "inner", name, (convolution, norm), rectified=True)
+        Layer(norm, "inner", name, (convolution, norm), rectified=relu)
         for convolution, norm in zip(convolutions[:-1], following, strict=True)
     ]
     end = norms[-1] if module.post else convolutions[-1]
@@ -71,7 +91,9 @@ def _layers_of_block(name: str, module: ResidualBlock) -> list[Layer]:
     if module.projects:
         owner, shortcut = shortcut, f"{shortcut}.bn" if module.post else shortcut
         layers.append(Layer(shortcut, "stream", name, (owner,)))
-    layers.append(Layer(name, "stream", name, (name,), branch=end, shortcut=shortcut))
+    elif stream is not None:
+        shortcut = stream  # the output of the block before, which has been read already
+    layers.append(Layer(name, "stream", name, (name,), False, end, shortcut, near_zero=module.post))
     return layers
 
 
@@ -85,6 +107,7 @@ def _layers_of_module(net: nn.Module) -> list[Layer]:
             path = f"{prefix}{name}"
             if isinstance(child, _NORMS):
                 fed = before is not None and _outputs(before) == _channels(child)
+                fed = fed and not isinstance(module, _SUMMING)
                 feeders.update([previous] if fed else [])
                 layers.append(Layer(path, "inner", modules=(previous, path) if fed else (path,)))
             elif isinstance(child, _WEIGHTED):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from analysis.hooks import Values
 from analysis.layers import Layer
+from analysis.moments import in_memory_order
 from analysis.record import STATISTICS
 
+PIECE = 2**16
+"""Entries that are summed in float32; float32 sums over a large layer would lose 4e-5."""
 _GRADIENT, _WEIGHT, _UPDATE = (
     STATISTICS.index(name) for name in ("gradient_norm", "weight_norm", "update_ratio")
 )
@@ -19,44 +23,47 @@ _GRADIENT, _WEIGHT, _UPDATE = (
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which layers hold the parameters with a gradient: a matrix (layers, parameters)."""
+    """How the parameters with a gradient, laid end to end, are cut up, and which layers' each is.
+
+    Those that belong to the same layers lie side by side: the fewer pieces, the faster.
+    """
 
     chosen: list[nn.Parameter]
+    pieces: list[int]  # sizes
     layers: list[int]
-    member: Tensor
+    member: Tensor  # (layers, pieces)
     entries: Tensor  # (layers,) number of entries
 
 
 class ParameterNorms:
     """Reads one step's norms: before and after the optimizer's update, or of gradients alone.
 
-    All norms are taken in float64. Parameters without a gradient do not count.
+    Parameters without a gradient do not count. `width` is the number of statistics of a layer.
     """
 
-    def __init__(self, net: nn.Module, layers: list[Layer]) -> None:
+    def __init__(self, net: nn.Module, layers: list[Layer], width: int = len(STATISTICS)) -> None:
+        self._width = width
         self._parameters = list(net.parameters())
         position = {id(parameter): index for index, parameter in enumerate(self._parameters)}
-        self._owned = [
-            {
-                position[id(p)]
-                for path in layer.modules
-                for p in net.get_submodule(path).parameters()
-            }
-            for layer in layers
-        ]
+        owners: list[list[int]] = [[] for _ in self._parameters]
+        for number, layer in enumerate(layers):
+            modules = [net.get_submodule(path) for path in layer.modules]
+            for index in {position[id(p)] for module in modules for p in module.parameters()}:
+                owners[index].append(number)
+        self._owners = list(map(tuple, owners))
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._seen: dict[int, Tensor] = {}  # (2,) norms of gradient and weight, by parameter
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
-        self._before: list[Tensor] = []
+        self._before: Tensor | None = None
         self._norms: tuple[_Plan, Tensor, Tensor] | None = None
 
-    def watch(self, wanted: Callable[[], bool]) -> None:
+    def watch(self) -> None:
         """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
 
         def hook(index: int) -> Callable[[Tensor], None]:
             def read(parameter: Tensor) -> None:
-                if wanted() and parameter.grad is not None:
-                    self._seen[index] = _norms([parameter.grad, parameter])
+                if parameter.grad is not None:
+                    self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
 
             return read
 
@@ -71,69 +78,84 @@ class ParameterNorms:
             handle.remove()
         self._watched.clear()
 
+    @torch.no_grad()
     def before_update(self, grad_scale: Tensor | None) -> None:
         """Read gradients and weights as the optimizer finds them, and keep the weights."""
-        present = tuple(
-            i for i, parameter in enumerate(self._parameters) if parameter.grad is not None
-        )
-        if not present:
+        plan = self._plan(tuple(i for i, p in enumerate(self._parameters) if p.grad is not None))
+        if plan is None:
             return
-        plan = self._plan(present)
-        gradients = _norms([p.grad for p in plan.chosen if p.grad is not None])
+        gradients = _norms(plan, _end_to_end([p.grad for p in plan.chosen if p.grad is not None]))
         if grad_scale is not None:  # a fused optimizer unscales inside its step
             gradients = gradients / grad_scale
-        weights = _by_layer(plan, _norms(plan.chosen))
-        self._before = [parameter.detach().clone() for parameter in plan.chosen]
-        self._norms = plan, _by_layer(plan, gradients) / plan.entries.sqrt(), weights
+        self._before = _end_to_end(plan.chosen)
+        self._norms = plan, gradients / plan.entries.sqrt(), _norms(plan, self._before)
 
-    def after_update(self) -> list[tuple[int, Tensor]]:
-        """Give (slot, value) pairs: gradient norm, weight norm and update ratio of every layer."""
-        if self._norms is None:
+    @torch.no_grad()
+    def after_update(self) -> Values:
+        """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
+        if self._norms is None or self._before is None:
             return []
         plan, gradients, weights = self._norms
-        now = [parameter.detach() for parameter in plan.chosen]
-        updates = _by_layer(plan, _norms(list(torch._foreach_sub(now, self._before))))
-        self._norms, self._before = None, []
-        pairs = _slots(plan, _GRADIENT, gradients) + _slots(plan, _WEIGHT, weights)
-        return pairs + _slots(plan, _UPDATE, updates / weights)
+        updates = _norms(plan, _end_to_end(plan.chosen).sub_(self._before))
+        self._norms = self._before = None
+        return [
+            self._of(plan, _GRADIENT, gradients),
+            self._of(plan, _WEIGHT, weights),
+            self._of(plan, _UPDATE, updates / weights),
+        ]
 
-    def of_gradients(self) -> list[tuple[int, Tensor]]:
-        """Give (slot, value) pairs of the gradients that the hooks saw, and of the weights then."""
-        present = tuple(sorted(self._seen))
-        if not present:
+    @torch.no_grad()
+    def of_gradients(self) -> Values:
+        """Give (slots, values) of the gradients that the hooks saw, and of the weights then."""
+        seen, self._seen = self._seen, {}
+        plan = self._plan(tuple(sorted(seen)))
+        if plan is None:
             return []
-        plan = self._plan(present)
-        gradients, weights = torch.stack([self._seen[index] for index in present]).unbind(1)
-        self._seen = {}
-        values = _by_layer(plan, gradients) / plan.entries.sqrt()
-        return _slots(plan, _GRADIENT, values) + _slots(plan, _WEIGHT, _by_layer(plan, weights))
+        order = [seen[index] for index in self._order(tuple(seen))]
+        gradients, weights = (_norms(plan, _end_to_end(tensors)) for tensors in zip(*order))
+        return [
+            self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
+            self._of(plan, _WEIGHT, weights),
+        ]
 
-    def _plan(self, present: tuple[int, ...]) -> _Plan:
-        if present not in self._plans:
-            layers = [
-                index for index, owned in enumerate(self._owned) if owned.intersection(present)
+    def _of(self, plan: _Plan, statistic: int, values: Tensor) -> tuple[tuple[int, ...], Tensor]:
+        return tuple(layer * self._width + statistic for layer in plan.layers), values
+
+    def _order(self, present: tuple[int, ...]) -> list[int]:
+        return sorted(present, key=lambda index: (self._owners[index], index))
+
+    def _plan(self, present: tuple[int, ...]) -> _Plan | None:
+        if present and present not in self._plans:
+            order, groups = self._order(present), dict[tuple[int, ...], int]()
+            for index in order:
+                size = self._parameters[index].numel()
+                groups[self._owners[index]] = groups.get(self._owners[index], 0) + size
+            pieces = [
+                (min(PIECE, size - start), owners)
+                for owners, size in groups.items()
+                for start in range(0, size, PIECE)
             ]
-            chosen = [self._parameters[index] for index in present]
-            rows = [[float(index in self._owned[layer]) for index in present] for layer in layers]
-            sizes = torch.tensor([parameter.numel() for parameter in chosen], dtype=torch.float64)
+            layers = sorted({layer for owners in groups for layer in owners})
+            rows = [[float(layer in owners) for _, owners in pieces] for layer in layers]
+            sizes = [size for size, _ in pieces]
+            chosen = [self._parameters[index] for index in order]
             member = torch.tensor(rows, dtype=torch.float64)
+            entries = member @ torch.tensor(sizes, dtype=torch.float64)
             device = chosen[0].device
             self._plans[present] = _Plan(
-                chosen, layers, member.to(device), (member @ sizes).to(device)
+                chosen, sizes, layers, member.to(device), entries.to(device)
             )
-        return self._plans[present]
+        return self._plans.get(present)
 
 
-def _norms(tensors: list[Any]) -> Tensor:
-    """Stack the L2 norms of the tensors in float64; float32 sums lose 4e-5 on a large layer."""
-    detached = [tensor.detach() for tensor in tensors]
-    return torch.stack(list(torch._foreach_norm(detached, 2, dtype=torch.float64)))
+def _end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    """Copy all entries into one tensor; of equal strides, equal entries get equal places."""
+    return torch.cat([in_memory_order(tensor) for tensor in tensors])
 
 
-def _by_layer(plan: _Plan, norms: Tensor) -> Tensor:
-    return (plan.member @ norms.square()).sqrt()
-
-
-def _slots(plan: _Plan, statistic: int, values: Tensor) -> list[tuple[int, Tensor]]:
-    slots = [layer * len(STATISTICS) + statistic for layer in plan.layers]
-    return list(zip(slots, values.unbind(), strict=True))
+def _norms(plan: _Plan, entries: Tensor) -> Tensor:
+    """Give the L2 norm of each layer's entries, (layers,) float64."""
+    if entries.dtype in (torch.float16, torch.bfloat16):
+        entries = entries.float()
+    pieces = torch._foreach_norm(entries.split(plan.pieces))
+    return (plan.member @ torch.stack(pieces).double().square()).sqrt()

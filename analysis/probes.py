@@ -1,19 +1,39 @@
-"""What needs the network itself, measured on a fixed batch for policies that ask for it."""
+"""What needs the network itself, measured on a fixed batch, now and then.
+
+Probes run in eval mode; buffers, modes, gradients and the global generator stay as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from analysis.layers import layers_of, unwrap
 from nets.growth import mode
 from nets.modules import Network, ResidualBlock
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+BUCKETS = 30
+
+
+class Histogram(NamedTuple):
+    """A histogram in the terms of TensorBoard's `add_histogram_raw(tag, **histogram._asdict())`."""
+
+    min: float
+    max: float
+    num: int
+    sum: float
+    sum_squares: float
+    bucket_limits: list[float]
+    bucket_counts: list[float]
 
 
 @torch.no_grad()
 def block_importance(
-    net: Network, inputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    net: Network, inputs: Tensor, targets: Tensor, loss: Loss
 ) -> dict[str, float]:
     """Give, by block, the loss without its branch minus the loss with it, in eval mode.
 
@@ -44,3 +64,129 @@ def block_importance(
                 handle.remove()
     whole, *without = torch.stack(losses).tolist()
     return {name: value - whole for name, value in zip(branches, without, strict=True)}
+
+
+def effective_rank(net: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """Give, by layer, how many directions its responses fill: a number in [1, channels].
+
+    The exponential of the entropy of p, where p are the eigenvalues of the covariance of the
+    channels, over the batch and all positions, divided by their sum (Roy and Vetterli 2007, "The
+    effective rank", definition 1, of the covariance matrix). 0 if the responses do not vary. It
+    costs one forward pass and a float64 covariance per layer.
+
+    Args:
+        net: our network or any module; the layers are those of `Observer`.
+        inputs: of a fixed batch.
+    """
+
+    def rank(module: nn.Module, output: Tensor) -> Tensor:
+        last = isinstance(module, nn.Linear | nn.LayerNorm) or output.dim() < 3
+        rows = output.movedim(-1 if last else 1, -1).flatten(0, -2).double()  # (samples, channels)
+        rows = rows - rows.mean(0)
+        values = torch.linalg.eigvalsh(rows.T @ rows).clamp_min(0)
+        shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.special.entr(shares).sum().exp() * shares.sum().round()
+
+    read = _read_outputs(net, inputs, rank)
+    return dict(zip(read, torch.stack(list(read.values())).tolist()))
+
+
+def response_histograms(
+    net: nn.Module, inputs: Tensor, buckets: int = BUCKETS
+) -> dict[str, Histogram]:
+    """Give, by layer, the histogram of its responses in buckets of equal width.
+
+    Args:
+        net: our network or any module; the layers are those of `Observer`.
+        inputs: of a fixed batch.
+        buckets: 30 buckets keep a histogram at 0.6 kB in TensorBoard's files.
+    """
+    if buckets < 1:
+        raise ValueError(f"buckets must be at least 1, got {buckets}")
+
+    def count(module: nn.Module, output: Tensor) -> Tensor:
+        entries = output.double().flatten()
+        sums = torch.stack([entries.min(), entries.max(), entries.sum(), entries.square().sum()])
+        return torch.cat([sums, torch.histc(entries, buckets, 0, 0)])  # from least to largest
+
+    histograms = {}
+    for path, numbers in _read_outputs(net, inputs, count).items():
+        least, largest, total, squares, *counts = numbers.tolist()
+        width = (largest - least) / buckets or 1.0
+        limits = [least + width * (bucket + 1) for bucket in range(buckets)]
+        size = int(sum(counts))
+        histograms[path] = Histogram(least, largest, size, total, squares, limits, counts)
+    return histograms
+
+
+def gradient_signal_to_noise(
+    net: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss, parts: int = 8
+) -> dict[str, float]:
+    """Give, by layer, how well its gradients on parts of the batch agree.
+
+    |mean|^2 / variance of the layer's gradient over the parts, both summed over its entries, the
+    variance with n - 1: the inverse of McCandlish et al.'s simple noise scale (2018, arXiv
+    1812.06162, equation 2.9) in units of a part, and Liu et al.'s GSNR (2020, arXiv 2001.07384)
+    of a layer instead of an entry. Pure noise gives 1 / parts. Frozen layers are left
+    out. It costs one forward and backward pass over the batch.
+
+    Args:
+        net: our network or any module; the layers are those of `Observer`.
+        inputs: of a fixed batch, (N, ...).
+        targets: of that batch, (N, ...).
+        loss: takes outputs and targets, gives the mean over a part.
+        parts: how many parts of equal size the batch is cut into, from 2 to N; a remainder is
+            left out.
+    """
+    if not 2 <= parts <= len(inputs):
+        raise ValueError(f"parts must be from 2 to the batch's {len(inputs)}, got {parts}")
+    net, size = unwrap(net), len(inputs) // parts
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
+    squares = [value.clone() for value in total]
+    with mode(net, training=False), torch.enable_grad():
+        for part in range(parts):
+            chosen = slice(part * size, (part + 1) * size)
+            value = loss(net(inputs[chosen]), targets[chosen])
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+            for index, gradient in enumerate(gradients):
+                if gradient is not None:
+                    total[index] += gradient
+                    squares[index] += gradient.double().square()
+    signal = {id(p): (s / parts).square().sum() for p, s in zip(parameters, total)}
+    power = {id(p): s.sum() / parts for p, s in zip(parameters, squares)}
+    found = {}
+    for layer in layers_of(net):
+        modules = [net.get_submodule(path) for path in layer.modules]
+        owned = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+        if owned:
+            mean = torch.stack([signal[key] for key in owned]).sum()
+            spread = torch.stack([power[key] for key in owned]).sum() - mean
+            found[layer.path] = mean / (spread * parts / (parts - 1))
+    return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
+
+
+@torch.no_grad()
+def _read_outputs(
+    net: nn.Module, inputs: Tensor, read: Callable[[nn.Module, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Give, by layer, what `read` makes of its output in eval mode; of several, of the last."""
+    net = unwrap(net)
+    layers, found, handles = layers_of(net), {}, []
+
+    def hook(path: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: object, output: Tensor) -> None:
+            found[path] = read(module, output)
+
+        return keep
+
+    try:
+        with mode(net, training=False):
+            for layer in layers:
+                module = net.get_submodule(layer.path)
+                handles.append(module.register_forward_hook(hook(layer.path)))
+            net(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {layer.path: found[layer.path] for layer in layers if layer.path in found}

@@ -1,0 +1,137 @@
+"""The hooks on a network's forward pass, there only while a step is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.layers import Layer
+from analysis.responses import Response, Responses, tells_variance
+
+Extra = Callable[[Tensor], Tensor]
+"""A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
+Values = list[tuple[tuple[int, ...], Tensor]]
+"""Numbers on the device with the slots they belong to: layer * len(names) + statistic."""
+
+
+class ForwardHooks:
+    """Reads what the layers give in training forwards while `listen` is on.
+
+    Compiled code does not call hooks that came after it, so it rests while they are there:
+    `torch.compile`'s stance is then "force_eager". Compiled code is neither lost nor added.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[Layer],
+        names: Sequence[str],
+        extra: Mapping[str, Extra],
+    ) -> None:
+        self._net, self._layers, self._names, self._extra = net, layers, names, extra
+        self._handles: list[Any] = []
+        self._norms: list[nn.Module] = []  # whose variance may be told
+        self._responses = Responses()
+        self._latest: dict[str, Response] = {}  # by path
+        self._values: Values = []
+
+    def __bool__(self) -> bool:
+        """Say whether anything was read since the last `take`."""
+        return bool(self._responses)
+
+    @property
+    def on(self) -> bool:
+        """Whether the hooks are there."""
+        return bool(self._handles)
+
+    def trains(self) -> bool:
+        """Say whether a forward that runs now would be one of training."""
+        return self._net.training and torch.is_grad_enabled()
+
+    def listen(self, on: bool) -> None:
+        """Put the hooks on the layers, or leave nothing there."""
+        if on and not self._handles:
+            _hold_compiled_code(self, True)
+            self._attach()
+        elif self._handles and not on:
+            _hold_compiled_code(self, False)
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+    def take(self) -> Values:
+        """Give what was read, and begin the next step."""
+        values = [*self._values, *self._responses.take()] if self._responses else []
+        self._values, self._latest = [], {}
+        return values
+
+    def _attach(self) -> None:
+        self._norms = []
+        for index, layer in enumerate(self._layers):
+            source = self._net.get_submodule(layer.source or layer.path)
+            if tells_variance(source):
+                self._norms.append(source)
+                self._handles.append(source.register_forward_pre_hook(self._before_norm))
+            self._handles.append(source.register_forward_hook(self._reader(layer, index)))
+        self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
+        paths = {layer.path for layer in self._layers}
+        for layer in self._layers:
+            if layer.shortcut and layer.shortcut not in paths:
+                module = self._net.get_submodule(layer.shortcut)
+                shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
+                self._handles.append(module.register_forward_hook(self._reader(shortcut, None)))
+
+    def _hold_norms(self, module: nn.Module, args: Any) -> None:
+        if self.trains():
+            self._responses.hold(self._norms)
+
+    def _before_norm(self, norm: nn.Module, args: Any) -> None:
+        self._responses.before(norm, self.trains())
+
+    def _reader(self, layer: Layer, index: int | None) -> Callable[..., None]:
+        """Make the hook of a layer, or of a mere shortcut, which has no index."""
+        slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
+
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            if not (self.trains() and isinstance(output, Tensor) and output.is_floating_point()):
+                return
+            response = self._responses.tap(module, output)
+            if response is None:
+                response = self._responses.read(output, layer.near_zero)
+            self._latest[layer.path] = response
+            if index is None:
+                return
+            self._responses.keep(slots["response_mean"], response)
+            if layer.rectified:
+                self._responses.dead(slots["dead_fraction"], output)
+            if layer.branch in self._latest and layer.shortcut in self._latest:
+                ends = self._latest[layer.branch], self._latest[layer.shortcut]
+                self._responses.ratio(slots["residual_ratio"], *ends)
+            for name, function in self._extra.items():
+                value = _scalar(name, function(output.detach()))
+                self._values.append(((slots[name],), value.double().view(1)))
+
+        return read
+
+
+_holding: set[ForwardHooks] = set()
+_stances: list[Any] = []  # what was in force before the first of them
+
+
+def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
+    """Let compiled code rest for these hooks, or no longer: it runs again after the last of them."""
+    if hold and not _holding:
+        _stances.append(torch.compiler.set_stance("force_eager"))
+    (_holding.add if hold else _holding.discard)(hooks)
+    if not _holding:
+        _stances.pop().__exit__(None, None, None)
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim():
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"extra[{name!r}] must give a 0-d tensor, got {kind}")
+    return value.detach()

@@ -1,0 +1,161 @@
+"""Step times of ResNet-20 under observers, as ratios to the bare step: batch 128, CIFAR-10's shape.
+
+All ways take turns step by step, so that what slows the machine slows them alike; every way has a
+network of its own, trained on the same images. Compared are the best steps of each. "nothing again"
+is a second bare loop: how far its ratio is from 1 says how much of the others' is noise.
+
+    python benchmarks/observer.py --rounds 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from analysis import Observer
+from analysis.tables import markdown
+from nets import build, preset
+
+BATCH, CLASSES, EVERY = 128, 10, 10
+Step = Callable[[], None]
+
+
+@contextmanager
+def nothing(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Watch nothing."""
+    yield
+
+
+@contextmanager
+def naive(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Watch the std of every layer's output, each brought to the host at once."""
+    seen: dict[str, float] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def read(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            seen[name] = output.detach().std().item()
+
+        return read
+
+    layers = [
+        module.register_forward_hook(hook(name))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
+    ]
+    yield
+    for handle in layers:
+        handle.remove()
+
+
+@contextmanager
+def delve(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Watch with delve's defaults; its statistics are brought to the host once, at the end."""
+    from delve import SaturationTracker
+
+    logging.getLogger("delve.logger").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tracker = SaturationTracker(folder, save_to="csv", modules=net, device="cpu")
+        yield
+        tracker.close()
+
+
+def ways() -> dict[str, Any]:
+    """Give the ways to watch, by name; delve only where it is installed."""
+    found = {
+        "nothing": nothing,
+        "nothing again": nothing,
+        "Observer, every step": lambda net, optimizer: Observer(net, optimizer),
+        f"Observer, every {EVERY} steps": lambda net, optimizer: Observer(net, optimizer, EVERY),
+        "std().item() in hooks": naive,
+    }
+    try:
+        import delve as _  # noqa: F401
+    except ImportError:
+        return found
+    return {**found, "delve 0.1.50": delve}
+
+
+def step_of(net: nn.Module, optimizer: torch.optim.Optimizer, half: bool) -> Step:
+    """Give a training step on one fixed batch of noise."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(BATCH, 3, 32, 32, generator=generator)
+    targets = torch.randint(CLASSES, (BATCH,), generator=generator)
+    if half:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            outputs = net(inputs)
+        functional.cross_entropy(outputs.float(), targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def times_of(half: bool, rounds: int) -> dict[str, list[float]]:
+    """Give the seconds of every step of every way."""
+    with ExitStack() as stack:
+        steps: dict[str, Step] = {}
+        for name, way in ways().items():
+            net = build(preset("resnet20", classes=CLASSES), seed=0)
+            if half:
+                net = net.to(memory_format=torch.channels_last)  # pyright: ignore
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+            stack.enter_context(way(net, optimizer))
+            steps[name] = step_of(net, optimizer, half)
+        found: dict[str, list[float]] = {name: [] for name in steps}
+        for round_ in range(rounds + 2):
+            for name, step in steps.items():
+                started = perf_counter()
+                step()
+                if round_ >= 2:  # the first ones warm up
+                    found[name].append(perf_counter() - started)
+    return found
+
+
+def table_of(times: dict[str, list[float]]) -> str:
+    """Give the ratios, best against best and median against median."""
+    best, middle = min(times["nothing"]), median(times["nothing"])
+    rows = [
+        [
+            name,
+            f"{1e3 * min(seconds):.1f}",
+            f"{min(seconds) / best:.3f}",
+            f"{median(seconds) / middle:.3f}",
+        ]
+        for name, seconds in times.items()
+    ]
+    every = min(times["Observer, every step"])
+    share = (every - best) / EVERY / best
+    header = ["watched with", "ms", "best / best", "median / median"]
+    sampled = f"Read every {EVERY} steps, the observer's share of a step is {share:.2%}."
+    return f"{markdown(header, rows)}\n\n{sampled}"
+
+
+def main() -> None:
+    """Print a table for each precision."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=30, help="steps of each way")
+    parser.add_argument("--precision", choices=("float32", "bf16"), nargs="*")
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    for precision in arguments.precision or ("float32", "bf16"):
+        times = times_of(precision == "bf16", arguments.rounds)
+        print(f"{precision}\n\n{table_of(times)}\n")
+
+
+if __name__ == "__main__":
+    main()

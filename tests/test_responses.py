@@ -1,0 +1,158 @@
+"""What BatchNorms tell of their responses, against what is read from the tensors."""
+
+import copy
+
+import pytest
+import torch
+from test_observer import CLASSES, batch_of, hooks_of, network_of, sgd, take_step
+from torch import nn
+from torch.nn import functional
+from torchvision.models import resnet18
+
+from analysis import Observer
+from analysis.responses import tells_variance
+
+
+def read(net, batches, told=True, monkeypatch=None):
+    """Readings over the batches, with or without what the norms tell."""
+    if not told:
+        monkeypatch.setattr("analysis.hooks.tells_variance", lambda norm: False)
+        monkeypatch.setattr("analysis.responses.tells_variance", lambda norm: False)
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        for batch in batches:
+            take_step(net, optimizer, *batch)
+        return observer.readings()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels last"])
+@pytest.mark.parametrize("name", ["basic", "basic pre", "bottleneck", "dense", "resnet18"])
+def test_what_norms_tell_is_what_hooks_read(name, last, monkeypatch):
+    torch.manual_seed(0)
+    net = resnet18(num_classes=CLASSES) if name == "resnet18" else network_of(name)
+    image = (3, 32, 32) if name == "resnet18" else net.architecture.image
+    if last:
+        net = net.to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(net)
+    batches = [batch_of(image, step) for step in range(5)]
+    told, seen = read(net, batches), read(twin, batches, False, monkeypatch)
+    assert list(told) == list(seen)
+    for path, reading in seen.items():
+        found = told[path]
+        assert found.response_std == pytest.approx(reading.response_std, rel=1e-5), path
+        slack = 1e-6 * reading.response_std
+        assert found.response_mean == pytest.approx(reading.response_mean, rel=1e-5, abs=slack)
+        if reading.residual_ratio is not None:
+            assert found.residual_ratio == pytest.approx(reading.residual_ratio, rel=1e-5)
+    assert any(found.response_std != seen[path].response_std for path, found in told.items())
+
+
+class Shared(nn.Module):
+    """Calls one norm as often as it is told, and relus in place."""
+
+    def __init__(self, norm, times):
+        super().__init__()
+        self.conv, self.norm, self.times = nn.Conv2d(3, 4, 3), norm, times
+        self.head = nn.Linear(4, CLASSES)
+        self.responses = []
+
+    def forward(self, x):
+        x = self.conv(x)
+        for _ in range(self.times):
+            x = self.norm(2 * x)
+            self.responses.append(x.detach().double().clone())
+            x = functional.relu(x, inplace=True)
+        return self.head(x.mean((2, 3)))
+
+
+class Doubled(nn.BatchNorm2d):
+    """Normalises otherwise than its running statistics tell."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+NORMS = {
+    "plain": (lambda: nn.BatchNorm2d(4), True),
+    "slow": (lambda: nn.BatchNorm2d(4, momentum=0.02), True),
+    "only the last batch": (lambda: nn.BatchNorm2d(4, momentum=1.0), True),
+    "hardly moving": (lambda: nn.BatchNorm2d(4, momentum=1e-4), False),
+    "averaging": (lambda: nn.BatchNorm2d(4, momentum=None), False),
+    "without weight": (lambda: nn.BatchNorm2d(4, affine=False), False),
+    "without statistics": (lambda: nn.BatchNorm2d(4, track_running_stats=False), False),
+    "held": (lambda: nn.BatchNorm2d(4).eval(), False),
+    "of one's own": (lambda: Doubled(4), False),
+    "of groups": (lambda: nn.GroupNorm(2, 4), False),
+}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("name", NORMS)
+def test_every_call_of_every_norm_is_read_before_it_is_overwritten(name, accumulated, times):
+    torch.manual_seed(0)
+    make, told = NORMS[name]
+    norm = make()
+    assert tells_variance(norm) is told
+    if getattr(norm, "weight", None) is not None:
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -2, 2)
+    net = Shared(norm, times)
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        for step in range(2):
+            if step == 1:  # neither counts nor disturbs
+                with torch.no_grad():
+                    net(batch_of((3, 8, 8), 9)[0])
+                observer.readings()
+            net.responses.clear()
+            for part in range(accumulated):
+                inputs, targets = batch_of((3, 8, 8), 10 * step + part)
+                functional.cross_entropy(net(inputs), targets).backward()
+            optimizer.step()
+        found = observer.readings()["norm"]
+    assert len(net.responses) == accumulated * times
+    spreads = [response.std(correction=0).item() for response in net.responses]
+    means = [response.mean().item() for response in net.responses]
+    assert found.response_std == pytest.approx(sum(spreads) / len(spreads), rel=1e-5)
+    assert found.response_mean == pytest.approx(sum(means) / len(means), rel=1e-5, abs=1e-6)
+
+
+def test_a_norm_between_a_forward_and_its_update_is_closed_first():
+    torch.manual_seed(0)
+    net = Shared(nn.BatchNorm2d(4), 1)
+    optimizer = sgd(net)
+    inputs, targets = batch_of((3, 8, 8))
+    with Observer(net, optimizer) as observer:
+        functional.cross_entropy(net(inputs), targets).backward()
+        with torch.no_grad():
+            net(100 * inputs)
+        optimizer.step()
+        found = observer.readings()["norm"]
+    expected = net.responses[0].std(correction=0).item()
+    assert found.response_std == pytest.approx(expected, rel=1e-5)
+    assert hooks_of(net, optimizer) == []
+
+
+def test_a_transformer_block():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = nn.Sequential(block, nn.Linear(8, CLASSES))
+    seen = {}
+    for path in ("0.linear1", "0.linear2", "0.norm1", "0.norm2", "1"):
+        module = net.get_submodule(path)
+        module.register_forward_hook(lambda m, a, out, path=path: seen.update({path: out.double()}))
+    optimizer = sgd(net)
+    inputs = torch.randn(6, 5, 8)
+    with Observer(net, optimizer) as observer:
+        net(inputs).square().mean().backward()
+        gradients = {name: p.grad.double() for name, p in net.named_parameters()}
+        optimizer.step()
+        found = observer.readings()
+    for path, output in seen.items():
+        owned = [g.flatten() for name, g in gradients.items() if name.startswith(f"{path}.")]
+        norm = torch.cat(owned).square().mean().sqrt().item()
+        spread = output.std(correction=0).item()
+        assert found[path].response_std == pytest.approx(spread, rel=1e-5), path
+        assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5), path
+    assert found["0.self_attn.out_proj"].gradient_norm > 0
