@@ -32,9 +32,7 @@ class Histogram(NamedTuple):
 
 
 @torch.no_grad()
-def block_importance(
-    net: Network, inputs: Tensor, targets: Tensor, loss: Loss
-) -> dict[str, float]:
+def block_importance(net: Network, inputs: Tensor, targets: Tensor, loss: Loss) -> dict[str, float]:
     """Give, by block, the loss without its branch minus the loss with it, in eval mode.
 
     A block's branch is cut and its shortcut kept (Veit et al. 2016, arXiv 1605.06431, section 4.1).

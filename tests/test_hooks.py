@@ -167,7 +167,9 @@ def test_what_a_statistic_of_ones_own_gives_is_checked():
         (lambda output: 1.0, "float"),
         (lambda output: output.mean(0), r"shape \(6,\)"),
     ):
-        wrong = pytest.raises(ValueError, match=rf"extra\['mine'\] must give a 0-d tensor, got {got}")
+        wrong = pytest.raises(
+            ValueError, match=rf"extra\['mine'\] must give a 0-d tensor, got {got}"
+        )
         with wrong, Observer(net, optimizer, extra={"mine": function}):
             take_step(net, optimizer, *batch_of(NETS["plain"].image))
         assert hooks_of(net, optimizer) == []
