@@ -72,9 +72,17 @@ def test_a_compiled_net_without_an_optimizer():
 
 def test_an_error_brings_the_compiled_code_back():
     net = network_of("basic")
-    with pytest.raises(KeyError, match="stop"), Observer(net, sgd(net)):
-        assert stance() == "force_eager"
+    seen = []
+
+    def fail(module, args):
+        seen.append(stance())
         raise KeyError("stop")
+
+    net.register_forward_pre_hook(fail)
+    optimizer = sgd(net)
+    with pytest.raises(KeyError, match="stop"), Observer(net, optimizer):
+        take_step(net, optimizer, *batch_of(net.architecture.image))
+    assert seen == ["force_eager"]
     assert stance() == "default"
 
 
@@ -167,9 +175,8 @@ def test_what_a_statistic_of_ones_own_gives_is_checked():
         (lambda output: 1.0, "float"),
         (lambda output: output.mean(0), r"shape \(6,\)"),
     ):
-        wrong = pytest.raises(
-            ValueError, match=rf"extra\['mine'\] must give a 0-d tensor, got {got}"
-        )
-        with wrong, Observer(net, optimizer, extra={"mine": function}):
+        message = rf"extra\['mine'\] must give a 0-d tensor, got {got}"
+        observer = Observer(net, optimizer, extra={"mine": function})
+        with pytest.raises(ValueError, match=message), observer:
             take_step(net, optimizer, *batch_of(NETS["plain"].image))
         assert hooks_of(net, optimizer) == []

@@ -7,15 +7,16 @@ from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
-from analysis import Record, block_importance
+from analysis import Record
 from analysis.tables import phrase
-from nets import Network, cost, grow, train_flops
+from nets import Network, grow, train_flops
 from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
+from training.measuring import growth_flops, measure_probes, with_probes
 from training.model import model_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
@@ -130,12 +131,8 @@ def _measure(run: Run) -> Record:
     run.window.zero_()
     ranks.share_buffers(run.net, run.ema)
     validation = _validate(run, run.net)
-    importance = {}
-    if "importance" in settings.policy.needs and run.spent < 1:
-        importance = block_importance(run.net, *run.probe, run.loss)
-        forwards = (1 + len(importance)) * len(run.probe[0])
-        progress.flops += forwards * cost(run.net.architecture).flops
-    return Record.capture(
+    measured = measure_probes(run)
+    record = Record.capture(
         run.net,
         run.observer,
         step=progress.step,
@@ -149,8 +146,8 @@ def _measure(run: Run) -> Record:
         validation_loss=validation[0],
         validation_accuracy=validation[1],
         learning_rate=learning_rate(settings, run.spent),
-        importance=importance,
     )
+    return with_probes(record, measured)
 
 
 def _validate(run: Run, net: Network | None) -> tuple[float | None, float | None]:
@@ -163,7 +160,7 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
     """Grow the run's network and give the output difference; the state before it is kept."""
     if any(map(adds_capacity, verdict.applied)):
         run.save(f"growth/step{run.progress.step:07d}.pt")
-    probe, settings = run.probe[0][:CHECKED], run.settings
+    probe, settings = (run.probe[0][:CHECKED], run.probe[1][:CHECKED]), run.settings
     grown = grow(
         run.net,
         verdict.applied,
@@ -172,10 +169,9 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
         initializer=settings.initializer,
         seed=settings.seed,
         probe=probe,
+        loss=run.loss,
     )
-    before, after = (cost(net.architecture).flops for net in (run.net, grown.network))
-    # The forwards that `grow` makes; the average's is free, as all that only judges.
-    run.progress.flops += len(probe) * (2 * before + 3 * after)
+    run.progress.flops += len(probe[0]) * growth_flops(run.net.architecture, verdict.applied)
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis import Record, read_history
 from analysis.tables import markdown, phrase
-from nets import Action, Insert
+from nets import Action
 from nets.actions import adds_capacity
 from policies import Policy
 from training.judgement import replay
@@ -99,11 +99,10 @@ def _summary(each: Replay) -> list[str]:
 
 def places(actions: Sequence[Action]) -> set[tuple[str, str]]:
     """Give kind and block, or stage, of every action that adds capacity."""
+    names = ("block", "after", "stage")
     return {
-        (
-            type(a).__name__,
-            a.after if isinstance(a, Insert) else vars(a).get("block", vars(a).get("stage")),
-        )
-        for a in actions
-        if adds_capacity(a)
+        (type(action).__name__, str(getattr(action, name)))
+        for action in filter(adds_capacity, actions)
+        for name in names
+        if hasattr(action, name)
     }
