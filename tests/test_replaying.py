@@ -83,13 +83,23 @@ def test_several_runs_give_a_summary_and_the_records_that_matter(workplace):
         ["still", "4", "0", "2", "0", "0"],
     ]
     lines = cells_of(rows)
-    assert lines[0] == ["run", "step", "spent", "done", "Periodic would have asked for"]
+    assert lines[0] == ["run", "step", "spent", "done", "Periodic would have done"]
     assert [line[:2] for line in lines[2:]] == [
         [name, step] for name in ("same", "elsewhere", "still") for step in ("20", "40")
     ]
     assert lines[2][3] == f"Widen(block='{ONE}', by=3)"
     assert lines[-1][3] == "-"
     assert replay_table(Never(), ["still", "same", "still"]).count("still") == 1  # nothing there
+
+
+def test_only_what_the_runs_rules_would_have_granted_counts(workplace):
+    early, late = write(Path("early")), write(Path("late"))
+    (early / "config.yaml").write_text("grow_until: 0.2\n")
+    (late / "config.yaml").write_text("grow_until: 0.6\n")
+    text = replay_table(Periodic(every=2), ["early", "late"])
+    assert [row[3] for row in cells_of(text.split("\n\n")[0])[2:]] == ["1", "2"]
+    # of a single run every wish is shown
+    assert sum("Widen(" in line for line in replay_table(Periodic(2), ["early"]).splitlines()) == 2
 
 
 def test_a_run_that_cannot_be_asked_takes_no_other_with_it(workplace):

@@ -440,8 +440,11 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of {train,compare,inspect,replay}"),
-        (["grow"], "invalid choice: 'grow' .choose from 'train', 'compare', 'inspect', 'replay'"),
+        ([], "one of {train,compare,inspect,replay,branch}"),
+        (
+            ["grow"],
+            "invalid choice: 'grow' .choose from 'train', 'compare', 'inspect', 'replay', 'branch'",
+        ),
         (["inspect"], "required: .*run"),
         (
             ["inspect", "nowhere"],

@@ -11,18 +11,31 @@ from analysis.tables import markdown, phrase
 from nets import Action
 from nets.actions import adds_capacity
 from policies import Policy
-from training.judgement import replay
+from training.folder import read_config
+from training.judgement import judge, replay
 
-Answers = list[tuple[Record, tuple[Action, ...]]]
+Answer = tuple[Record, Sequence[Action]]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A run's records with the policy's answers, or in `why` the reason that there are none."""
+    """A run's records with what the policy asked for; `why` says why there are none.
+
+    `grow_until` is the run's, or all of the budget if it has no config.yaml.
+    """
 
     run: Path
-    answers: Answers
+    answers: Sequence[Answer]
+    grow_until: float = 1.0
     why: str = ""
+
+    @property
+    def granted(self) -> list[Answer]:
+        """The records with what the run's rules and limit would have let the policy do."""
+        return [
+            (r, judge(r.architecture, asked, r.limit, r.spent <= self.grow_until).applied)
+            for r, asked in self.answers
+        ]
 
 
 def runs_of(folders: Sequence[str]) -> list[Path]:
@@ -49,51 +62,58 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
         history = read_history(run)
         if not history:
             raise ValueError(f"run must be a folder with at least one record, got {run}")
+        config = read_config(run) if (run / "config.yaml").exists() else {}
         try:
-            found.append(Replay(run, list(replay(policy, history))))
+            answers = list(replay(policy, history))
+            found.append(Replay(run, answers, config.get("grow_until", 1.0)))
         except ValueError as error:  # it misses a probe, say, that this run did not record
-            found.append(Replay(run, [], str(error)))
+            found.append(Replay(run, [], why=str(error)))
     if all(each.why for each in found):
         raise ValueError(found[0].why)
     return found
 
 
 def replay_table(policy: Policy, folders: Sequence[str]) -> str:
-    """Give as Markdown what the policy would have done: of one run every record, of several both a
-    summary and the records in which anything was done or asked for.
+    """Give as Markdown what the policy would have done, beside what was done.
+
+    Of one run that is every wish, record by record; of several what would have been granted: a
+    summary, and the records with any of it.
     """
     replays = replay_runs(policy, runs_of(folders))
-    asked = f"{type(policy).__name__} would have asked for"
+    name = type(policy).__name__
     if len(replays) == 1:
-        return markdown(["step", "spent", "done", asked], map(_row, replays[0].answers))
+        header = ["step", "spent", "done", f"{name} would have asked for"]
+        return markdown(header, map(_row, replays[0].answers))
     rows = [
         [str(each.run), *_row(answer)]
         for each in replays
-        for answer in each.answers
+        for answer in each.granted
         if answer[0].applied or answer[1]
     ]
     header = ["run", "records", "grew", "would have grown", "when it was done", "and where"]
     lines = [
         markdown(header, [_summary(each) for each in replays if not each.why]),
-        markdown(["run", "step", "spent", "done", asked], rows) if rows else "no growth",
+        markdown(["run", "step", "spent", "done", f"{name} would have done"], rows)
+        if rows
+        else "no growth",
     ]
     lines += [f"{each.run}: {each.why}" for each in replays if each.why]
     return "\n\n".join(lines)
 
 
-def _row(answer: tuple[Record, Sequence[Action]]) -> list[str]:
-    record, decided = answer
-    done, asked = (", ".join(map(phrase, each)) or "-" for each in (record.applied, decided))
-    return [str(record.step), f"{record.spent:.0%}", done, asked]
+def _row(answer: Answer) -> list[str]:
+    record, wished = answer
+    done, other = (", ".join(map(phrase, each)) or "-" for each in (record.applied, wished))
+    return [str(record.step), f"{record.spent:.0%}", done, other]
 
 
 def _summary(each: Replay) -> list[str]:
-    """Give counts of records: with growth, with growth asked for, with both, and at one place."""
-    pairs = [(places(record.applied), places(decided)) for record, decided in each.answers]
-    done, asked = (sum(bool(pair[side]) for pair in pairs) for side in (0, 1))
+    """Give counts of records: with growth, with the policy's, with both, and at one place."""
+    pairs = [(places(record.applied), places(granted)) for record, granted in each.granted]
+    done, other = (sum(bool(pair[side]) for pair in pairs) for side in (0, 1))
     both = [pair for pair in pairs if all(pair)]
     same = sum(bool(one & other) for one, other in both)
-    counts = map(str, (len(pairs), done, asked, len(both), same))
+    counts = map(str, (len(pairs), done, other, len(both), same))
     return [str(each.run), *counts]
 
 
