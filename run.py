@@ -5,6 +5,7 @@ Nothing here imports torch before a command needs it, so that `--help` appears a
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from training.settings import Compare, Train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; give the exit code (0 done, 2 wrong use, 130 and 143 interrupted)."""
+    """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
     sys.path.insert(0, os.getcwd())  # a user's own policies
     parser = make_parser()
     try:
@@ -100,24 +101,39 @@ def _compare(chosen: Namespace) -> int:
         raise ValueError(f"compare must run in 1 process (torchrun is for train), got {started()}")
 
     settings = _settings(Compare, chosen)
+    if settings.dry_run:
+        from training.forecast import forecast
+
+        print(forecast(settings))
+        return 0
     try:
         with _reporting() as (say, advance):
-            table = compare(settings, say, advance)
+            outcome = compare(settings, say, advance)
     except Interrupted as stop:
         print(f"stopped; the same command goes on ({stop})", file=sys.stderr)
         return stop.code
-    print(f"\n{table}\n\nlook at it with: tensorboard --logdir {settings.out}")
-    return 0
+    print(f"\n{outcome.text}\n")
+    print(f"{settings.out}/report.html; or: tensorboard --logdir {settings.out}")
+    for line in outcome.failures:
+        print(line, file=sys.stderr)
+    return 1 if outcome.failures else 0
 
 
 def _inspect(chosen: Namespace) -> int:
+    from analysis.suggestions import suggestions
     from analysis.tables import growth_table, layer_table
+    from analysis.timeline import layer_values
 
     history = _history(chosen.run)
     if not -len(history) <= chosen.record < len(history):
         raise ValueError(
             f"record must be from 0 to {len(history) - 1}, or negative, got {chosen.record}"
         )
+    if chosen.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([("step", "layer", "statistic", "value"), *layer_values(history)])
+        return 0
+    out = _draw(chosen, history)
     record = history[chosen.record]
     first, last = history[0].cost, history[-1].cost
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
@@ -126,8 +142,24 @@ def _inspect(chosen: Namespace) -> int:
     refusals = Counter(why for at in history for _, why in at.refused)
     for why, times in refusals.items():
         print(f"refused {times} times: {why}\n")
-    print(f"Layers at step {record.step}\n\n{layer_table(record)}")
+    print(f"Layers at step {record.step}\n\n{layer_table(record)}\n")
+    said = suggestions(history[: chosen.record % len(history) + 1])
+    lines = [f"- {path}: {words}" for path, all_words in said.items() for words in all_words]
+    print("\n".join(["Rules of thumb\n", *(lines or ["nothing to say"]), ""]))
+    print(f"pictures in {out}")
     return 0
+
+
+def _draw(chosen: Namespace, history: Sequence[Record]) -> Path:
+    """Write the pictures of a run and give their folder."""
+    from analysis.pictures import draw
+    from training.pictures import reference_of, write_pictures
+
+    folder = Path(chosen.run) if Path(chosen.run).is_dir() else Path(chosen.run).parent
+    out = Path(chosen.out) if chosen.out else folder / "pictures"
+    reference = _history(chosen.reference) if chosen.reference else reference_of(folder)
+    write_pictures(out, draw(history, reference))
+    return out
 
 
 def _replay(chosen: Namespace) -> int:
@@ -150,6 +182,9 @@ def _branch(chosen: Namespace) -> int:
 
 
 def _history(run: str) -> list[Record]:
+    runs = sorted(path.parent for path in Path(run).glob("*/seed*/history.jsonl"))
+    if runs:
+        raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
     history = read_history(run)
     if not history:
         raise ValueError(f"run must be a folder with at least one record, got {run}")

@@ -1,29 +1,45 @@
-"""Writes records to TensorBoard: stable tags, grouped by statistic."""
+"""Writes records to TensorBoard: stable tags, grouped by stage and statistic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 
-from analysis.record import STATISTICS, Record
-from analysis.tables import phrase
+from analysis.probes import Histogram
+from analysis.record import Record
+from analysis.tables import growth_table, phrase
+from analysis.timeline import statistics_of
 from nets import Action
+
+METRICS = (
+    *("accuracy/validation", "loss/validation", "loss/train"),
+    *("network/parameters", "network/flops", "network/train_flops"),
+)
+"""Tags whose last value stands beside a run's hyperparameters."""
+_REST = 60
+"""Seconds between pictures while a run goes on: they take about one."""
 
 
 class Board:
     """A TensorBoard event file in `folder`; `purge_step` hides later events of an earlier try.
 
-    Tags: loss/train, loss/validation, accuracy/train, accuracy/validation, learning_rate,
+    Scalars: loss/train, loss/validation, accuracy/train, accuracy/validation, learning_rate,
     images_per_second, network/parameters, network/flops (of one image's forward pass),
-    network/train_flops (so far), growth/difference (of outputs on the probe batch),
-    importance/<block> and <statistic>/<layer>. Text: growth, refused.
+    network/train_flops (so far), growth/difference (of outputs on the probe batch), and every
+    number of every layer and block under the tag that `tag_of` gives. Custom scalars: one chart per
+    statistic. Text: growth, refused, growth_history. Images: pictures/<name>, as `pictures.draw`
+    names them. HParams: the settings beside the last values of METRICS.
     """
 
     def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._charted = purge_step is not None and purge_step > 1  # by the try that is resumed
+        self._drawn = perf_counter()
 
     def record(self, record: Record, images_per_second: float | None = None) -> None:
         """Write every number of a record at its step."""
@@ -38,11 +54,16 @@ class Board:
             "network/flops": record.cost.flops,
             "network/train_flops": record.train_flops,
         }
-        scalars.update({f"importance/{block}": value for block, value in record.importance.items()})
+        for block, value in record.importance.items():
+            scalars[tag_of("importance", block)] = value
+        names = statistics_of([record])
         for path, reading in record.layers.items():
-            names = (*STATISTICS, *reading.extra)
-            scalars.update({f"{name}/{path}": reading.value(name) for name in names})
+            scalars.update({tag_of(name, path): reading.value(name) for name in names})
         self._scalars(scalars, record.step)
+        if names and not self._charted:
+            charts = {name: ["Multiline", [pattern_of(name)]] for name in names}
+            self._add(custom_scalars({"layers, one chart per statistic": charts}), record.step)
+            self._charted = True
 
     def growth(
         self,
@@ -63,6 +84,56 @@ class Board:
             lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
             self._writer.add_text("refused", "\n".join(lines), step)
 
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Write response histograms, by layer, as `analysis.response_histograms` counted them."""
+        values = [
+            Summary.Value(
+                tag=tag_of("response", path),
+                histo=HistogramProto(
+                    min=counted.min,
+                    max=counted.max,
+                    num=counted.num,
+                    sum=counted.sum,
+                    sum_squares=counted.sum_squares,
+                    bucket_limit=counted.bucket_limits,
+                    bucket=counted.bucket_counts,
+                ),
+            )
+            for path, counted in histograms.items()
+        ]
+        self._add(Summary(value=values), step)
+
+    @property
+    def pictures_due(self) -> bool:
+        """Whether a minute has passed since the board was opened or the last pictures drawn."""
+        return perf_counter() - self._drawn > _REST
+
+    def pictures(self, history: Sequence[Record], reference: Sequence[Record] = ()) -> None:
+        """Write the pictures of a history, and its growth as a table, at the last record's step.
+
+        Args:
+            history: at least one record.
+            reference: the history of a run to compare with.
+        """
+        from analysis import pictures  # imports matplotlib when it draws
+
+        size = {"width": pictures.WIDTH, "height": pictures.HEIGHT, "colorspace": 4}
+        images = [
+            Summary.Value(
+                tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
+            )
+            for name, png in pictures.draw(history, reference).items()
+        ]
+        step = history[-1].step
+        self._add(Summary(value=images), step)
+        self._writer.add_text("growth_history", growth_table(history), step)
+        self._drawn = perf_counter()
+
+    def hyperparameters(self, step: int, values: Mapping[str, str | float]) -> None:
+        """Write a finished run's settings; runs sort and filter by keys that all of them have."""
+        for summary in hparams(dict(values), dict.fromkeys(METRICS, 0.0)):
+            self._add(summary, step)
+
     def close(self) -> None:
         """Write out what is waiting and close the file."""
         self._writer.close()
@@ -77,9 +148,27 @@ class Board:
             for tag, value in scalars.items()
             if value is not None
         ]
+        self._add(Summary(value=values), step)
+
+    def _add(self, summary: Summary, step: int) -> None:
         writer = self._writer._get_file_writer()
         if writer is not None:
-            writer.add_summary(Summary(value=values), step)
+            writer.add_summary(summary, step)
+
+
+def tag_of(statistic: str, path: str) -> str:
+    """Give the tag of a layer's number: stage1.response_std/block1.bn1, or head/response_std.
+
+    TensorBoard groups by what stands before the slash: so a group is one statistic in one stage,
+    and stands behind the losses and accuracies.
+    """
+    stage, _, rest = path.partition(".")
+    return f"{stage}.{statistic}/{rest}" if rest else f"{stage}/{statistic}"
+
+
+def pattern_of(statistic: str) -> str:
+    """Give the regular expression of every tag of a statistic."""
+    return rf"[^/]+(\.{statistic}/.+|/{statistic}$)"
 
 
 def _because(action: Action) -> str:

@@ -122,7 +122,7 @@ _stances: list[Any] = []  # what was in force before the first of them
 
 
 def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
-    """Let compiled code rest for these hooks, or no longer: it runs again after the last of them."""
+    """Let compiled code rest for these hooks, or no longer; it runs again after the last."""
     if hold and not _holding:
         _stances.append(torch.compiler.set_stance("force_eager"))
     (_holding.add if hold else _holding.discard)(hooks)

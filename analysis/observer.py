@@ -21,13 +21,21 @@ class Observer:
     """Reads the layers of any `torch.nn.Module` while it trains inside a `with` block.
 
     Nothing is read back from the device before `readings()`, which makes one copy. Forwards in eval
-    mode or without gradients are ignored, and nothing is left on the module at the end.
+    mode or without gradients are ignored. Steps that are not read run without hooks on the layers,
+    and nothing is left on the module at the end. `LayerReading` defines the statistics.
 
         with Observer(net, optimizer, every=10) as observer:
             ...  # training steps
             readings = observer.readings()
             grown = grow(net, actions, optimizer)
             observer.follow(grown)
+
+    A BatchNorm's response is told by its running statistics where they can (see `responses`): to
+    1e-5, and in half precision as it was before rounding.
+
+    A net under `torch.compile` runs uncompiled in the steps that are read (and only in these: take
+    `every=10` or more). Around DistributedDataParallel each process reads its own batches. Layers
+    have the names that they have inside the wrapper.
 
     Args:
         net: our network, or any module; a module's path is the name of its reading.
@@ -37,6 +45,15 @@ class Observer:
         every: read every so many steps, the first step of every window among them.
         step: steps already taken, for a resumed run.
         edited: step of the last edit by block, for a resumed run.
+        extra: statistics of one's own, by name: functions that take a layer's output (detached, not
+            to be changed) and give a 0-d tensor on its device, without `.item()`. Their means over
+            the window are in `LayerReading.extra`:
+
+                Observer(net, optimizer, extra={"largest": lambda output: output.abs().amax()})
+
+    Raises:
+        ValueError: `every` below 1, a name in `extra` that is taken, or a net compiled in place
+            (`net.compile()`) without an optimizer.
     """
 
     def __init__(

@@ -36,21 +36,33 @@ class LayerReading:
 
     A layer is the module at a path. The reading of a normalisation covers the convolution or
     linear layer that feeds it: the response is what comes after both, the parameters are theirs.
+    Statistics of the forward pass are of training forwards, of several calls in a step the mean;
+    numbers without a unit are ratios.
 
     Args:
         block: the block that holds the layer, None outside of blocks.
         role: "inner" (between the layers of a block: what Widen adds to), "branch" (the end of a
             block's branch), "stream" (a block's output, or its shortcut), "stem" or "head".
-        response_mean: mean of the output, over batch, channels and positions.
-        response_std: standard deviation of the output over all of them (He et al. 2015, figure 7:
-            after BatchNorm, before the non-linearity; a block's own output is after it).
-        gradient_norm: root mean square of the gradient's entries, as the optimizer sees it.
-        weight_norm: L2 norm of the parameters, before the step.
-        update_ratio: L2 norm of the step over that of the parameters; None without an optimizer.
-        dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch.
-        residual_ratio: std(F(x)) / std(x), the branch against the shortcut it is added to.
+        response_mean: mean of the output, over batch, channels and positions; in its units.
+        response_std: standard deviation of the output over all of them, in its units (He et al.
+            2015, arXiv 1512.03385, figure 7: after BatchNorm, before the non-linearity; a block's
+            own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)).
+        gradient_norm: root mean square of the gradient's entries, ||g|| / sqrt(size), so that large
+            layers compare with small ones; in units of loss per weight, as the optimizer sees it:
+            unscaled, after clipping.
+        weight_norm: L2 norm of the parameters with a gradient, before the step. In front of a
+            BatchNorm it sets the effective learning rate, rate / norm^2 (van Laarhoven 2017, arXiv
+            1706.05350, section 3).
+        update_ratio: L2 norm of the step over that of the parameters, weight decay and momentum
+            included; None without an optimizer. LARS holds it equal over layers (You et al. 2017,
+            arXiv 1708.03888).
+        dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch (Lu et al.
+            2019, arXiv 1903.06733); None where no relu follows.
+        residual_ratio: std(F(x)) / std(x), a block's branch, before any is dropped, against the
+            shortcut it is added to (De and Smith 2020, arXiv 2002.10444, section 3: in deep nets
+            with BatchNorm it falls with depth).
         edited: step of the last edit of the block, None if it is as it was at the start.
-        extra: a user's own statistics.
+        extra: statistics of one's own, see Observer.
     """
 
     block: str | None

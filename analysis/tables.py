@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from analysis.record import STATISTICS, Record
+from analysis.record import Record
+from analysis.timeline import statistics_of
 from nets import Action, action_to_dict, cost
 from nets.actions import adds_capacity
 
@@ -48,12 +49,7 @@ def phrase(action: Action) -> str:
 
 def layer_table(record: Record) -> str:
     """Give the statistics of every layer as a table; columns that no layer has are left out."""
-    extra = sorted({name for reading in record.layers.values() for name in reading.extra})
-    names = [
-        name
-        for name in (*STATISTICS, *extra)
-        if any(reading.value(name) is not None for reading in record.layers.values())
-    ]
+    names = statistics_of([record])
     rows = []
     for path, reading in record.layers.items():
         edited = "-" if reading.edited is None else str(reading.edited)

@@ -85,6 +85,7 @@ def carry_values(
     born: frozenset[str],
     draw: Initializer,
     seed: int,
+    silent: bool = True,
 ) -> Values:
     """Give values for every entry of `network` (which may be on the meta device).
 
@@ -95,6 +96,7 @@ def carry_values(
         born: names of the blocks that this growth has added so far.
         draw: initializer of new weights.
         seed: with the entry's name and the first new row it determines the new values.
+        silent: whether old rows get zeros in their new columns, which keeps outputs.
     """
     zero = {name for block in born for name in _silent(network, block)}
     asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
@@ -121,7 +123,7 @@ def carry_values(
         value = value.to(like.device, like.dtype if value.is_floating_point() else None)
         if kept is not None:
             # a residual block born in this growth ends in a zero; a second keeps it asleep longer
-            if kept.dim() > 1 and not name.startswith(asleep):
+            if silent and kept.dim() > 1 and not name.startswith(asleep):
                 value[old_positions(places[0]).to(value.device)] = 0
             place_old(value, kept, places)
         values[name] = value

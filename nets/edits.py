@@ -15,7 +15,7 @@ from nets.architecture import Architecture
 from nets.assembly import assemble
 from nets.carry import Sources, Values, carry_values, chain, sources_of
 from nets.gradmax import best_rows
-from nets.initializers import Initializer, initializer_of
+from nets.initializers import LOUD, Initializer, initializer_of
 from nets.modules import Network
 from nets.net2net import copy_channels
 from nets.reductions import Narrow, Remove
@@ -76,7 +76,8 @@ def carry(
         present = assemble(carried.origin, before, old[0])
         rows = best_rows(present, action.block, action.by, probe, loss)
     sources = sources_of(old[0], layout, kept)
-    new = [carry_values(values, layout, sources, born=born, draw=draw, seed=seed) for values in old]
+    rule = {"born": born, "draw": draw, "seed": seed, "silent": choice != LOUD}
+    new = [carry_values(values, layout, sources, **rule) for values in old]
     for values, earlier in zip(new, old):
         for name, value in rows.items():
             start, columns = earlier[name].shape[:2]

@@ -58,8 +58,9 @@ def grow(
         initializer: of new weights. "he" (He et al. 2015), "xavier" (Glorot and Bengio 2010),
             "net2net" (new channels copy old ones, Chen et al. 2016; new blocks are drawn as by he),
             "gradmax" (a block's new channels look where the loss falls fastest, after Evci et al.
-            2022; all else is drawn as by he), or a function of (shape, generator). An action's own
-            initializer comes first.
+            2022; all else is drawn as by he), "xavier-outgoing" (outgoing weights of new channels
+            are drawn too: outputs move, as in the 2017 thesis), or a function of (shape,
+            generator). An action's own initializer comes first.
         seed: new values depend on (seed, entry name) alone; no global generator is touched.
         probe: a batch (N, *image), or a pair of it and its targets. From it come the running
             statistics of new BatchNorm channels (0 and 1 without a probe), those behind a block

@@ -25,7 +25,11 @@ def xavier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return (2 * torch.rand(shape, generator=generator) - 1) * bound
 
 
-INITIALIZERS: dict[str, Initializer] = {"he": he, "xavier": xavier, "net2net": he, "gradmax": he}
+LOUD = "xavier-outgoing"
+INITIALIZERS: dict[str, Initializer] = {
+    **{"he": he, "xavier": xavier, "net2net": he, "gradmax": he},
+    LOUD: xavier,
+}
 """By name; net2net and gradmax draw like he where they have nothing to copy or to measure."""
 
 

@@ -19,6 +19,7 @@ from policies.grow_and_prune import GrowAndPrune
 from policies.plateau import Plateau
 from policies.scheduled import Never, Periodic, RandomSite
 from policies.statistic import LayerStatistic
+from policies.yoked import Yoked
 
 __all__ = [
     "GrowAndPrune",
@@ -29,6 +30,7 @@ __all__ = [
     "Policy",
     "RandomSite",
     "StochasticDepth",
+    "Yoked",
     "due",
     "flat",
     "growths",

@@ -98,11 +98,14 @@ def growths(history: History) -> list[Widen | Insert]:
 def sites(history: History, cooldown: int = 1) -> list[str]:
     """Give the blocks that may be edited: all but those edited within `cooldown` records.
 
-    Edited is what was born, widened (its stream too), or had a block inserted after it. A newborn's
-    statistics say what its initialisation did, not what it needs.
+    Edited is what was born, widened (its stream too), narrowed, or had a block inserted after it. A
+    newborn's statistics say what its initialisation did, not what it needs. A block that fades is
+    left alone too.
     """
     recent = [_places(record.architecture) for record in history[-cooldown - 1 :]]
-    return [name for name, place in recent[-1].items() if all(p.get(name) == place for p in recent)]
+    blocks = history[-1].architecture.blocks
+    rested = [name for name, now in recent[-1].items() if all(p.get(name) == now for p in recent)]
+    return [name for name in rested if not blocks[name].fade]
 
 
 def _places(architecture: Architecture) -> dict[str, tuple[tuple[int, int], str]]:

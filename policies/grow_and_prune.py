@@ -27,7 +27,8 @@ class GrowAndPrune(Policy):
         parameters: what the net ends with at most, as a fraction of the limit's parameters.
         prune_from: fraction of the budget at which growth ends and shedding begins.
         prune_until: fraction of the budget at which nothing is above `parameters` any more.
-        fade: steps over which a block's branch fades before it goes; 0 takes it away at once.
+        fade: steps over which a block's branch fades before it goes; 0 takes it away at once, as
+            what is left to shed at `prune_until` is.
         saliency: of channels: "magnitude", "activation" or "obd".
     """
 
@@ -72,9 +73,15 @@ class GrowAndPrune(Policy):
         _check_importance(record)
         start = max(past.cost.parameters for past in history)
         allowed = self._allowed(record, start)
-        architecture, actions = without_fading(record.architecture), []
+        architecture = without_fading(record.architecture)
+        actions: list[Action] = []
+        if record.spent >= self.prune_until:
+            reason = "no time is left to fade"
+            blocks = record.architecture.blocks
+            actions = [Remove(name, reason=reason) for name in blocks if blocks[name].fade]
+        fade = self.fade if record.spent < self.prune_until else 0
         while cost(architecture).parameters > allowed:
-            found = self._shed(architecture, record, allowed)
+            found = self._shed(architecture, record, allowed, fade)
             if found is None:
                 break
             architecture = architecture.apply(
@@ -91,7 +98,7 @@ class GrowAndPrune(Policy):
         return start + way * (end - start)
 
     def _shed(
-        self, architecture: Architecture, record: Record, allowed: float
+        self, architecture: Architecture, record: Record, allowed: float, fade: int
     ) -> Remove | Narrow | None:
         """Give the next block or channels to go; None if nothing can."""
         ranked = sorted(
@@ -100,7 +107,7 @@ class GrowAndPrune(Policy):
         )
         for name in ranked:
             reason = f"importance {record.importance.get(name, 0.0):.3g}"
-            removal = Remove(name, self.fade, reason=reason)
+            removal = Remove(name, fade, reason=reason)
             if _accepts(architecture, removal):
                 return removal
             by = _enough(architecture, name, allowed)

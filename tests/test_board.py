@@ -1,14 +1,26 @@
 """What stands in the event file, read back as TensorBoard reads it."""
 
 import math
+import random
+import re
+from dataclasses import replace
+from io import BytesIO
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from analysis import LayerReading, Record
-from analysis.board import Board
+import analysis.board
+from analysis import LayerReading, Observer, Record
+from analysis.board import METRICS, Board, pattern_of, tag_of
+from analysis.probes import Histogram
 from analysis.record import STATISTICS
-from nets import Insert, SetSurvival, Widen, cost, preset, seed_of
+from analysis.tables import growth_table
+from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 FIRST = seed_of(LIMIT)
@@ -76,13 +88,13 @@ def test_a_record_gives_every_promised_tag(tmp_path):
         "network/flops": cost(FIRST).flops,
         "network/train_flops": 2**40,
         "growth/difference": 0.03125,
-        "importance/stage1.block1": -0.5,
-        "importance/stage2.block1": 2.0,
-        "rank/stage1.block1.bn1": 4.0,
+        "stage1.importance/block1": -0.5,
+        "stage2.importance/block1": 2.0,
+        "stage1.rank/block1.bn1": 4.0,
     }
     for place, name in enumerate(STATISTICS):
-        expected[f"{name}/stage1.block1.bn1"] = 0.5 + place
-        expected.update({f"{name}/stem": 1.0} if place < 4 else {})
+        expected[f"stage1.{name}/block1.bn1"] = 0.5 + place
+        expected.update({f"stem/{name}": 1.0} if place < 4 else {})
     assert scalars_of(tmp_path) == {tag: [(10, value)] for tag, value in expected.items()}
 
 
@@ -148,3 +160,181 @@ def test_a_resumed_board_hides_what_came_after(tmp_path, purge):
     board.close()
     before = [(10, 10.0), (20, 20.0), *([] if purge else [(30, 30.0), (40, 40.0)])]
     assert scalars_of(tmp_path)["loss/train"] == [*before, (30, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("path", "tag"),
+    [
+        ("stage1.block2.bn1", "stage1.response_std/block2.bn1"),
+        ("stage2.block1.shortcut.bn", "stage2.response_std/block1.shortcut.bn"),
+        ("stage1.block2", "stage1.response_std/block2"),
+        ("head", "head/response_std"),
+        ("layer1.0.bn1", "layer1.response_std/0.bn1"),
+    ],
+)
+def test_a_group_is_a_statistic_of_a_stage_and_one_pattern_fits_all(path, tag):
+    assert tag_of("response_std", path) == tag
+    assert re.match(pattern_of("response_std"), tag)  # as TensorBoard matches
+    for other in ("response_st", "std", "response_mean", "response_std_x"):
+        assert not re.match(pattern_of(other), tag)
+
+
+def test_110_layers_make_few_groups(tmp_path):
+    layers = dict.fromkeys(preset("resnet110").blocks, LAYERS["stage1.block1.bn1"])
+    board = Board(tmp_path)
+    board.record(record(1, layers=layers, importance={}))
+    board.close()
+    groups = {tag.partition("/")[0] for tag in scalars_of(tmp_path)}
+    assert len(groups) == 4 + 3 * (len(STATISTICS) + 1)
+    assert not [group for group in groups if group.startswith("stage") and group < "network"]
+
+
+def layouts_of(folder):
+    events = events_of(folder)
+    if "custom_scalars__config__" not in events.Tags()["tensors"]:
+        return []
+    return [
+        Layout.FromString(event.tensor_proto.string_val[0])
+        for event in events.Tensors("custom_scalars__config__")
+    ]
+
+
+def test_the_layout_has_one_chart_per_statistic(tmp_path):
+    board = Board(tmp_path)
+    board.record(record(0, layers={}))
+    board.record(record(1))
+    board.record(record(2))
+    board.close()
+    (layout,) = layouts_of(tmp_path)
+    (category,) = layout.category
+    assert [chart.title for chart in category.chart] == [*STATISTICS, "rank"]
+    for chart in category.chart:
+        (pattern,) = chart.multiline.tag
+        matched = {tag for tag in scalars_of(tmp_path) if re.match(pattern, tag)}
+        read = {p for p, reading in LAYERS.items() if reading.value(chart.title) is not None}
+        assert matched == {tag_of(chart.title, path) for path in read}
+
+
+@pytest.mark.parametrize(("purge", "layouts"), [(None, 1), (1, 1), (2, 0)])
+def test_a_resumed_board_does_not_write_the_layout_again(tmp_path, purge, layouts):
+    board = Board(tmp_path, purge_step=purge)
+    board.record(record(2))
+    board.close()
+    assert len(layouts_of(tmp_path)) == layouts
+
+
+def test_histograms_keep_their_buckets(tmp_path):
+    board = Board(tmp_path)
+    limits, counts = [0.0, 0.5, 2.0], [4.0, 0.0, 12.0]
+    counted = Histogram(-1.0, 2.0, 16, 13.0, 19.75, limits, counts)
+    board.histograms(5, {"stem": counted, "stage1.block1.bn1": counted})
+    board.close()
+    events = events_of(tmp_path)
+    assert set(events.Tags()["histograms"]) == {"stem/response", "stage1.response/block1.bn1"}
+    (event,) = events.Histograms("stem/response")
+    value = event.histogram_value
+    assert (event.step, value.min, value.max, value.num) == (5, -1.0, 2.0, 16)
+    assert (list(value.bucket_limit), list(value.bucket)) == (limits, counts)
+    assert (value.sum, value.sum_squares) == (13.0, 19.75)
+
+
+def test_pictures_and_the_growth_so_far_stand_at_the_last_step(tmp_path):
+    history = [record(10, applied=(Widen("stage1.block1", 2, reason="narrow"),)), record(20)]
+    board = Board(tmp_path)
+    board.pictures(history, reference=history[:1])
+    board.close()
+    events = events_of(tmp_path)
+    names = ["architecture", "response_std_by_layer", *(f"heat_map_{n}" for n in STATISTICS)]
+    assert set(events.Tags()["images"]) == {f"pictures/{n}" for n in (*names, "heat_map_rank")}
+    (event,) = events.Images("pictures/architecture")
+    image = Image.open(BytesIO(event.encoded_image_string))
+    assert (event.step, event.width, event.height) == (20, *image.size)
+    assert texts_of(tmp_path, "growth_history") == [(20, growth_table(history))]
+
+
+def test_pictures_are_due_a_minute_after_the_last(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(analysis.board, "perf_counter", lambda: now[0])
+    board = Board(tmp_path)
+    for seconds, due in ((59, False), (61, True)):
+        now[0] = seconds
+        assert board.pictures_due is due
+    board.pictures([record(1)])
+    assert not board.pictures_due
+    board.close()
+
+
+def test_settings_stand_beside_the_final_metrics(tmp_path):
+    board = Board(tmp_path)
+    board.record(record(7))
+    board.hyperparameters(7, {"policy": "Never", "lr": 0.1, "seed": 3})
+    board.close()
+    events = events_of(tmp_path)
+    data = {
+        tag: HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content)
+        for tag in ("_hparams_/session_start_info", "_hparams_/experiment")
+    }
+    given = data["_hparams_/session_start_info"].session_start_info.hparams
+    assert given["policy"].string_value == "Never"
+    assert (given["lr"].number_value, given["seed"].number_value) == (0.1, 3)
+    shown = data["_hparams_/experiment"].experiment
+    assert {info.name for info in shown.hparam_infos} == {"policy", "lr", "seed"}
+    tags = {info.name.tag for info in shown.metric_infos}
+    assert tags == set(METRICS)
+    assert tags < set(scalars_of(tmp_path))  # what is shown is the last value of a real tag
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_a_scalar_takes_at_most_50_bytes_and_200_epochs_of_resnet20_50_MB(tmp_path):
+    """What `train` writes: a record and histograms each epoch, pictures at 20 growths."""
+    net = build(preset("resnet20"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Observer(net, optimizer) as observer:
+        net(torch.randn(2, 3, 32, 32)).sum().backward()
+        optimizer.step()
+        read = Record.capture(net, observer, train_loss=1.0, validation_loss=1.0)
+    history = [replace(read, step=352 * epoch) for epoch in range(1, 201)]
+    history = [replace(each, layers=noisy(each)) for each in history]
+    sizes = []
+    for part in ("scalars", "histograms", "pictures"):
+        board = Board(tmp_path / part)
+        for each in history if part == "scalars" else ():
+            board.record(each, images_per_second=1.0)
+        if part == "histograms":
+            counts = np.random.default_rng(0).uniform(0, 1e6, 30).tolist()
+            limits = np.linspace(-4, 4, 30).tolist()
+            counted = Histogram(-4.0, 4.0, int(sum(counts)), 1.5, 2.5, limits, counts)
+            board.histograms(1, dict.fromkeys(read.layers, counted))
+        if part == "pictures":
+            board.pictures(history, history)
+        board.close()
+        sizes.append(size_of(tmp_path / part))
+    tags = len(scalars_of(tmp_path / "scalars"))
+    per_scalar = sizes[0] / len(history) / tags
+    samples = 200 * 352 // 10  # of 45,000 images in batches of 128
+    run, sampled = sizes[0] + 200 * sizes[1] + 20 * sizes[2], samples * tags * per_scalar
+    print(f"{tags} scalars a record, {per_scalar:.1f} bytes each; a run {run / 1e6:.1f} MB, ")
+    print(f"pictures {sizes[2] / 1e6:.2f} MB; a record at every sample {sampled / 1e6:.1f} MB")
+    assert tags > 150
+    assert per_scalar < 50
+    assert run < 50e6
+    assert sampled < 50e6
+
+
+def noisy(read):
+    """The readings with other numbers, so that pictures of them compress no better than real."""
+    generator = random.Random(read.step)
+    return {
+        path: replace(
+            reading,
+            **{
+                name: reading.value(name) * generator.uniform(0.5, 2)
+                for name in STATISTICS
+                if reading.value(name) is not None
+            },
+        )
+        for path, reading in read.layers.items()
+    }

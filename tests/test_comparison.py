@@ -13,8 +13,10 @@ import yaml
 
 import run
 import training.loop
+from analysis import read_history
 from policies import Never, Periodic, Plateau
-from training.comparison import compare, run_of
+from training.cells import job_of
+from training.comparison import compare
 from training.loop import train
 from training.settings import Cell, Compare, Start, Train, settings_to_dict
 
@@ -27,6 +29,7 @@ CELLS = {
 def small(folder: Path, **changes: Any) -> Compare:
     """Settings of a comparison of four runs, a fifth of a second each."""
     given = {"net": "resnet8", "epochs": 0.1, "records": 3, "batch_size": 32, "device": "cpu"}
+    given |= {"workers": 1, "threads": 1}
     return Compare(**{**given, "cells": CELLS, "seeds": [0, 1], "out": str(folder), **changes})
 
 
@@ -61,7 +64,9 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(tmp_path, opened):
     lines: list[str] = []
     parts: list[float] = []
     settings = small(tmp_path / "c")
-    table = compare(settings, lines.append, parts.append)
+    outcome = compare(settings, lines.append, parts.append)
+    assert not outcome.failures
+    table = outcome.text
     folders = [tmp_path / "c" / name / f"seed{seed}" for name in CELLS for seed in (0, 1)]
     assert opened == folders
     for folder in folders:
@@ -99,9 +104,9 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(tmp_path, opened):
 
 def test_a_run_of_a_comparison_is_the_run_that_train_makes(tmp_path):
     settings = small(tmp_path / "c", seeds=[3], cells={"growing": CELLS["growing"]})
-    one = run_of(settings, "growing", CELLS["growing"], 3)
+    one = job_of(settings, "growing", 3).settings
     assert (one.schedule, one.lr, one.seed, one.policy) == ("hold", 0.05, 3, Periodic())
-    assert run_of(settings, "static", CELLS["static"], 3).schedule == settings.schedule
+    assert job_of(small(tmp_path), "static", 3).settings.schedule == settings.schedule
     compare(settings, quiet)
     train(replace(one, out=str(tmp_path / "alone")), quiet)
     histories = [tmp_path / "c" / "growing" / "seed3", tmp_path / "alone"]
@@ -136,7 +141,7 @@ def test_another_seed_or_row_runs_only_what_is_missing(tmp_path, opened):
 
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, opened, monkeypatch):
-    class Crash(Exception):
+    class Crash(BaseException):
         pass
 
     step, calls = training.loop.train_step, []
@@ -166,6 +171,149 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, opened, mo
         for folder in ("stopped", "whole")
     )
     assert first == second
+
+
+def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
+    cells = {
+        "again": Cell(scratch="growing"),
+        "elsewhere": Cell(yoked="growing"),
+        "growing": CELLS["growing"],
+        "static": CELLS["static"],
+    }
+    settings = small(tmp_path, cells=cells, epochs=0.3, records=6)
+    outcome = compare(settings, quiet)
+    assert not outcome.failures
+    rows = {(row["run"], row["seed"]): row for row in rows_of(tmp_path)}
+    for seed in ("0", "1"):
+        grown, fresh = rows["growing", seed], rows["again", seed]
+        assert fresh["parameters"] == grown["parameters"] != rows["static", seed]["parameters"]
+        assert fresh["policy"] == "Never"
+        assert fresh["validation_loss"] != grown["validation_loss"]
+        records = [
+            [len(record.applied) for record in read_history(tmp_path / name / f"seed{seed}")]
+            for name in ("growing", "elsewhere")
+        ]
+        assert records[0] == records[1]
+        assert sum(records[0]) > 0
+    again = job_of(settings, "again", 1).settings
+    assert (again.lr, again.schedule) == (0.05, "hold")
+    assert "Reference, the best static size on validation: **static**" in outcome.text
+    before = bytes_of(tmp_path)
+    compare(settings, quiet)
+    assert bytes_of(tmp_path) == before
+
+
+def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path):
+    cells = {
+        **CELLS,
+        "other static": Cell(Never(), net="resnet14"),
+        "other growing": Cell(Periodic(), net="resnet14"),
+        "line": Cell(Never(), data="sine", net="mlp-8"),
+    }
+    outcome = compare(small(tmp_path, cells=cells, seeds=[0]), quiet)
+    titles = [line for line in outcome.text.splitlines() if line.startswith("## ")]
+    assert titles == ["## digits, resnet8", "## digits, resnet14", "## sine, mlp-8"]
+    second = outcome.text.split("## ")[2]
+    assert "**other static**" in second
+    assert "| growing" not in second
+    assert [row["net"] for row in rows_of(tmp_path)] == ["resnet8"] * 2 + ["resnet14"] * 2 + [
+        "mlp-8"
+    ]
+
+
+def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
+    step = training.loop.train_step
+
+    def broken(*values: Any) -> None:
+        raise OSError("no\nspace")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop, "train_step", broken)
+        outcome = compare(small(tmp_path, seeds=[0]), quiet)
+    assert outcome.failures == (
+        "static  seed 0  failed: OSError: no space",
+        "growing  seed 0  failed: OSError: no space",
+    )
+    assert "raise OSError" in (tmp_path / "static/seed0/error.txt").read_text()
+    assert rows_of(tmp_path) == []
+    assert training.loop.train_step is step
+    assert not compare(small(tmp_path, seeds=[0]), quiet).failures
+    assert not (tmp_path / "static/seed0/error.txt").exists()
+    assert len(rows_of(tmp_path)) == 2
+
+
+def test_the_test_set_is_read_when_it_is_asked_for(tmp_path, opened):
+    outcome = compare(small(tmp_path, seeds=[0, 1]), quiet)
+    assert "in validation accuracy" in outcome.text
+    opened.clear()
+    outcome = compare(small(tmp_path, seeds=[0, 1], final=True), quiet)
+    assert not opened
+    assert "in test accuracy" in outcome.text
+    assert all(0 < float(row["test_accuracy"]) < 1 for row in rows_of(tmp_path))
+
+
+def test_a_dry_run_prints_the_matrix_and_writes_nothing(tmp_path, capsys):
+    cells = {**CELLS, "again": Cell(scratch="growing"), "elsewhere": Cell(yoked="growing")}
+    plain = {name: settings_to_dict(cell) for name, cell in cells.items()}
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump({"cells": plain, "net": "resnet8"}, sort_keys=False)
+    )
+    words = ["compare", "--config", str(tmp_path / "c.yaml"), "--dry-run", "--device", "cpu"]
+    words += ["--threads", "1", "--workers", "2", "--seeds", "[0,1]", "--epochs", "2"]
+    assert run.main([*words, "--out", str(tmp_path / "c")]) == 0
+    output = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()[2:6]]
+    assert [row[0] for row in rows] == list(cells)
+    assert [row[4] for row in rows] == ["22,290", "22,290 - 77,754", "77,754", "22,290 - 77,754"]
+    assert len({row[6] for row in rows}) == 1
+    assert all(float(row[8]) > 0 for row in rows)
+    assert "8 runs, about " in output
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"primary": "growing"}, "primary must be two of static, growing, as 'a vs b'; got"),
+        ({"primary": ["growing", "nobody"]}, "primary must be two of static, growing"),
+        ({"primary": "growing vs growing"}, "primary must be two of"),
+        ({"engine": "slurm"}, "engine must be one of pool, ray; got 'slurm'"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"per_gpu": 0}, "per_gpu must be at least 1, got 0"),
+        ({"cells": {"a": Cell(scratch="b")}}, "scratch or yoked of a must be one of ; got 'b'"),
+        (
+            {"cells": {**CELLS, "a": Cell(scratch="b"), "b": Cell(yoked="growing")}},
+            "scratch or yoked of a must be one of static, growing; got 'b'",
+        ),
+        (
+            {"cells": {**CELLS, "a": Cell(scratch="growing", yoked="growing")}},
+            "a must have one of scratch and yoked, got both",
+        ),
+        (
+            {"cells": {**CELLS, "a": Cell(Periodic(), scratch="growing")}},
+            "a must have no policy or start: growing gives it",
+        ),
+        (
+            {"cells": {**CELLS, "a": Cell(scratch="growing", net="resnet14")}},
+            "a must have the data and net of growing",
+        ),
+        (
+            {"cells": {**CELLS, "a": Cell(net="resnet14")}, "primary": "a vs static"},
+            "primary must be rows on the same data and net",
+        ),
+    ],
+)
+def test_a_matrix_that_makes_no_sense_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, **changes)
+
+
+def test_the_primary_comparison_cannot_be_changed_afterwards(tmp_path):
+    given = {"seeds": [0], "primary": "growing vs static"}
+    text = compare(small(tmp_path, **given), quiet).text
+    assert "**growing - static**" in text
+    with pytest.raises(ValueError, match="primary must be 'growing vs static' to resume"):
+        compare(small(tmp_path, seeds=[0], primary="static vs growing"), quiet)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +375,7 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
     cells = {"static": Cell(Never()), "growing": Cell(Periodic())}
     lines: list[str] = []
     settings = small(tmp_path, data="sine", net="mlp-8", epochs=1, cells=cells, seeds=[0])
-    table = compare(replace(settings, final=True), lines.append)
+    table = compare(replace(settings, final=True), lines.append).text
     assert "validation loss" in table
     assert "accuracy %" not in table
     assert "  loss 0." in lines[0]
@@ -236,9 +384,8 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
 
 def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys, opened):
     folder = tmp_path / "c"
-    words = (
-        "compare --net resnet8 --epochs 0.1 --records 3 --batch-size 32 --device cpu --seeds [0]"
-    )
+    words = "compare --net resnet8 --epochs 0.1 --records 3 --batch-size 32 --device cpu"
+    words += " --seeds [0] --workers 1"
     cells = {name: settings_to_dict(cell) for name, cell in CELLS.items()}
     (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"cells": cells}, sort_keys=False))
     given = [*words.split(), "--out", str(folder), "--config", str(tmp_path / "cells.yaml")]

@@ -258,7 +258,7 @@ def test_ash_stops_at_its_goal_and_at_the_limit(example):
 def test_each_is_short_cites_its_paper_and_says_how_it_deviates(path):
     text = (EXAMPLES / f"{path.split('.')[0]}.py").read_text()
     said, code = text.split('"""')[1:]
-    assert "Deviations: " in said
+    assert "Deviations:" in said
     assert "arXiv" in said or "Connection Science" in said
     assert len(code[code.index("@dataclass") :].strip().splitlines()) <= 40
     imports = [line.split()[1] for line in code.splitlines() if line.startswith(("import", "from"))]

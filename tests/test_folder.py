@@ -194,16 +194,16 @@ def test_records_and_metrics_are_appended_and_cut_back_to_the_same_bytes(tmp_pat
         for name, torn in (("history.jsonl", b'{"step": 5, "ep'), ("metrics.csv", b"5,0.3")):
             with (tmp_path / name).open("ab") as file:
                 file.write(torn)
-        cut_back(tmp_path, records)
+        cut_back(tmp_path, records, 0)
         assert bytes_of(tmp_path) == kept[records]
 
 
 def test_cutting_back_to_nothing_leaves_only_a_header(tmp_path):
-    cut_back(tmp_path, 0)
+    cut_back(tmp_path, 0, 0)
     assert not bytes_of(tmp_path)
     append_record(tmp_path, some_record(1))
     append_metrics(tmp_path, {"step": 1})
-    cut_back(tmp_path, 0)
+    cut_back(tmp_path, 0, 0)
     assert bytes_of(tmp_path) == {"history.jsonl": b"", "metrics.csv": b"step\r\n"}
 
 

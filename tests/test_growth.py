@@ -9,7 +9,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nets import Architecture, Block, Insert, SetSurvival, Stage, Widen, WidenStage, build, grow
+from nets import (
+    Architecture,
+    Block,
+    Insert,
+    SetSurvival,
+    Stage,
+    Widen,
+    WidenStage,
+    build,
+    grow,
+    preset,
+)
 from nets.actions import Action
 from nets.growth import output_difference
 from nets.initializers import he, xavier
@@ -632,7 +643,7 @@ def test_an_unknown_initializer_lists_the_known_ones(initializer):
     net = build(architecture_of("basic"))
     with pytest.raises(
         ValueError,
-        match="initializer must be one of he, xavier, net2net, gradmax, or a function; got",
+        match=r"initializer must be one of he, xavier, net2net, gradmax, .*, or a function; got",
     ):
         grow(net, ACTIONS, initializer=initializer)
 
@@ -727,3 +738,14 @@ def test_new_rows_have_the_size_of_their_siblings():
     values = xavier(shape, generator)
     assert float(values.abs().max()) == pytest.approx(bound, rel=0.01)
     assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_loud_initialization_draws_outgoing_weights_too_and_moves_the_outputs():
+    net = build(preset("mlp-5", image=(4,)))
+    grown = grow(
+        net, [Widen("stage1.block1", 3)], initializer="xavier-outgoing", probe=torch.randn(6, 4)
+    )
+    old, new = (n.head.linear.weight for n in (net, grown.network))
+    assert torch.equal(new[:, :5], old)
+    assert (new[:, 5:] != 0).all()
+    assert grown.difference > 1e-3

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import run
+from training.commandline import underscored
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,7 +55,7 @@ def test_the_loop_of_the_readme_runs_as_printed(tmp_path):
 def test_the_commands_of_the_readme_are_accepted(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    arguments = shlex.split(command)[1:]
+    arguments = [underscored(word) for word in shlex.split(command)[1:]]
     if arguments[-1] != "--help":
         assert run.make_parser().parse_args(arguments).subcommand == arguments[0]
 

@@ -31,6 +31,9 @@ def test_what_norms_tell_is_what_hooks_read(name, last, monkeypatch):
     torch.manual_seed(0)
     net = resnet18(num_classes=CLASSES) if name == "resnet18" else network_of(name)
     image = (3, 32, 32) if name == "resnet18" else net.architecture.image
+    for norm in net.modules():
+        if name != "resnet18" and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.eps = 0.3  # so that the variance matters
     if last:
         net = net.to(memory_format=torch.channels_last)
     twin = copy.deepcopy(net)
@@ -73,9 +76,9 @@ class Doubled(nn.BatchNorm2d):
 
 
 NORMS = {
-    "plain": (lambda: nn.BatchNorm2d(4), True),
-    "slow": (lambda: nn.BatchNorm2d(4, momentum=0.02), True),
-    "only the last batch": (lambda: nn.BatchNorm2d(4, momentum=1.0), True),
+    "plain": (lambda: nn.BatchNorm2d(4, eps=0.5), True),
+    "slow": (lambda: nn.BatchNorm2d(4, eps=0.5, momentum=0.02), True),
+    "only the last batch": (lambda: nn.BatchNorm2d(4, eps=0.5, momentum=1.0), True),
     "hardly moving": (lambda: nn.BatchNorm2d(4, momentum=1e-4), False),
     "averaging": (lambda: nn.BatchNorm2d(4, momentum=None), False),
     "without weight": (lambda: nn.BatchNorm2d(4, affine=False), False),
@@ -120,7 +123,7 @@ def test_every_call_of_every_norm_is_read_before_it_is_overwritten(name, accumul
 
 def test_a_norm_between_a_forward_and_its_update_is_closed_first():
     torch.manual_seed(0)
-    net = Shared(nn.BatchNorm2d(4), 1)
+    net = Shared(nn.BatchNorm2d(4, eps=0.5), 1)
     optimizer = sgd(net)
     inputs, targets = batch_of((3, 8, 8))
     with Observer(net, optimizer) as observer:

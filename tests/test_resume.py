@@ -437,7 +437,7 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     )
     history = read_history(tmp_path)
     shown = {tag: [event.step for event in board.Tensors(tag)] for tag in board.Tags()["tensors"]}
-    for tag in ("loss/validation", "learning_rate", "network/parameters", "response_std/stem"):
+    for tag in ("loss/validation", "learning_rate", "network/parameters", "stem/response_std"):
         assert shown[tag] == [record.step for record in history], tag
     for tag in ("growth/difference", "growth/text_summary"):
         assert shown[tag] == [record.step for record in history if record.applied], tag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import random
@@ -21,6 +22,8 @@ from PIL import Image
 import run
 import training.summary
 from analysis import read_history
+from analysis.record import STATISTICS
+from analysis.suggestions import suggestions
 from policies import Plateau
 from training.settings import Train, settings_to_dict
 
@@ -247,6 +250,62 @@ def test_inspect_tells_what_grew_and_shows_the_layers(first, capsys):
     assert "\x1b" not in output
 
 
+def test_inspect_draws_pictures_and_suggests(first, tmp_path, capsys):
+    folder, _ = first
+    for more, out in (([], folder / "pictures"), (["--out", tmp_path / "a/b"], tmp_path / "a/b")):
+        assert called(["inspect", folder, *more]) == 0
+        output = capsys.readouterr().out
+        assert output.endswith(f"\npictures in {out}\n")
+        names = {path.name for path in out.iterdir()}
+        assert names > {"architecture.png", "response_std_by_layer.png"}
+        assert names > {"heat_map_response_std.png", "heat_map_residual_ratio.png"}
+        for path in out.iterdir():
+            assert path.read_bytes().startswith(b"\x89PNG")
+    rules = output.partition("Rules of thumb\n")[2]
+    for path, words in suggestions(read_history(folder)).items():
+        for line in words:
+            assert f"- {path}: {line}\n" in rules
+    assert called(["inspect", folder, "--record", "0", "--out", tmp_path]) == 0
+    assert "Rules of thumb\n\n" in capsys.readouterr().out
+    given = folder / "history.jsonl"
+    assert called(["inspect", given, "--out", tmp_path / "c"]) == 0
+    assert (tmp_path / "c" / "architecture.png").exists()
+
+
+def test_inspect_compares_with_the_run_it_is_given(first, tiny, tmp_path):
+    folder, _ = first
+    for name, more in (("a", []), ("b", ["--reference", tiny])):
+        assert called(["inspect", folder, *more, "--out", tmp_path / name]) == 0
+    same, other = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("a", "b"))
+    assert {name for name in same if same[name] != other[name]} == {"response_std_by_layer.png"}
+
+
+def test_inspect_gives_every_number_as_one_tidy_table(tiny, tmp_path, capsys):
+    shutil.copytree(tiny, tmp_path / "run")
+    before = bytes_of(tmp_path)
+    assert called(["inspect", tmp_path / "run", "--csv"]) == 0
+    header, *rows = csv.reader(capsys.readouterr().out.splitlines())
+    assert header == ["step", "layer", "statistic", "value"]
+    history = read_history(tiny)
+    expected = [
+        (record.step, path, name, reading.value(name))
+        for record in history
+        for path, reading in record.layers.items()
+        for name in STATISTICS
+        if reading.value(name) is not None
+    ]
+    assert [(int(a), b, c, float(d)) for a, b, c, d in rows] == expected
+    assert bytes_of(tmp_path) == before
+
+
+def test_inspect_asks_for_one_run_of_a_comparison(tiny, workplace, capsys):
+    shutil.copytree(tiny, workplace / "all" / "row" / "seed1")
+    shutil.copytree(tiny, workplace / "all" / "row" / "seed0")
+    for words in (["inspect", "all"], ["replay", "all", "--policy", "Never"]):
+        line = one_line_refusal(capsys, words)
+        assert line == "run must be one run of the comparison, such as all/row/seed0, got all"
+
+
 def test_replay_shows_what_another_policy_would_have_asked_for(first, capsys):
     folder, _ = first
     assert called(["replay", folder, "--policy", "Periodic", "--policy.every", "2"]) == 0
@@ -316,7 +375,7 @@ def one_line_refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[obj
     return line.removeprefix("run.py: error: ")
 
 
-POLICIES = "LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth"
+POLICIES = "LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth, Yoked"
 REFUSED = [
     (
         "--policy Foo",
@@ -343,7 +402,7 @@ REFUSED = [
     ("--optimizer lion", "optimizer must be one of sgd, adam, adamw, rmsprop; got 'lion'"),
     ("--schedule step", "schedule must be one of cosine, hold; got 'step'"),
     ("--budget steps", "budget must be one of flops, epochs, seconds; got 'steps'"),
-    ("--initializer zero", "initializer must be one of he, xavier; got 'zero'"),
+    ("--initializer zero", "initializer must be one of he, xavier, .*; got 'zero'"),
     ("--precision fp8", "precision must be one of auto, float32, bf16, fp16; got 'fp8'"),
     ("--device tpu", "device must be auto, cpu or an available GPU, got 'tpu'"),
     ("--device meta", "device must be auto, cpu or an available GPU, got 'meta'"),
@@ -452,6 +511,11 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
         ),
         (["inspect", "tiny", "--record", "3"], "record must be from 0 to 2, or negative, got 3"),
         (["inspect", "tiny", "--record", "x"], "record must be an integer, got 'x'"),
+        (["inspect", "tiny", "--reference", "nowhere"], "history must be .*, got nowhere"),
+        (
+            ["inspect", "tiny", "--out", "tiny/config.yaml"],
+            "out: tiny/config.yaml cannot be written: File exists",
+        ),
         (["replay", "tiny"], "required: .*policy"),
         (["replay", "tiny", "--policy", "Foo"], f"policy must be one of {POLICIES}, .* got 'Foo'"),
         (["replay", "tiny", "--policy", "StochasticDepth"], "needs the probe 'importance'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nets import cost, preset
+from nets import Insert, cost, preset, seed_of
 from policies import Never, Periodic, Plateau, Policy, StochasticDepth
 from training.settings import (
     Cell,
@@ -35,7 +36,7 @@ REFUSED = [
     ("budget", "steps", "budget must be one of flops, epochs, seconds; got 'steps'"),
     ("schedule", "step", "schedule must be one of cosine, hold; got 'step'"),
     ("optimizer", "lion", "optimizer must be one of sgd, adam, adamw, rmsprop; got 'lion'"),
-    ("initializer", "zero", "initializer must be one of he, xavier; got 'zero'"),
+    ("initializer", "zero", "initializer must be one of he, xavier, .*; got 'zero'"),
     ("precision", "fp8", "precision must be one of auto, float32, bf16, fp16; got 'fp8'"),
     ("net", "resnet9", "net must be one of resnet8, .*; got 'resnet9'"),
     ("grow_until", 2, "grow_until must be from 0 to 1, got 2"),
@@ -170,7 +171,7 @@ def test_settings_are_plain_data_that_yaml_gives_back():
     assert list(plain) == [item.name for item in fields(Train)]
     assert plain["policy"]["class_path"] == "policies.Plateau"
     assert plain["policy"]["init_args"]["patience"] == 4
-    assert plain["start"] == {"width": 0.5, "blocks": None}
+    assert plain["start"] == {"width": 0.5, "blocks": None, "architecture": None}
     assert yaml.safe_load(settings_to_yaml(settings)) == plain
 
 
@@ -218,3 +219,22 @@ def test_every_setting_is_explained():
 def test_reading_settings_imports_no_torch():
     code = "import sys, run, training.settings; run.make_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_a_run_may_start_from_a_recorded_architecture(tmp_path):
+    limit = preset("resnet8", image=(1, 8, 8))
+    grown = seed_of(limit, 0.5).apply(Insert("stage1.block1", 3))
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(grown.to_dict()))
+    start = Start(architecture=str(path))
+    assert Train(start=start).first(limit) == grown
+    with pytest.raises(ValueError, match="start must cost at most the limit"):
+        Train(start=start).first(seed_of(limit, 0.5))
+    with pytest.raises(ValueError, match=r"start.architecture must be made for this data"):
+        Train(start=start).first(preset("resnet8"))
+    for text in ("", "{}", "[]", "null"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"start.architecture must be an architecture.json"):
+            Train(start=start).first(limit)
+    with pytest.raises(ValueError, match="got 'nowhere'"):
+        Train(start=Start(architecture="nowhere")).first(limit)

@@ -81,6 +81,7 @@ def test_a_step_with_observer_and_average_reads_nothing_from_the_device(accumula
         loss=LOSSES["classification"],
         precision=CPU,
         window=zeros("meta"),
+        trace=[],
         spent=0.25,
     )
     with observer:

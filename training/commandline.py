@@ -23,6 +23,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "di
 _FLAGS = {
     "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
     "final": "read the test set, once, at the end",
+    "dry_run": "print the matrix and what it will take, and run nothing",
     "resume": "go on with the run in the folder, if there is one",
 }
 
@@ -105,6 +106,17 @@ def make_parser() -> Parser:
         type=int,
         default=-1,
         help="number of the record to show, from 0; -1 is the last",
+    )
+    inspect.add_argument(
+        "--reference",
+        help="a run folder whose last response curve is drawn beside this one's; in a comparison "
+        "the largest static run of the same seed is the default",
+    )
+    inspect.add_argument("--out", help="folder of the pictures; by default RUN/pictures")
+    inspect.add_argument(
+        "--csv",
+        action="store_true",
+        help="print every number of every record as one table instead: step,layer,statistic,value",
     )
     commands.add_subcommand(
         "inspect", inspect, help="what grew, when and why, and the layers' statistics"

@@ -1,86 +1,167 @@
-"""Policies x seeds, one after the other, into one table; what is finished is not run again."""
+"""Policies x seeds into one judgement; what is finished is not run again."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.tables import comparison_rows, comparison_table, result_of
+from analysis.claims import Finished, Judgement, judge, judgement_text
+from analysis.report import write_report
+from analysis.tables import result_of
+from training.cells import Job, gpus_of, jobs_of, workers_of
+from training.engines import Engine, Here, Pool, run_jobs
 from training.folder import check_same_settings, claim_comparison, write_whole
-from training.loop import train
-from training.run import ground_of
-from training.settings import Cell, Common, Compare, Train, settings_to_dict, settings_to_yaml
+from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
 
-_COLUMNS = ("policy", "parameters", "flops", "train_flops", "seconds", "steps", "train_loss")
-_COLUMNS += ("train_accuracy", "validation_loss", "validation_accuracy", "test_accuracy")
+_COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
+_COLUMNS += ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+_COLUMNS += ("test_accuracy",)
+_JUDGED = ("regret", "flops_to_reference", "transient")
 
 
-def run_of(settings: Compare, name: str, cell: Cell, seed: int) -> Train:
-    """Give the settings of one run of a comparison; its folder is OUT/ROW/seedN."""
-    common: dict[str, Any] = {item.name: getattr(settings, item.name) for item in fields(Common)}
-    common["schedule"] = cell.schedule or settings.schedule
-    common["lr"] = cell.lr or settings.lr
-    out = str(Path(settings.out) / name / f"seed{seed}")
-    return Train(**common, policy=cell.policy, start=cell.start, seed=seed, out=out, resume=True)
+@dataclass(frozen=True)
+class Outcome:
+    """A comparison's text, and a line for each cell that failed."""
+
+    text: str
+    failures: tuple[str, ...]
 
 
 def compare(
     settings: Compare,
     say: Callable[[str], None] = print,
     advance: Callable[[float], None] | None = None,
-) -> str:
-    """Run every row with every seed, and give the table.
+) -> Outcome:
+    """Run every row with every seed, and judge them.
 
-    OUT/comparison.csv and OUT/comparison.md are written anew after each run.
+    OUT/comparison.csv is written anew after each run; at the end it gains the judged columns, and
+    comparison.md and report.html are written.
 
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
-        say: takes one line per finished run.
-        advance: called with the finished fraction of the comparison.
+        say: takes one line per run that ends.
+        advance: called with the ended fraction of the comparison.
 
     Raises:
         ValueError: settings, data or folder cannot be used.
         Interrupted: SIGINT or SIGTERM came; run again to go on.
     """
-    folder = Path(settings.out)
-    plan = [
-        (name, run_of(settings, name, cell, seed))
-        for name, cell in settings.cells.items()
-        for seed in settings.seeds
-    ]
-    _check([run for _, run in plan])
-    claim_comparison(folder, settings_to_dict(settings), settings_to_yaml(settings))
-    summaries: dict[str, list[Mapping[str, Any]]] = {name: [] for name in settings.cells}
-    table = ""
-    for number, (name, run) in enumerate(plan):
-        part = (lambda spent, done=number: advance((done + spent) / len(plan))) if advance else None
-        summary = train(run, say=lambda line: None, advance=part)
-        summaries[name].append(summary)
-        table = comparison_table(comparison_rows(summaries))
-        write_whole(folder / "comparison.md", table + "\n")
-        write_whole(folder / "comparison.csv", _csv(summaries))
-        place, seconds = f"{number + 1}/{len(plan)}", f"{summary['seconds']:.1f} s"
-        say("  ".join([place, name, f"seed {run.seed}", result_of(summary), seconds]))
-    return table
+    folder, jobs = Path(settings.out), jobs_of(settings)
+    summaries = {job.name: summary for job in jobs if (summary := _summary(job.settings))}
+    missing = [job for job in jobs if job.name not in summaries]
+    engine = _engine(settings, len(missing))
+    try:
+        check(jobs)
+        claim_comparison(folder, settings_to_dict(settings), settings_to_yaml(settings))
+    except BaseException:
+        engine.stop()
+        raise
+    if summaries:
+        say(f"{len(summaries)} of {len(jobs)} are finished")
+    failures: dict[str, str] = {}
+    for job, failure in run_jobs(missing, engine):
+        told = f"failed: {failure}"
+        if failure is None:
+            summary = summaries[job.name] = _summary(job.settings) or {}
+            told = f"{result_of(summary)}  {summary['seconds']:.1f} s"
+        else:
+            failures[job.name] = f"{job.name}  {told}"
+        count = len(summaries) + len(failures)
+        say(f"{count}/{len(jobs)}  {job.name}  {told}")
+        if advance:
+            advance(count / len(jobs))
+        write_whole(folder / "comparison.csv", _csv(jobs, summaries, {}))
+    told = tuple(failures[job.name] for job in jobs if job.name in failures)
+    return Outcome(_judge(settings, jobs, summaries), told)
 
 
-def _check(runs: Sequence[Train]) -> None:
+def _engine(settings: Compare, cells: int) -> Engine:
+    if cells == 0:
+        return Here()
+    if settings.engine == "ray":
+        from training.cluster import Cluster
+
+        return Cluster(settings.address, bool(gpus_of(settings)), settings.per_gpu)
+    workers = workers_of(settings)
+    return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here()
+
+
+def check(jobs: Sequence[Job]) -> None:
     """Raise a ValueError for whatever any of the runs would refuse, before anything is written."""
-    limit = ground_of(runs[0]).limit
-    for run in runs:
-        run.first(limit)
+    from training.run import ground_of  # imports torch: late, so that the processes start first
+
+    limits = {}
+    for run in (job.settings for job in jobs):
+        place = run.data, run.net
+        if place not in limits:
+            limits[place] = ground_of(replace(run, start=None)).limit
+        if run.start is None or run.start.architecture is None:
+            run.first(limits[place])
         if (run.folder / "config.yaml").exists():
             check_same_settings(run.folder, settings_to_dict(run))
 
 
-def _csv(summaries: Mapping[str, list[Mapping[str, Any]]]) -> str:
+def _summary(run: Train) -> Mapping[str, Any] | None:
+    """Give the summary of a finished run; None if it must run, or must read the test set."""
+    try:
+        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+        return None if run.final and not summary["test_readings"] else summary
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # if the file is damaged, the run says so
+
+
+def _judge(
+    settings: Compare, jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Judge the rows of each data set and net, write all files, and give the text."""
+    folder, judged, texts = Path(settings.out), dict[str, Mapping[str, Any]](), []
+    grounds = dict.fromkeys(settings.ground(name) for name in settings.cells)
+    groups: list[tuple[str, Judgement]] = []
+    for ground in grounds:
+        names = [name for name in settings.cells if settings.ground(name) == ground]
+        rows = {
+            name: {
+                job.settings.seed: Finished(job.settings.folder, summaries[job.name])
+                for job in jobs
+                if job.row == name and job.name in summaries
+            }
+            for name in names
+        }
+        rows = {name: runs for name, runs in rows.items() if runs}
+        if not rows:
+            continue
+        static = [name for name in rows if settings.cells[name].is_static]
+        pair = settings.pair if settings.pair and set(settings.pair) <= set(rows) else None
+        judgement = judge(rows, static, pair, settings.budget)
+        groups.append((f"{ground[0]}, {ground[1]}", judgement))
+        title = f"## {ground[0]}, {ground[1]}\n\n" if len(grounds) > 1 else ""
+        texts.append(title + judgement_text(judgement))
+        for name, runs in judgement.figures.items():
+            judged |= {f"{name}  seed {seed}": vars(figures) for seed, figures in runs.items()}
+    text = "\n\n".join(texts)
+    write_whole(folder / "comparison.csv", _csv(jobs, summaries, judged))
+    write_whole(folder / "comparison.md", text + "\n")
+    if groups:
+        write_report(folder, groups)
+    return text
+
+
+def _csv(
+    jobs: Sequence[Job],
+    summaries: Mapping[str, Mapping[str, Any]],
+    judged: Mapping[str, Mapping[str, Any]],
+) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["run", "seed", *_COLUMNS])
-    for name, runs in summaries.items():
-        writer.writerows([name, run["seed"], *(run[column] for column in _COLUMNS)] for run in runs)
+    writer.writerow(["run", "seed", *_COLUMNS, *_JUDGED])
+    for job in jobs:
+        if job.name in summaries:
+            values = [summaries[job.name][column] for column in _COLUMNS]
+            more = [judged.get(job.name, {}).get(column) for column in _JUDGED]
+            writer.writerow([job.row, job.settings.seed, *values, *more])
     return text.getvalue()

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from analysis import Record
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir")
-"""Settings that a resumed run may change."""
+_FREE += ("engine", "workers", "per_gpu", "address", "dry_run")
+"""Settings that a resumed run or comparison may change."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -143,13 +144,24 @@ def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
         file.write(text.getvalue())
 
 
-def cut_back(folder: Path, records: int) -> None:
-    """Leave the first `records` lines of history.jsonl and metrics.csv: what a checkpoint knows.
+def append_losses(folder: Path, before: int, losses: Sequence[float]) -> None:
+    """Add a line (step, training loss) to losses.csv for each step after step `before`."""
+    path = folder / "losses.csv"
+    lines = [f"{step},{loss!r}\n" for step, loss in enumerate(losses, start=before + 1)]
+    with path.open("a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write("step,train_loss\n")
+        file.writelines(lines)
+
+
+def cut_back(folder: Path, records: int, steps: int) -> None:
+    """Leave in history.jsonl, metrics.csv and losses.csv what a checkpoint knows.
 
     Raises:
-        ValueError: history.jsonl has fewer; then nothing is cut.
+        ValueError: history.jsonl has fewer records; then nothing is cut.
     """
-    for name, lines in (("history.jsonl", records), ("metrics.csv", records + 1)):
+    names = {"history.jsonl": records, "metrics.csv": records + 1, "losses.csv": steps + 1}
+    for name, lines in names.items():
         path = folder / name
         there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if name == "history.jsonl" and len(there) < lines:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import reduce
 from time import perf_counter
 from typing import Any
 
-from analysis import Record
+from analysis import Record, response_histograms
+from analysis.board import Board
 from analysis.tables import phrase
-from nets import Network, grow, train_flops
+from nets import (
+    Action,
+    Architecture,
+    Narrow,
+    Network,
+    Remove,
+    Widen,
+    cost,
+    grow,
+    train_flops,
+)
 from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
-from training.measuring import growth_flops, measure_probes, with_probes
+from training.measuring import measure_probes, with_probes
 from training.model import model_of
+from training.pictures import reference_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
 from training.step import average, evaluate, means_of, train_step
-from training.summary import finish, finished
+from training.summary import finish, finished, hyperparameters
 
 Say = Callable[[str], None]
 
@@ -61,6 +74,7 @@ def train(
                 advance(run.spent)
             stop = ranks.greatest(interrupts.number or 0)
             if stop:
+                run.write_losses()
                 run.save()
                 _close(run)
                 message = f"stopped at step {run.progress.step}; --resume goes on"
@@ -90,6 +104,7 @@ def _step(run: Run) -> None:
         settings.accumulate,
         run.scaler,
     )
+    run.trace.append(run.window.clone())
     progress.step += 1
     if run.ema is not None:
         average(run.ema, run.net, settings.ema, progress.step)
@@ -104,11 +119,7 @@ def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record = _measure(run)
     averaged = _validate(run, run.ema)
-    verdict = Verdict()
-    if run.spent < 1:
-        decided = ranks.from_first(lambda: ask(run.settings.policy, (*run.history, record)))
-        may_grow = run.spent <= run.settings.grow_until
-        verdict = judge(run.net.architecture, decided, run.limit, may_grow)
+    verdict = _decide(run, record)
     difference = _grow(run, verdict) if verdict.applied else None
     record = replace(record, **vars(verdict))
     run.history.append(record)
@@ -116,11 +127,38 @@ def _record_and_grow(run: Run, speed: float) -> str:
     if run.board is not None:
         append_record(run.folder, record)
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
-        run.board.record(record, speed)
-        run.board.growth(record.step, record.applied, record.refused, difference)
-        run.board.flush()
+        _write(run, run.board, record, speed, difference)
     run.save()
     return line_of(record, speed)
+
+
+def _decide(run: Run, record: Record) -> Verdict:
+    """Take away what has faded, then ask the policy and judge what it wants."""
+    gone = [
+        Remove(name, reason="its branch has faded")
+        for name, block in run.net.architecture.blocks.items()
+        if block.fade and int(run.net.get_submodule(name).fade) >= block.fade  # pyright: ignore
+    ]
+    architecture = reduce(Architecture.apply, gone, run.net.architecture)
+    if run.spent >= 1:
+        return Verdict(applied=tuple(gone))
+    decided = ranks.from_first(lambda: ask(run.settings.policy, (*run.history, record)))
+    may_grow = run.spent <= run.settings.grow_until
+    verdict = judge(architecture, decided, run.limit, may_grow)
+    return replace(verdict, applied=(*gone, *verdict.applied))
+
+
+def _write(run: Run, board: Board, record: Record, speed: float, difference: float | None) -> None:
+    """Write a record to TensorBoard, with pictures when something has grown and at the end."""
+    board.record(record, speed)
+    board.growth(record.step, record.applied, record.refused, difference)
+    board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
+    at_end = run.spent >= 1 and not run.record_due
+    if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
+        board.pictures(run.history, reference_of(run.folder))
+    if at_end:
+        board.hyperparameters(record.step, hyperparameters(run))
+    board.flush()
 
 
 def _measure(run: Run) -> Record:
@@ -128,7 +166,9 @@ def _measure(run: Run) -> Record:
     progress.boundary = int(run.spent * settings.record_count)
     classification = run.splits.task == "classification"
     train_loss, train_accuracy = means_of(ranks.total(run.window), classification)
+    run.write_losses()
     run.window.zero_()
+    run.trace = [run.window.clone()]
     ranks.share_buffers(run.net, run.ema)
     validation = _validate(run, run.net)
     measured = measure_probes(run)
@@ -160,7 +200,8 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
     """Grow the run's network and give the output difference; the state before it is kept."""
     if any(map(adds_capacity, verdict.applied)):
         run.save(f"growth/step{run.progress.step:07d}.pt")
-    probe, settings = (run.probe[0][:CHECKED], run.probe[1][:CHECKED]), run.settings
+    settings = run.settings
+    probe = run.probe[0][:CHECKED], run.probe[1][:CHECKED]
     grown = grow(
         run.net,
         verdict.applied,
@@ -171,12 +212,23 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
         probe=probe,
         loss=run.loss,
     )
-    run.progress.flops += len(probe[0]) * growth_flops(run.net.architecture, verdict.applied)
+    before, after = (cost(net.architecture).flops for net in (run.net, grown.network))
+    # The forwards that `grow` makes; the average's is free, as all that only judges.
+    run.progress.flops += CHECKED * (2 * before + 3 * after)
+    measured = sum(_measures(action, settings.initializer) for action in verdict.applied)
+    run.progress.flops += measured * CHECKED * train_flops(run.net.architecture.thawed())
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
     run.observer.follow(grown)
     return grown.difference
+
+
+def _measures(action: Action, initializer: str) -> bool:
+    """Say whether an edit looks at gradients of the probe batch first."""
+    if isinstance(action, Narrow):
+        return action.saliency != "magnitude"
+    return isinstance(action, Widen) and (action.initializer or initializer) == "gradmax"
 
 
 def _metrics(

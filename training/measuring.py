@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import Record, block_importance, effective_rank
-from nets import Action, Architecture, Widen, cost, train_flops
+from nets import cost
 from training.run import Run
 
 PROBES = ("importance", "effective_rank")
@@ -52,18 +52,3 @@ def with_probes(record: Record, measured: Mapping[str, Mapping[str, float]]) -> 
         for path, reading in record.layers.items()
     }
     return replace(record, layers=layers, importance=measured.get("importance", {}))
-
-
-def growth_flops(architecture: Architecture, actions: Sequence[Action]) -> int:
-    """Give the FLOPs that `grow` spends on an image of its probe batch.
-
-    Those are two forwards of the old network and three of the new one, and for each widening by
-    gradmax the gradients of the network as it then is. The average's forwards are free, as all
-    that only judges.
-    """
-    total = 2 * cost(architecture).flops
-    for action in actions:
-        if isinstance(action, Widen) and action.initializer == "gradmax":
-            total += train_flops(architecture)
-        architecture = architecture.apply(action)
-    return total + 3 * cost(architecture).flops

@@ -19,7 +19,7 @@ from training import ranks
 from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
 from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
-from training.folder import binding, claim, cut_back
+from training.folder import append_losses, binding, claim, cut_back
 from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.step import LOSSES, Loss, Precision, make_optimizer
@@ -55,6 +55,7 @@ class Run:
     scaler: torch.amp.GradScaler
     observer: Observer
     window: Tensor  # (3,) summed loss, correct, images of this process since the last record
+    trace: list[Tensor]  # `window` after every step that losses.csv lacks, and once before them
     progress: Progress
     history: list[Record]
     board: Board | None
@@ -68,6 +69,13 @@ class Run:
     def record_due(self) -> bool:
         """Whether another part of the budget has been spent since the last record."""
         return int(self.spent * self.settings.record_count) > self.progress.boundary
+
+    def write_losses(self) -> None:
+        """Add the latest steps to losses.csv; all processes call it, rank 0 writes."""
+        sums = ranks.total(torch.stack(self.trace)).diff(dim=0)  # (steps, 3)
+        losses = (sums[:, 0] / sums[:, 2]).tolist()
+        if ranks.rank() == 0:
+            append_losses(self.folder, self.progress.step - len(losses), losses)
 
     def save(self, name: str = "checkpoint.pt") -> None:
         """Write the state to a file of the run folder; all processes call it, rank 0 writes."""
@@ -151,7 +159,7 @@ def open_run(settings: Train) -> Run:
     progress = Progress()
     if state is not None:
         progress = _restore(state, path, net, optimizer, scaler, observer, window)
-    ranks.from_first(lambda: cut_back(folder, progress.records))
+    ranks.from_first(lambda: cut_back(folder, progress.records, progress.step))
     return Run(
         settings=settings,
         folder=folder,
@@ -170,6 +178,7 @@ def open_run(settings: Train) -> Run:
         scaler=scaler,
         observer=observer,
         window=window,
+        trace=[window.clone()],
         progress=progress,
         history=read_history(folder) if progress.records else [],
         # From the start: TensorBoard purges nothing at the first such mark that it sees.

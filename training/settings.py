@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import inf
@@ -23,6 +24,7 @@ from policies import (
 )
 
 MOST_EPOCHS = 10**9
+INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class Start:
     Args:
         width: fraction of the limit's inner widths, above 0 and at most 1.
         blocks: blocks of each stage; null keeps all.
+        architecture: a run's architecture.json to start from instead, at any width and depth.
     """
 
     width: float = 0.25
     blocks: int | None = 1
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         check_fraction("start.width", self.width)
@@ -69,7 +73,8 @@ class Common:
         lr: the largest learning rate; by default 0.1 for sgd, 0.001 for the others.
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
-        initializer: of new weights: he or xavier.
+        initializer: of new weights: he, xavier, net2net, gradmax, or xavier-outgoing, which moves
+            the outputs.
         observe_every: steps between readings of the layers.
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
@@ -111,7 +116,7 @@ class Common:
         check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
         check_choice("schedule", self.schedule, ("cosine", "hold"))
         check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
-        check_choice("initializer", self.initializer, ("he", "xavier"))
+        check_choice("initializer", self.initializer, INITIALIZERS)
         check_choice("precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         if not 0 <= self.grow_until <= 1:
             raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
@@ -183,9 +188,20 @@ class Train(Common):
         if start is None:
             start = Start(1, None) if isinstance(self.policy, Never) else Start()
         first = seed_of(limit, start.width, start.blocks)
+        if start.architecture is not None:
+            first = _read_architecture(start.architecture)
+            if (first.image, first.classes) != (limit.image, limit.classes):
+                raise ValueError(f"start.architecture must be made for this data, got {first}")
         if cost(first).flops > cost(limit).flops or cost(first).parameters > cost(limit).parameters:
             raise ValueError(f"start must cost at most the limit {cost(limit)}, got {cost(first)}")
         return first
+
+
+def _read_architecture(path: str) -> Architecture:
+    try:
+        return Architecture.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise ValueError(f"start.architecture must be an architecture.json, got {path!r}") from None
 
 
 @dataclass(frozen=True)
@@ -197,12 +213,32 @@ class Cell:
         start: the net to start from; by default as for a training run.
         schedule: of the learning rate, if other than the comparison's.
         lr: the largest learning rate, if other than the comparison's.
+        data: the data set, if other than the comparison's; rows are judged beside those on the same
+            data and net.
+        net: the limit, if other than the comparison's.
+        scratch: a row whose final architecture this row trains from fresh weights, without growth,
+            seed by seed.
+        yoked: a row at whose times this row grows, by the same kinds and costs, at random sites.
     """
 
-    policy: Policy
+    policy: Policy = field(default_factory=Never)
     start: Start | None = None
     schedule: str | None = None
     lr: float | None = None
+    data: str | None = None
+    net: str | None = None
+    scratch: str | None = None
+    yoked: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The row that must be finished before this one."""
+        return self.scratch or self.yoked
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the row belongs to the static frontier."""
+        return isinstance(self.policy, Never) and self.source is None
 
 
 def standard_cells() -> dict[str, Cell]:
@@ -227,13 +263,26 @@ class Compare(Common):
         seeds: one run of every row each.
         cells: the rows by name; by default static nets at a quarter, half and all of the limit's
             width, and every policy in the box.
-        out: the folder; it holds ROW/seedN/, comparison.csv and comparison.md. What is finished in
-            it is not run again.
+        primary: the claim, named before the first run: two rows, as [a, b] or "a vs b".
+        out: the folder; it holds ROW/seedN/, comparison.csv, comparison.md and report.html. What is
+            finished in it is not run again.
+        engine: pool (processes on this machine) or ray.
+        workers: runs at a time, without ray; by default one a GPU, or on CPUs as many as there are
+            cores for their threads. 1 runs them in this process.
+        per_gpu: runs at a time on each GPU.
+        address: of a Ray cluster to join, such as auto or HOST:6379; by default Ray runs here.
+        dry_run: print the matrix and what it will take, and run nothing.
     """
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     cells: dict[str, Cell] = field(default_factory=standard_cells)
+    primary: list[str] | str | None = None
     out: str = "runs/comparison"
+    engine: str = "pool"
+    workers: int | None = None
+    per_gpu: int = 1
+    address: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -244,6 +293,56 @@ class Compare(Common):
         for name in self.cells:
             if name in ("", "..") or Path(name).name != name:
                 raise ValueError(f"cells must have names that a folder can have, got {name!r}")
+            self._check_source(name)
+        check_choice("engine", self.engine, ("pool", "ray"))
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"address must be left out without --engine ray, got {self.address!r}")
+        if self.workers is not None:
+            check_count("workers", self.workers)
+        check_count("per_gpu", self.per_gpu)
+        self._check_pair()
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two rows of the primary comparison."""
+        if self.primary is None:
+            return None
+        first, second = _words(self.primary)
+        return first, second
+
+    def ground(self, name: str) -> tuple[str, str]:
+        """Give a row's data and net: rows that share them are judged together."""
+        cell = self.cells[name]
+        return cell.data or self.data, cell.net or self.net
+
+    def _check_source(self, name: str) -> None:
+        cell = self.cells[name]
+        if cell.scratch and cell.yoked:
+            raise ValueError(f"cells: {name} must have one of scratch and yoked, got both")
+        if cell.source is None:
+            return
+        grown = [row for row, other in self.cells.items() if other.source is None and row != name]
+        check_choice(f"cells: scratch or yoked of {name}", cell.source, tuple(grown))
+        if self.ground(name) != self.ground(cell.source):
+            raise ValueError(f"cells: {name} must have the data and net of {cell.source}")
+        if (cell.start is not None and cell.scratch) or not isinstance(cell.policy, Never):
+            raise ValueError(f"cells: {name} must have no policy or start: {cell.source} gives it")
+
+    def _check_pair(self) -> None:
+        if self.primary is None:
+            return
+        pair = _words(self.primary)
+        if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(self.cells):
+            raise ValueError(
+                f"primary must be two of {', '.join(self.cells)}, as 'a vs b'; got {self.primary!r}"
+            )
+        if self.ground(pair[0]) != self.ground(pair[1]):
+            raise ValueError(f"primary must be rows on the same data and net, got {self.primary!r}")
+
+
+def _words(primary: str | list[str]) -> list[str]:
+    words = primary.split(" vs ") if isinstance(primary, str) else primary
+    return [word.strip() for word in words]
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:

@@ -121,10 +121,10 @@ def average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> None:
 
     A young average forgets faster: its decay is (1 + step) / (10 + step) where that is smaller.
     """
-    values = [
-        [value for value in (*one.parameters(), *one.buffers()) if value.is_floating_point()]
-        for one in (ema, net)
-    ]
+    values = [[*one.parameters(), *one.buffers()] for one in (ema, net)]
+    counts = [[value for value in own if not value.is_floating_point()] for own in values]
+    torch._foreach_copy_(counts[0], counts[1])  # how far a branch has faded, say
+    values = [[value for value in own if value.is_floating_point()] for own in values]
     torch._foreach_lerp_(*values, weight=1 - min(decay, (1 + step) / (10 + step)))
 
 

@@ -64,6 +64,26 @@ def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
     return {"test_loss": read[0], "test_accuracy": read[1], "test_readings": 1}
 
 
+def hyperparameters(run: Run) -> dict[str, str | float]:
+    """Give what sets a run apart from others, with the same keys and types for every run.
+
+    TensorBoard sorts the names and shows five at first: these are what a comparison varies.
+    """
+    settings = run.settings
+    names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
+    names += ("weight_decay", "initializer", "precision")
+    return {
+        "data": settings.data,
+        "lr": settings.learning_rate,
+        "net": settings.net,
+        "policy": type(settings.policy).__name__,
+        "seed": settings.seed,
+        "settings_of_policy": repr(settings.policy),
+        "start_parameters": run.history[0].cost.parameters,
+        **{f"training.{name}": getattr(settings, name) for name in names},
+    }
+
+
 def finished(settings: Train) -> Mapping[str, Any] | None:
     """Give the summary of a finished run that is resumed, the test set read if asked; else None.
 

@@ -1,0 +1,129 @@
+"""The control that takes a recorded run's times and costs, and none of its places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+from pathlib import Path
+from random import Random
+
+from analysis import read_history
+from nets import Action, Architecture, Insert, Widen, WidenStage, cost
+from nets.actions import adds_capacity
+from nets.architecture import check_count
+from policies.base import History, Policy, largest_by, largest_width, room, sites
+
+
+@dataclass(frozen=True)
+class Yoked(Policy):
+    """Grows when a recorded run grew, by the same kinds of edit and FLOPs, at random sites.
+
+    It separates *when* from *where*: what the recorded run has over this one, its places brought.
+    Start it from the same net, on the same
+    budget and records. Each growth makes up what the one before it missed in FLOPs, so that the two
+    nets stay equally expensive, as far as the limit's parameters allow it.
+
+    Args:
+        run: the folder of the recorded run; it is read when the policy decides.
+        cooldown: records for which an edited block is left alone, unless no other is left.
+    """
+
+    run: str
+    cooldown: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("cooldown", self.cooldown, least=0)
+
+    def decide(self, history: History) -> Sequence[Action]:
+        now, actions = history[-1], list[Action]()
+        architecture = now.architecture
+        first = history[0].cost.flops
+        random = Random(f"{now.seed}:{now.step}")
+        free = sites(history, self.cooldown) or list(architecture.blocks)
+        for spent, kind, added in _growths(*_version(self.run)):
+            if now.spent <= spent or any(record.spent > spent for record in history[:-1]):
+                continue
+            flops = added - (cost(architecture).flops - first)
+            ceiling = room(now)[1] + now.cost.parameters - cost(architecture).parameters
+            action = _somewhere(random, architecture, free, kind, flops, ceiling)
+            if action is not None:
+                actions.append(action)
+                architecture = architecture.apply(action)
+        return actions
+
+
+def _somewhere(
+    random: Random,
+    architecture: Architecture,
+    free: Sequence[str],
+    kind: type[Action],
+    flops: float,
+    parameters: float,
+) -> Action | None:
+    """Give an edit of a kind that adds `flops`, at the first random place that has room for all.
+
+    If the limit's parameters allow it nowhere, at the first that has room for a part.
+    """
+    places = [stage.name for stage in architecture.stages] if kind is WidenStage else list(free)
+    random.shuffle(places)
+    partial = None
+    for place in places:
+        action = _edit(architecture, kind, place, flops, parameters)
+        if action is not None and action == _edit(architecture, kind, place, flops, inf):
+            return action
+        partial = partial or action
+    return partial
+
+
+def _edit(
+    architecture: Architecture, kind: type[Action], place: str, flops: float, parameters: float
+) -> Action | None:
+    """Give the largest edit of a kind at a place that adds at most so much; None if none does."""
+    reason = "yoked, drawn at random"
+    if kind is WidenStage:
+        by = _largest_stream(architecture, place, flops, parameters)
+        return WidenStage(place, by, reason=reason) if by else None
+    if kind is Widen:
+        by = largest_by(architecture, place, flops, parameters)
+        return Widen(place, by, reason=reason) if by else None
+    width = largest_width(architecture, place, flops, parameters)
+    return Insert(place, width, reason=reason) if width else None
+
+
+def _largest_stream(architecture: Architecture, stage: str, flops: float, parameters: float) -> int:
+    before, by = cost(architecture), 0
+    while True:
+        after = cost(architecture.apply(WidenStage(stage, by + 1)))
+        added = after.flops - before.flops, after.parameters - before.parameters
+        if added[0] > flops or added[1] > parameters:
+            return by
+        by += 1
+
+
+def _version(run: str) -> tuple[str, int]:
+    """Give the run's file and its time of change, so that it is read once for every version."""
+    path = Path(run) / "history.jsonl"
+    if not path.is_file():
+        raise ValueError(f"run must be the folder of a recorded run, got {run!r}")
+    return str(path), path.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _growths(path: str, modified: int) -> tuple[tuple[float, type[Action], int], ...]:
+    """Give (spent, kind, FLOPs added since the start, its own included) of every growth.
+
+    The time is half a record early: the yoked run's records come at the same parts of the budget,
+    give or take a step.
+    """
+    history = read_history(path)
+    found = []
+    for record in history:
+        architecture = record.architecture
+        for action in record.applied:
+            architecture = architecture.apply(action)
+            if adds_capacity(action):
+                added = cost(architecture).flops - history[0].cost.flops
+                found.append((record.spent - 0.5 / len(history), type(action), added))
+    return tuple(found)

@@ -1,0 +1,97 @@
+"""Curves, the static frontier and the distances to it, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.frontier import (
+    Curve,
+    flops_to_reach,
+    frontier,
+    grid_of,
+    read_curve,
+    read_losses,
+    regret,
+    transients,
+)
+
+
+def curve(*points: tuple[float, float]) -> Curve:
+    flops, score = np.array(points, dtype=float).T
+    return Curve(flops, flops / 10, score)
+
+
+def test_a_curve_is_read_with_averaged_weights_where_there_are_some(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "train_flops,seconds,validation_loss,validation_accuracy\n10,1.5,2.0,0.5\n20,3,1.0,0.75\n"
+    )
+    found = read_curve(tmp_path)
+    assert found.flops.tolist() == [10, 20]
+    assert found.seconds.tolist() == [1.5, 3]
+    assert found.score.tolist() == [0.5, 0.75]
+    path.write_text(
+        "train_flops,seconds,validation_accuracy,ema_validation_accuracy\n10,1,0.5,0.625\n20,2,0.5,\n"
+    )
+    assert read_curve(tmp_path).score.tolist() == [0.625, 0.5]
+    path.write_text("train_flops,seconds,validation_loss,validation_accuracy\n10,1,2.5,\n")
+    assert read_curve(tmp_path).score.tolist() == [-2.5]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "train_flops,seconds\n", "train_flops,seconds\n1,2\n", "a\nb\n"]
+)
+def test_a_damaged_curve_is_refused(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"metrics[.]csv cannot be read"):
+        read_curve(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_curve(tmp_path / "nowhere")
+
+
+def test_the_frontier_is_the_best_mean_at_each_point():
+    small = [curve((0, 0.4), (100, 0.6)), curve((0, 0.6), (100, 0.6))]  # means 0.5 -> 0.6
+    large = [curve((0, 0.1), (100, 0.9))]
+    grid = np.array([0.0, 50.0, 100.0])
+    best = frontier({"small": small, "large": large}, grid)
+    assert best == pytest.approx([0.5, 0.55, 0.9])
+    assert regret(curve((0, 0.5), (100, 0.5)), grid, best) == pytest.approx((0 + 0.05 + 0.4) / 3)
+    assert regret(large[0], grid, best) == pytest.approx((0.4 + 0.05 + 0) / 3)
+    assert regret(curve((0, 1), (100, 1)), grid, best) < 0
+
+
+def test_the_grid_is_where_all_curves_have_values():
+    grid = grid_of([curve((5, 0), (100, 1)), curve((10, 0), (90, 1))])
+    assert (grid[0], grid[-1]) == (10, 90)
+    assert np.allclose(np.diff(grid), np.diff(grid)[0])
+    assert set(grid_of([curve((5, 0)), curve((10, 0))])) == {10}
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [(0.1, 10), (0.3, 10), (0.4, 15), (0.5, 20), (0.6, 32.5), (0.71, None)]
+)
+def test_flops_to_a_score(score, expected):
+    run = curve((10, 0.3), (20, 0.5), (30, 0.5), (40, 0.9))
+    if score == 0.71:
+        run = curve((10, 0.3), (20, 0.7))
+    assert flops_to_reach(run, score) == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_transient_is_the_loss_above_its_trend():
+    falling = 5 - 0.01 * np.arange(300.0)
+    assert transients(falling, [150]) == pytest.approx([0], abs=1e-9)
+    bumped = falling.copy()
+    bumped[150:200] += 0.5
+    assert transients(bumped, [150]) == pytest.approx([0.25])
+    assert transients(bumped, [150], window=50) == pytest.approx([0.5])
+    # a window ends where another growth comes in between
+    assert transients(bumped, [150, 200]) == pytest.approx([0.5, -0.5])
+    assert transients(bumped, [150, 150, 155]) == []
+    assert transients(falling, [5]) == transients(falling, [295]) == transients(falling, []) == []
+
+
+def test_losses_are_read(tmp_path):
+    assert read_losses(tmp_path).tolist() == []
+    (tmp_path / "losses.csv").write_text("step,train_loss\n1,2.5\n")
+    assert read_losses(tmp_path).tolist() == [2.5]

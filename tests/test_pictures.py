@@ -1,0 +1,124 @@
+"""The pictures: what is drawn where, and that odd histories can be drawn at all."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis import LayerReading, Record, pictures
+from analysis.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
+from analysis.record import STATISTICS
+from nets import Insert, Widen, WidenStage, cost, preset, seed_of
+
+LIMIT = preset("resnet8", image=(1, 8, 8))
+FIRST = seed_of(LIMIT)
+
+
+def record(step, architecture=FIRST, value=1.0, **values):
+    layers = {
+        path: LayerReading(None, role, **dict.fromkeys(STATISTICS, value))
+        for path, role in (("stem", "stem"), ("stage1.block1.bn1", "inner"))
+    }
+    given = {"step": step, "epoch": 1.0, "spent": 0.5, "seed": 0, "limit": cost(LIMIT)}
+    return Record(**{**given, "architecture": architecture, "layers": layers, **values})
+
+
+def pixels(png):
+    image = Image.open(BytesIO(png))
+    assert image.size == (WIDTH, HEIGHT)
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def coloured(png, colour):
+    """Columns, as fractions of the width, that hold a run of at least 6 pixels of a colour."""
+    hits = (np.abs(pixels(png) - colour).sum(axis=2) < 60).sum(axis=0)
+    return np.flatnonzero(hits >= 6) / WIDTH
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-30, 1e30, math.nan, math.inf, None])
+def test_any_numbers_can_be_drawn(value):
+    drawn = draw([record(1, value=value), record(2, value=1.0)], [record(9)])
+    names = {"architecture", "response_std_by_layer", *(f"heat_map_{n}" for n in STATISTICS)}
+    assert drawn.keys() == names
+    for png in drawn.values():
+        assert pixels(png).std() > 1
+
+
+def test_what_nobody_read_is_not_drawn():
+    assert draw([record(1, layers={})]).keys() == {"architecture"}
+    only = {"stem": LayerReading(None, "stem", weight_norm=2.0)}
+    assert draw([record(1, layers=only)]).keys() == {"architecture", "heat_map_weight_norm"}
+    assert draw([record(0)])  # no step yet
+    head = {"head": LayerReading(None, "head", response_std=2.0)}
+    assert draw([record(1, layers=head)]).keys() == {"architecture", "heat_map_response_std"}
+
+
+def test_growth_is_marked_where_it_happened():
+    still = architecture_over_time([record(100)])
+    red, black = (255, 0, 0), (0, 0, 0)
+    assert not coloured(still, red).size
+    left, right = 0.08, 0.86  # of the axes
+    for action, colour in (
+        (Widen("stage3.block1", 40), red),
+        (Insert("stage3.block1", 40), black),
+    ):
+        grown = FIRST.apply(action)
+        for step in (25, 75):
+            png = architecture_over_time([record(step, applied=(action,)), record(100, grown)])
+            place = left + (right - left) * step / 100
+            columns = coloured(png, colour)
+            frame = coloured(still, colour)
+            new = [x for x in columns if np.abs(frame - x).min(initial=1) > 0.01]
+            assert new == pytest.approx([place] * len(new), abs=0.01)
+            assert new
+
+
+def test_a_wider_stream_and_many_blocks_can_be_drawn():
+    history = [record(10, applied=(WidenStage("stage1", 4),))]
+    history.append(record(20, FIRST.apply(WidenStage("stage1", 4))))
+    assert pixels(architecture_over_time(history)).std() > 1
+    deep = architecture_over_time([record(10, preset("resnet110"))])
+    for stage in ((102, 194, 165), (252, 141, 98), (141, 160, 203)):  # a colour for each
+        assert coloured(deep, stage).size > WIDTH / 2
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 2.0], {"norm": "linear", "vmin": 1.01, "vmax": 1.99}),
+        ([0.0, 100.0], {"norm": "linear", "vmin": 1.0, "vmax": 99.0}),
+        ([1.0] * 99 + [1000.0] * 99, {"norm": "log", "vmin": 1.0, "vmax": 1000.0}),
+        ([-1.0] * 99 + [3.0] * 99, {"cmap": "coolwarm", "vmin": -3.0, "vmax": 3.0}),
+        ([math.nan, math.inf, 5.0], {"vmin": 5.0, "vmax": 5.0}),
+        ([], {"vmin": 0.0, "vmax": 0.0}),
+    ],
+)
+def test_colours_fit_the_values(values, expected):
+    colours = _colours(np.array(values))
+    assert {name: colours[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_curves_differ_and_the_reference_is_one_of_them():
+    first, last = record(1, value=1.0), record(2, value=2.0)
+    alone = draw([first, last])["response_std_by_layer"]
+    beside = draw([first, last], [record(3, value=3.0)])["response_std_by_layer"]
+    assert (pixels(alone) != pixels(beside)).any()
+    unread = replace(first, layers={})
+    assert draw([unread, last])["response_std_by_layer"]
+
+
+def test_matplotlib_is_imported_by_drawing_only():
+    code = (
+        "import sys, run, analysis.board, training.loop, analysis.pictures as p\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "p._axes('title', 0.1, 0.9)\n"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    root = Path(pictures.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)

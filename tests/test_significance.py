@@ -1,0 +1,115 @@
+"""Tests of difference against scipy, against hand computations, and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.significance import against, holm, paired
+
+# Student 1908, "The probable error of a mean": hours of sleep gained under two drugs.
+FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SECOND = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+
+def test_students_own_example():
+    found = paired(SECOND, FIRST)
+    assert found.mean == pytest.approx(1.58)
+    assert found.p == pytest.approx(0.002833, abs=1e-6)  # as textbooks and R's sleep data give it
+    assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    assert found.seeds == 10
+    test = stats.ttest_rel(SECOND, FIRST)
+    interval = test.confidence_interval(0.95)
+    assert found.p == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    turned = paired(FIRST, SECOND)
+    assert (turned.mean, turned.low, turned.high) == (-found.mean, -found.high, -found.low)
+    assert turned.p == found.p
+
+
+@pytest.mark.parametrize("scores", [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
+def test_pairs_are_needed(scores):
+    with pytest.raises(ValueError, match=r"paired scores must be 2 or more each, got [12], 1"):
+        paired(*scores)
+
+
+def test_differences_that_are_all_the_same_prove_nothing():
+    found = paired([0.5, 0.625, 0.75], [0.25, 0.375, 0.5])
+    assert (found.mean, found.p, found.low, found.high) == (0.25, 1.0, -math.inf, math.inf)
+
+
+def test_the_block_model_by_hand():
+    scores = {"a": [10.0, 12.0, 14.0], "b": [13.0, 14.0, 18.0], "c": [10.0, 16.0, 13.0]}
+    # Means of rows 12, 15, 13; of seeds 11, 14, 15; of all 40/3. The residuals' squares sum to 14.
+    # Error variance 14 / 4 = 3.5, standard error of a difference sqrt(2 * 3.5 / 3) = 1.5275.
+    found = against(scores, "a")
+    assert list(found) == ["b", "c"]
+    error = math.sqrt(7 / 3)
+    # b - a is 3, 2, 4 in turn: the paired test's error 1 / sqrt(3) is smaller, but it has 2 degrees
+    # of freedom; c - a is 0, 4, -1.
+    for name, differences in (("b", [3, 2, 4]), ("c", [0, 4, -1])):
+        mean = sum(differences) / 3
+        pooled = stats.t.sf(mean / error, 4)
+        alone = stats.ttest_1samp(differences, 0, alternative="greater").pvalue
+        assert found[name].mean == pytest.approx(mean)
+        assert found[name].p == pytest.approx(max(pooled, alone))
+        half = max(
+            stats.t.ppf(0.975, 4) * error,
+            stats.t.ppf(0.975, 2) * float(np.std(differences, ddof=1)) / math.sqrt(3),
+        )
+        assert (found[name].low, found[name].high) == pytest.approx((mean - half, mean + half))
+    assert found["b"].p == pytest.approx(stats.t.sf(3 / error, 4))
+    assert found["c"].p == pytest.approx(stats.t.sf(1 / error, 4), rel=0.2)
+
+
+def test_of_two_rows_the_block_model_is_the_paired_test():
+    found = against({"reference": FIRST, "better": SECOND}, "reference")["better"]
+    assert found.p == pytest.approx(paired(SECOND, FIRST).p / 2)
+    assert found.low == pytest.approx(0.7001142, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005},
+            {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02},
+        ),
+        ({"a": 0.02}, {"a": 0.02}),
+        ({"a": 0.6, "b": 0.9}, {"a": 1.0, "b": 1.0}),
+        ({"a": 0.01, "b": 0.012, "c": 0.02}, {"a": 0.03, "b": 0.03, "c": 0.03}),
+        ({}, {}),
+    ],
+)
+def test_holm_by_hand(values, expected):
+    assert holm(values) == pytest.approx(expected)
+    assert list(holm(values)) == list(values)
+
+
+def share(spreads: list[float], better: float, tries: int) -> float:
+    """How often some row is found better than the best of three that are truly the same."""
+    draws, found = np.random.default_rng(0), 0
+    for _ in range(tries):
+        scores = (
+            draws.normal(0, 0.5, (1, 5)) + draws.normal(0, 1, (8, 5)) * np.array(spreads)[:, None]
+        )
+        scores[3] += better
+        rows = {str(number): list(row) for number, row in enumerate(scores)}
+        best = max("012", key=lambda name: np.mean(rows[name]))
+        grown = {name: rows[name] for name in rows if name in "34567" or name == best}
+        tests = against({**rows, **grown}, best)
+        adjusted = holm({name: tests[name].p for name in "34567"})
+        found += min(adjusted.values()) < 0.05
+    return found / tries
+
+
+@pytest.mark.parametrize("spreads", [[1.0] * 8, [1, 1, 1, 3, 1, 1, 1, 1], [0.3] * 5 + [3, 2, 1]])
+def test_without_a_difference_at_most_one_family_in_twenty_is_significant(spreads):
+    assert share(spreads, 0.0, 400) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_large_difference_is_found():
+    assert share([0.5] * 8, 3.0, 40) > 0.9
