@@ -46,7 +46,7 @@ def _halved(size: tuple[int, int], stride: int) -> tuple[int, int]:
 def _layers(architecture: Architecture) -> Iterator[_Layer]:
     """List the layers in the order of the forward pass."""
     kernels, post = KERNELS[architecture.block], architecture.order == "post"
-    size = architecture.image[1:] if kernels[0] else (1, 1)
+    size = (architecture.image[1], architecture.image[2]) if kernels[0] else (1, 1)
     incoming = architecture.inputs
     if architecture.stem != "none":
         if architecture.stem == "imagenet":

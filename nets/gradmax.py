@@ -2,9 +2,11 @@
 
 As published, incoming weights are 0 and outgoing ones chosen; under BatchNorm such channels are
 dead for ever. Here the outgoing weights are 0, as for the other initializers, and the incoming rows
-are the directions in which the gradient of the outgoing weights is largest to first order: the top
-right singular vectors of sum(g x^T), over all positions of a probe batch, with x the layer's input
-patch and g the loss's gradient at the output of the next layer.
+are the directions in which the gradient of the outgoing weights is largest: right singular vectors
+of sum(g x^T), over all positions of a probe batch, with x the layer's input patch (less its mean
+where BatchNorm follows) and g the loss's gradient at the output of the next layer. An activation
+tells a direction from its opposite, so both stand for choice, and those go first whose gradient
+behind normalisation and activation is largest.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ def best_rows(
         ValueError: probe, targets or loss are missing.
     """
     module = net.get_submodule(block)
-    names = ["linear"] if isinstance(module, PlainBlock) else module.layers
-    paths = [f"{block}.{name}" for name in names]  # pyright: ignore[reportGeneralTypeIssues]
+    names: list[str] = getattr(module, "layers", ["linear"])
+    paths = [f"{block}.{name}" for name in names]
     if isinstance(module, PlainBlock):
         axes = axes_of(net)
         own = axes[f"{paths[0]}.weight"][0]
@@ -51,12 +53,21 @@ def best_rows(
     for path, following in pairwise(paths):
         layer, after = net.get_submodule(path), net.get_submodule(following)
         patches = _patches(seen[path, "input"][0], layer, after)  # (N, inputs * taps, positions)
+        normed = not isinstance(module, PlainBlock)
+        patches = patches - patches.mean((0, 2), keepdim=True) if normed else patches
         gradient = seen[following, "output"][1].double()
         gradient = gradient.reshape(*gradient.shape[:2], -1)  # (N, outputs, positions)
         cross = torch.einsum("nop,nkp->ok", gradient, patches)
-        directions = torch.linalg.svd(cross, full_matrices=False).Vh[:most]
-        shape = layer.weight.shape[1:]  # pyright: ignore[reportAttributeAccessIssue]
-        rows[f"{path}.weight"] = directions.view(-1, *shape) * NORM  # pyright: ignore
+        directions = torch.linalg.svd(cross, full_matrices=False).Vh
+        directions = torch.cat([directions, -directions])
+        response = torch.einsum("nkp,vk->nvp", patches, directions)
+        if normed:
+            response /= response.std((0, 2), keepdim=True).clamp_min(1e-12)
+        response = getattr(functional, net.architecture.activation)(response)
+        gain = torch.einsum("nop,nvp->ov", gradient, response).norm(dim=0)
+        best = directions[gain.argsort(descending=True, stable=True)[:most]]
+        shape = torch.Size(layer.weight.shape[1:])  # pyright: ignore
+        rows[f"{path}.weight"] = best.view(-1, *shape) * NORM
     return rows
 
 

@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 def pieces_of(name: str, shape: tuple[int, ...], bands: Bands) -> list[list[Piece]]:
     """Split an entry: rows of pieces from top to bottom, each from left to right."""
-    columns = shape[1] if len(shape) > 1 else 1
+    total, columns = (*shape, 1)[:2]
     rows, start = [], 0
     for number, (height, width) in enumerate(bands, start=1):
         here = slice(start, start + height)
@@ -40,7 +40,7 @@ def pieces_of(name: str, shape: tuple[int, ...], bands: Bands) -> list[list[Piec
         sizes = (width, columns - width)
         rows.append([piece for piece, size in zip(row, sizes) if size > 0 and height > 0])
         start += height
-    if start < shape[0]:
+    if start < total:
         rows.append([Piece(f"{name}_free", (slice(start, None), slice(0, columns)), False)])
     rows = [row for row in rows if row]
     if len(shape) == 1:
@@ -174,6 +174,9 @@ class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):
             return functional.batch_norm(
                 input, mean, variance, self.weight, self.bias, False, 0.0, self.eps
             )
+        if input.numel() == self.num_features:
+            shape = tuple(input.shape)
+            raise ValueError(f"Expected more than 1 value per channel when training, got {shape}")
         held = mean[: self.held], variance[: self.held]
         output, *batch = _PartlyHeld.apply(input, self.weight, self.bias, *held, self.eps)
         with torch.no_grad():

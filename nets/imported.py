@@ -31,7 +31,7 @@ def from_torchvision(model: nn.Module, image: tuple[int, ...] = (3, 224, 224)) -
         raise ValueError(f"model must be a torchvision ResNet, got {kind}")
     parts: Any = model
     blocks = [list(getattr(parts, f"layer{number}")) for number in range(1, 5)]
-    _check(parts, [block for stage in blocks for block in stage])
+    _check(parts, [block for stage in blocks for block in stage], image)
     architecture = _architecture(parts, blocks, image)
     values = _values(parts, blocks)
     with torch.device("meta"):
@@ -41,18 +41,40 @@ def from_torchvision(model: nn.Module, image: tuple[int, ...] = (3, 224, 224)) -
     return net.train(model.training)
 
 
-def _check(model: Any, blocks: list[Any]) -> None:
-    kinds = {type(block).__name__ for block in blocks}
-    norms = {type(module) for module in model.modules() if "Norm" in type(module).__name__}
-    plain = norms == {nn.BatchNorm2d} and len(kinds) == 1 and kinds <= set(_CONVOLUTIONS)
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    if not plain or any(
-        c.groups > 1 or c.dilation != (1, 1) or c.bias is not None for c in convolutions
-    ):
+def _check(model: Any, blocks: list[Any], image: tuple[int, ...]) -> None:
+    if len({type(block) for block in blocks}) > 1:
+        raise ValueError("model must have blocks of one kind, got BasicBlock and Bottleneck")
+    odd = [name for name, module in model.named_modules() if not _fits(name, module)]
+    odd += [] if isinstance(model.fc, nn.Linear) else ["fc"]
+    if odd:
+        got = str(model.get_submodule(odd[0])).splitlines()[0].removesuffix("(")
         raise ValueError(
-            "model must be made of BasicBlock or Bottleneck with BatchNorm2d, without groups and "
-            f"dilation, got {type(model).__name__} of {', '.join(sorted(kinds))}"
+            f"{odd[0]} of model must be as torchvision makes it, in BasicBlock or Bottleneck with "
+            f"relu and BatchNorm2d of torch's settings, without groups and dilation; got {got}"
         )
+    if image[0] != model.conv1.in_channels:
+        raise ValueError(
+            f"image must have {model.conv1.in_channels} channels, as model takes, got {image}"
+        )
+
+
+def _fits(name: str, module: Any) -> bool:
+    """Say whether our networks have such a module at that place."""
+    kind = type(module)
+    if kind is nn.Conv2d:
+        usual = module.groups == 1 and module.dilation == (1, 1) and module.bias is None
+        return usual and module.padding == tuple(size // 2 for size in module.kernel_size)
+    if kind is nn.BatchNorm2d:
+        usual = module.affine and module.track_running_stats
+        return usual and (module.eps, module.momentum) == (1e-5, 0.1)
+    if kind in (nn.MaxPool2d, nn.Identity):
+        shape = kind is nn.Identity or (module.kernel_size, module.stride, module.padding)
+        return name == "maxpool" and shape in (True, (3, 2, 1))
+    if kind is nn.AdaptiveAvgPool2d:
+        return module.output_size in (1, (1, 1))
+    if kind is nn.Linear:
+        return module.bias is not None
+    return kind in (nn.ReLU, nn.Sequential) or kind.__name__ in ("ResNet", *_CONVOLUTIONS)
 
 
 def _architecture(model: Any, blocks: list[list[Any]], image: tuple[int, ...]) -> Architecture:

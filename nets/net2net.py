@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nets.carry import Sources, Values
 from nets.held import held_entries
@@ -23,9 +22,9 @@ def copy_channels(
     """Turn the new channels of every axis that has grown into copies, in place.
 
     A copy has the rows of its original, BatchNorm's entries with them, and takes a share of its
-    outgoing columns. Of columns that are held fixed it takes nothing and starts with zeros; so it
-    does if the original's BatchNorm entries are held, because its own follow the batch. Channels
-    that are not held are copied where there are any.
+    outgoing columns; of columns that are held fixed it takes nothing and starts with zeros. A
+    channel whose running statistics are held is no original, since a copy would normalise by the
+    batch; where all are held, new channels stay as they are.
 
     Args:
         values: the joined values after an edit that adds channels.
@@ -36,13 +35,13 @@ def copy_channels(
         seed: with the axis it determines which channels are copied.
     """
     axes, sizes, held = axes_of(before), _sizes(before, old), held_entries(before)
-    new, fixed = _sizes(before, values), _held_channels(before)
+    new = _sizes(before, values)
     originals = {}
     for axis, size in sizes.items():
-        first = fixed.get(axis, 0) if fixed.get(axis, 0) < size else 0
-        draw = generator_of(seed, "net2net", axis, size)
-        if new[axis] > size:
-            originals[axis] = torch.randint(first, size, (new[axis] - size,), generator=draw)
+        first = _held_statistics(before, axis)
+        if new[axis] > size > first:
+            generator = generator_of(seed, "net2net", axis, size)
+            originals[axis] = torch.randint(first, size, (new[axis] - size,), generator=generator)
     for name, (axis, *_) in axes.items():
         if axis in originals and name in values:
             values[name][sizes[axis] :] = values[name][originals[axis]]
@@ -52,26 +51,21 @@ def copy_channels(
         if len(named) == 2 and named[1] in originals:
             start = sizes[named[1]]
             for copy, original in enumerate(originals[named[1]].tolist(), start):
-                share = 0.0 if original < fixed.get(named[1], 0) else SHARE
-                _share_column(values[name], copy, original, held[name], share)
+                _share_column(values[name], copy, original, held[name])
 
 
-def _share_column(value: Tensor, copy: int, original: int, held: Tensor, part: float) -> None:
-    share = torch.full((len(value),), part, dtype=value.dtype, device=value.device)
+def _share_column(value: Tensor, copy: int, original: int, held: Tensor) -> None:
+    share = torch.full((len(value),), SHARE, dtype=value.dtype, device=value.device)
     share[: len(held)][held[:, original].to(share.device)] = 0
-    taken = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
-    value[:, copy] = taken
-    value[:, original] -= taken
+    part = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
+    value[:, copy] = part
+    value[:, original] -= part
 
 
-def _held_channels(net: Network) -> dict[str, int]:
-    """Give, by axis, how many channels have BatchNorm entries that are held fixed."""
-    found: dict[str, int] = {}
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            (axis,) = module.axes  # pyright: ignore[reportGeneralTypeIssues]
-            found[axis] = max(found.get(axis, 0), getattr(module, "held", 0))
-    return found
+def _held_statistics(net: Network, axis: str) -> int:
+    """Give how many leading channels of an axis some BatchNorm normalises by held statistics."""
+    norms = [module for module in net.modules() if getattr(module, "axes", ()) == (axis,)]
+    return max((getattr(norm, "held", 0) for norm in norms), default=0)
 
 
 def _sizes(net: Network, values: Mapping[str, Tensor]) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nets.modules import Network, axes_of
 from nets.reductions import Narrow
@@ -80,10 +80,15 @@ def _activity(net: Network, consumers: Mapping[str, str], probe: Any) -> dict[st
     if inputs is None:
         raise ValueError("probe must be given for saliency activation, got None")
     found: dict[str, Tensor] = {}
+
+    def keep(axis: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            found[axis] = _share_above_zero(args[0])
+
+        return hook
+
     handles = [
-        net.get_submodule(path).register_forward_pre_hook(
-            lambda module, args, axis=axis: found.update({axis: _share_above_zero(args[0])})
-        )
+        net.get_submodule(path).register_forward_pre_hook(keep(axis))
         for axis, path in consumers.items()
     ]
     try:

@@ -21,12 +21,14 @@ def mode(net: nn.Module, training: bool, survival: float | None = None) -> Itera
     With `survival`, blocks survive with that chance and dropout is off.
     """
     before = {module: module.training for module in net.modules()}
-    chances = {module: module.survival for module in net.modules() if hasattr(module, "survival")}
+    chances: dict[nn.Module, Any] = {
+        module: module.survival for module in net.modules() if hasattr(module, "survival")
+    }
     net.train(training)
     try:
         for module in before if survival is not None else ():
             if module in chances:
-                module.survival = survival  # pyright: ignore[reportAttributeAccessIssue]
+                module.survival = survival  # pyright: ignore
             if isinstance(module, nn.Dropout):
                 module.eval()
         yield
@@ -70,9 +72,10 @@ def tap(
     inputs, targets = probe
     seen: dict[End, Tensor] = {}
 
-    def keep(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+    def keep(path: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             seen[path, "input"], seen[path, "output"] = args[0], output
+            return output.clone()  # an activation in place would overwrite it
 
         return hook
 

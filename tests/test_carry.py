@@ -453,3 +453,23 @@ def test_a_scheduler_that_moves_momentum_follows():
         seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
     assert len(set(seen)) == 9
     assert seen[-1][0] < 0.01
+
+
+@pytest.mark.parametrize("choice", ["adam", "adamw", "amsgrad"])
+def test_at_step_1000_newborn_outgoing_entries_move_as_much_as_the_old(choice):
+    net, (kind, settings) = network(), OPTIMIZERS[choice]
+    optimizer = kind(net.parameters(), **{**settings, "betas": (0.9, 0.999)})
+    train(net, optimizer, steps=200)
+    for state in optimizer.state.values():
+        state["step"].fill_(1000)  # as far along as bias correction goes
+    grown = grow(net, [Widen("stage1.block1", 8)], optimizer)
+    weight = grown.network.stage1.block1.conv2.weight
+    assert int(grown.optimizer.state[weight]["step"]) == 1000
+    squares, before = torch.zeros(10, 2), weight.detach().clone()
+    for step in range(10):
+        train(grown.network, grown.optimizer, steps=1, first=200 + step)
+        moved = (weight.detach() - before).square()
+        squares[step] = torch.stack([moved[:, 3:].mean(), moved[:, :3].mean()])
+        before = weight.detach().clone()
+    new, old = squares.mean(0).sqrt()
+    assert 0.3 <= float(new / old) <= 3

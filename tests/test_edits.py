@@ -175,3 +175,132 @@ def test_two_thousand_sequences_of_edits_keep_the_outputs():
     worst = max(run_sequence(seed) for seed in range(2000))
     print(f"largest relative change of an output: {worst:.3g}")
     assert worst <= 1e-10
+
+
+# removing and narrowing
+
+
+def small(block="basic", order="post", **settings):
+    """One stage of three blocks on a stream of 4, then one block."""
+    blocks = tuple(Block(f"stage1.block{k}", 3) for k in (1, 2, 3))
+    stride = 2 if block in ("basic", "bottleneck") else 1
+    last = Stage("stage2", 6, (Block("stage2.block1", 4),), stride, True, 1)
+    stem, image = ("cifar", (2, 8, 8)) if stride == 2 else ("dense", (5,))
+    architecture = Architecture(
+        (Stage("stage1", 4, blocks, births=3), last), 3, image, 4, order, stem, block, **settings
+    )
+    torch.manual_seed(0)
+    net = build(architecture).double()
+    probe = torch.randn(16, *image).double(), torch.randint(3, (16,))
+    train(net, torch.optim.SGD(net.parameters(), 0.05, momentum=0.9), probe, steps=5)
+    return net, probe
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "dense"])
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_a_faded_block_goes_without_a_trace(block, order):
+    net, probe = small(block, order)
+    fading = grow(net, [Remove("stage1.block2", 4)]).network
+    assert moved(net, fading, probe[0], EVAL) == 0
+    seen = []
+    for step in range(4):
+        counted = fading.state_dict()["stage1.block2.fade"]
+        assert int(counted) == step
+        branch = fading.stage1.block2._kept(torch.ones(1, 1), fading.draw)  # counts a step itself
+        seen.append(float(branch))
+        fading.stage1.block2.fade -= 1
+        train(fading, torch.optim.SGD(fading.parameters(), 0.01), probe)
+    assert seen == [0.75, 0.5, 0.25, 0.0]
+    gone = grow(fading, [Remove("stage1.block2")], probe=probe)
+    assert list(gone.network.architecture.blocks) == [
+        "stage1.block1",
+        "stage1.block3",
+        "stage2.block1",
+    ]
+    assert moved(fading, gone.network, probe[0], BOTH) <= 1e-12
+    assert gone.difference <= 1e-12
+    for name, value in gone.network.state_dict().items():  # BatchNorm's statistics too
+        assert torch.equal(value, fading.state_dict()[name]), name
+
+
+def test_a_fade_goes_on_where_a_checkpoint_left_it():
+    net, probe = small()
+    fading = grow(net, [Remove("stage1.block2", 5)]).network
+    train(fading, torch.optim.SGD(fading.parameters(), 0.01), probe, steps=2)
+    other = build(fading.architecture, seed=3).double()
+    other.load_state_dict(fading.state_dict())
+    assert moved(fading, other, probe[0], BOTH) == 0
+    assert int(other.stage1.block2.fade) == 2
+    grown = grow(other, [Widen("stage1.block2", 2), Widen("stage2.block1", 1)], probe=probe)
+    assert int(grown.network.stage1.block2.fade) == 2
+    assert grown.difference <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("action", "settings", "message"),
+    [
+        (Remove("stage1.block9"), {}, "block must be one of stage1.block1, .*; got"),
+        (Remove("stage2.block1"), {}, "block stage2.block1 is the only one of stage2"),
+        (Remove("stage1.block1", -1), {}, "steps must be at least 0, got -1"),
+        (Remove("stage1.block2"), {"activation": "gelu"}, "order must be pre, or activation relu"),
+        (Narrow("stage1.block1", 3), {}, "by must be at most 2 for stage1.block1, which has 3"),
+        (Narrow("stage1.block1", 0), {}, "by must be at least 1, got 0"),
+        (Freeze("stage9"), {}, "target must be one of stem, stage1, "),
+        (Freeze("stage1", 2), {}, "channels can be given for a block only"),
+        (Freeze("stage1.block1", 4), {}, "channels must be at most 3, the width of stage1.block1"),
+        (Freeze("stage1.block1", 0), {}, "channels must be at least 1, got 0"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_done_is_refused_in_one_line(action, settings, message):
+    net, _ = small(**settings)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        grow(net, [action])
+
+
+def test_a_fading_block_does_not_start_to_fade_again():
+    net, _ = small()
+    with pytest.raises(ValueError, match=r"block stage1.block2 is fading already, over 3 steps"):
+        grow(net, [Remove("stage1.block2", 3), Remove("stage1.block2", 2)])
+
+
+def test_the_block_that_leads_into_a_stream_stays():
+    net, _ = small()
+    grown = grow(net, [Insert("stage2.block1", 2)]).network
+    with pytest.raises(ValueError, match=r"block stage2.block1 must stay: it leads into"):
+        grow(grown, [Remove("stage2.block1")])
+    assert "stage2.block2" not in grow(grown, [Remove("stage2.block2")]).network.architecture.blocks
+
+
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_behind_a_block_that_went_at_once_statistics_are_those_of_the_probe(order):
+    net, probe = small(order=order)
+    without = grow(net, [Remove("stage1.block2")]).network
+    grown = grow(net, [Remove("stage1.block2")], probe=probe)
+    assert grown.difference > 1e-3
+    # what BatchNorm sees on the probe batch, by a training forward at momentum 1
+    slow = deepcopy(without).train()
+    for module in slow.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    slow(probe[0])
+    behind = ("stage1.block3", "stage2", "head")
+    for name, value in grown.network.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            expected = slow if name.startswith(behind) else net
+            torch.testing.assert_close(value, expected.state_dict()[name])
+        elif not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, net.state_dict()[name])
+    assert moved(without, grown.network, probe[0], EVAL) > 1e-3
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "dense"])
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_channels_with_zero_columns_go_without_a_trace(block, order):
+    net, probe = small(block, order)
+    grown = grow(net, [Widen("stage1.block2", 3)], probe=probe).network
+    back = grow(grown, [Narrow("stage1.block2", 3)], probe=probe)
+    assert moved(grown, back.network, probe[0], BOTH) <= 1e-12
+    if block != "bottleneck":  # whose middle layer has no zero columns, so others may go there
+        for name, value in back.network.state_dict().items():
+            assert torch.equal(value, net.state_dict()[name]), name

@@ -375,7 +375,7 @@ def one_line_refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[obj
     return line.removeprefix("run.py: error: ")
 
 
-POLICIES = "LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth, Yoked"
+POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth, Yoked"
 REFUSED = [
     (
         "--policy Foo",
@@ -402,7 +402,7 @@ REFUSED = [
     ("--optimizer lion", "optimizer must be one of sgd, adam, adamw, rmsprop; got 'lion'"),
     ("--schedule step", "schedule must be one of cosine, hold; got 'step'"),
     ("--budget steps", "budget must be one of flops, epochs, seconds; got 'steps'"),
-    ("--initializer zero", "initializer must be one of he, xavier, .*; got 'zero'"),
+    ("--initializer zero", r"initializer must be one of he, xavier, .*; got 'zero'"),
     ("--precision fp8", "precision must be one of auto, float32, bf16, fp16; got 'fp8'"),
     ("--device tpu", "device must be auto, cpu or an available GPU, got 'tpu'"),
     ("--device meta", "device must be auto, cpu or an available GPU, got 'meta'"),

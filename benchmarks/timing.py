@@ -1,0 +1,45 @@
+"""Interleaved timing: rounds in which everything that is compared takes one turn each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def interleaved(turns: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Give the seconds of every turn by name, after two rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds + 2):
+        for name, turn in turns.items():
+            start = perf_counter()
+            turn()
+            if number >= 2:
+                seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float]:
+    """Give best over best, and the median of the rounds' ratios."""
+    pairs = zip(seconds[name], seconds[base], strict=True)
+    return min(seconds[name]) / min(seconds[base]), median(one / two for one, two in pairs)
+
+
+def step_of(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+) -> Callable[[], None]:
+    """Give a training step as a function without arguments."""
+
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(net(inputs), targets).backward()
+        optimizer.step()
+
+    return step

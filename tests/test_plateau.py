@@ -1,0 +1,95 @@
+"""Plateau's freezing as tables: what it holds when it grows, and when all trains again."""
+
+from dataclasses import replace
+
+import pytest
+
+from nets import Freeze, Unfreeze, Widen, seed_of
+from policies import Plateau
+from tests.test_policies import FIRST, LIMIT, MLP, after_all, losses_of, record
+
+STALLED = (1.0, 1.0, 1.0)
+PARTS = ["stem", "stage1", "stage2", "stage3", "head"]
+FREEZE = [Freeze(part) for part in PARTS]
+UNFREEZE = [Unfreeze(part) for part in PARTS]
+FROZEN = after_all(FIRST, FREEZE)
+GROWN = Plateau(share=0.1).decide(losses_of(*STALLED))
+
+
+def history_of(ages, spent=0.3, architecture=FROZEN, losses=None):
+    """A growth at the first record, then `ages` records, the last of them the present."""
+    first = record(1, applied=(*FREEZE, Widen("stage1.block1", 1)), validation_loss=2.0)
+    # a loss that falls: nothing has stalled since
+    losses = losses or [1 - 0.1 * age for age in range(ages)]
+    rest = [record(2 + age, architecture, validation_loss=loss) for age, loss in enumerate(losses)]
+    history = [first, *rest]
+    return [*history[:-1], replace(history[-1], spent=spent)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "history", "expected"),
+    [
+        ({}, losses_of(*STALLED), GROWN),
+        ({"freeze": True}, losses_of(*STALLED), [*FREEZE, *GROWN]),
+        ({"freeze": True}, losses_of(1.0, 0.9, 0.8), []),
+        # after so many records
+        ({"freeze": True, "thaw_after": 2}, history_of(1), []),
+        ({"freeze": True, "thaw_after": 2}, history_of(2), UNFREEZE),
+        ({"freeze": True, "thaw_after": 2}, history_of(3), UNFREEZE),
+        ({"freeze": True, "thaw_after": 2}, history_of(3, architecture=FIRST), []),
+        ({"freeze": True}, history_of(9), []),
+        # near the end
+        ({"freeze": True, "thaw_at": 0.5}, history_of(3, spent=0.49), []),
+        ({"freeze": True, "thaw_at": 0.5}, history_of(3, spent=0.5), UNFREEZE),
+        ({"freeze": True, "thaw_at": 0.5}, history_of(3, spent=0.9, architecture=FIRST), []),
+        ({"freeze": True, "thaw_at": 0.9, "thaw_after": 1}, history_of(1), UNFREEZE),
+    ],
+)
+def test_what_is_held_and_when_it_trains_again(settings, history, expected):
+    assert Plateau(share=0.1, **settings).decide(history) == expected
+
+
+def test_a_late_growth_freezes_nothing_and_thaws_what_is():
+    policy = Plateau(share=0.1, freeze=True, thaw_at=0.5)
+    late = losses_of(*STALLED)
+    late[-1] = replace(late[-1], spent=0.7)
+    assert policy.decide(late) == GROWN
+    late[-1] = replace(late[-1], architecture=FROZEN)
+    assert policy.decide(late) == [*UNFREEZE, *GROWN]
+
+
+def test_a_second_growth_holds_what_came_with_the_first():
+    policy = Plateau(share=0.05, freeze=True)
+    architecture = FIRST
+    for _ in range(2):
+        decided = policy.decide(losses_of(*STALLED, first=architecture))
+        assert decided[: len(PARTS)] == FREEZE
+        before = after_all(architecture, FREEZE)
+        architecture = after_all(architecture, decided)
+        for name, block in before.blocks.items():
+            assert block.whole
+            assert architecture.blocks[name].frozen == block.width
+    assert architecture != architecture.thawed()
+    assert after_all(architecture, UNFREEZE) == architecture.thawed()
+
+
+def test_a_plain_net_has_no_stem_to_hold():
+    history = losses_of(*STALLED, first=seed_of(MLP), limit=MLP)
+    decided = Plateau(freeze=True).decide(history)
+    assert decided == [Freeze("stage1"), Freeze("head"), Widen("stage1.block1", 125)]
+
+
+def test_nothing_freezes_where_nothing_fits():
+    assert Plateau(freeze=True).decide(losses_of(*STALLED, first=LIMIT)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"thaw_after": 0}, "thaw_after must be at least 1, got 0"),
+        ({"thaw_at": 0}, "thaw_at must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Plateau(**settings)
