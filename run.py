@@ -175,6 +175,7 @@ def _branch(chosen: Namespace) -> int:
 
     if started() > 1:
         raise ValueError(f"branch must run in 1 process (torchrun is for train), got {started()}")
+    _history(chosen.run)  # refuses a comparison with a word on its runs
     with _reporting() as (say, advance):
         text = branch(Path(chosen.run), chosen.at, chosen.steps, chosen.orders, say, advance)
     print(f"\n{text}")
