@@ -375,7 +375,8 @@ def one_line_refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[obj
     return line.removeprefix("run.py: error: ")
 
 
-POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, StochasticDepth, Yoked"
+POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, "
+POLICIES += "StochasticDepth, Yoked"
 REFUSED = [
     (
         "--policy Foo",

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Give what a result depends on besides the settings: versions, machine, command."""
     import torch
-    import torchvision
 
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # importing it takes a second
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
