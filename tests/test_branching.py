@@ -23,7 +23,7 @@ from training.data import Batches
 from training.forks import candidates, fork_of
 from training.step import make_optimizer
 
-TRAIN = "train --net resnet8 --epochs 1 --records 4 --batch_size 64 --device cpu --threads 1"
+TRAIN = "train --net resnet8 --epochs 0.5 --records 4 --batch_size 64 --device cpu --threads 1"
 
 
 def called(*arguments: object) -> int:
@@ -39,7 +39,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grown(tmp_path_factory: pytest.TempPathFactory, without_pictures: None) -> Path:
     """A finished run that grew; tests take copies."""
     folder = tmp_path_factory.mktemp("grown") / "run"
     assert called(*TRAIN.split(), "--policy", "Periodic", "--out", folder) == 0
