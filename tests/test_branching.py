@@ -209,6 +209,11 @@ def test_what_does_not_fit_or_comes_to_less_is_left_out_with_a_reason(grown, at)
     _, left_out = candidates(fine)
     reason = "adds 36,864 FLOPs, not about 6,912"
     assert f"Widen(block='{first}', by=1): {reason}" in left_out
+    coarse = replace(fork, record=replace(fork.record, applied=(Widen(last, 10),)))
+    wanted, left_out = candidates(coarse)  # two channels cost too much, one little more than half
+    reason = "adds 36,864 FLOPs, not about 69,120"
+    assert f"Widen(block='{first}', by=1): {reason}" in left_out
+    assert (Widen(last, 10),) in wanted.values()
     tight = replace(fork.record, limit=fork.record.cost)
     wanted, left_out = candidates(replace(fork, record=tight))
     assert set(wanted.values()) == {(), fork.grown}
