@@ -180,6 +180,10 @@ def test_north_has_a_threshold_a_share_and_a_cooldown(example):
     assert [action.block for action in policy.decide(cooling)] == [ONE, THREE]
     full = [replace(record, limit=record.cost) for record in history]
     assert policy.decide(full) == []
+    # what the first takes is not there for the next
+    both = cost(FIRST.apply(Widen(ONE, 2)).apply(Widen(TWO, 3)))
+    tight = [replace(record, limit=replace(both, parameters=10**9)) for record in history]
+    assert policy.decide(tight) == [Widen(ONE, 2), Widen(TWO, 3)]
 
 
 def test_north_says_what_it_needs(example):
