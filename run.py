@@ -1,4 +1,4 @@
-"""The front door: train, compare, inspect, replay.
+"""The front door: train, compare, inspect, replay, branch.
 
 Nothing here imports torch before a command needs it, so that `--help` appears at once.
 """
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         chosen = parser.instantiate(parser.parse_args([underscored(word) for word in given]))
         command = {"train": _train, "compare": _compare, "inspect": _inspect, "replay": _replay}
+        command["branch"] = _branch
         return command[chosen.subcommand](chosen[chosen.subcommand])
     except ValueError as error:
         print(f"run.py: error: {one_line(str(error))}", file=sys.stderr)
@@ -162,15 +163,22 @@ def _draw(chosen: Namespace, history: Sequence[Record]) -> Path:
 
 
 def _replay(chosen: Namespace) -> int:
-    from analysis.tables import markdown, phrase
-    from training.judgement import replay
+    from training.replaying import replay_table
 
-    rows = []
-    for record, decided in replay(chosen.policy, _history(chosen.run)):
-        done, asked = (", ".join(map(phrase, each)) or "-" for each in (record.applied, decided))
-        rows.append([str(record.step), f"{record.spent:.0%}", done, asked])
-    name = type(chosen.policy).__name__
-    print(markdown(["step", "spent", "done", f"{name} would have asked for"], rows))
+    print(replay_table(chosen.policy, chosen.runs))
+    return 0
+
+
+def _branch(chosen: Namespace) -> int:
+    from training.branching import branch
+    from training.ranks import started
+
+    if started() > 1:
+        raise ValueError(f"branch must run in 1 process (torchrun is for train), got {started()}")
+    _history(chosen.run)  # refuses a comparison with a word on its runs
+    with _reporting() as (say, advance):
+        text = branch(Path(chosen.run), chosen.at, chosen.steps, chosen.orders, say, advance)
+    print(f"\n{text}")
     return 0
 
 

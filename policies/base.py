@@ -18,8 +18,9 @@ class Policy(ABC):
 
     Subclasses are frozen dataclasses whose fields are their settings. `decide` is a pure function
     of the history: no network, no state, randomness only from the record's seed and step. What
-    needs the network is a probe: name it in `needs` ("importance"), and the loop measures it into
-    every record. Amounts of growth are given as a `share` of the limit's FLOPs an image.
+    needs the network is a probe: name it in `needs`, and the loop measures it into every record
+    ("importance" into `importance`, "effective_rank" into the `extra` of the readings). Amounts of
+    growth are given as a `share` of the limit's FLOPs an image.
     """
 
     needs = tuple[str, ...]()  # unannotated: no field, and no name for jsonargparse to resolve

@@ -12,3 +12,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(without_gpu)
         if "slow" in item.keywords and "slow" not in config.getoption("-m"):
             item.add_marker(slow)
+
+
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Runs draw nothing for TensorBoard, which takes longer than a short run."""
+    from analysis.board import Board  # late: TensorBoard takes a second
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Board, "pictures", lambda *_: None)
+        yield

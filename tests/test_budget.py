@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import training.loop
+import training.measuring
 from analysis import Record, read_history
 from nets import Action, Insert, SetSurvival, Widen, cost, preset, train_flops
 from nets.actions import adds_capacity
@@ -45,7 +46,8 @@ class Log:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Count FLOPs beside the loop: steps by what was trained, growths by what they ran."""
     log = Log()
-    step, grow, probe = training.loop.train_step, training.loop.grow, training.loop.block_importance
+    step, grow = training.loop.train_step, training.loop.grow
+    probe = training.measuring.block_importance
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> None:
         step(net, optimizer, inputs, *rest)
@@ -66,7 +68,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
     monkeypatch.setattr(training.loop, "train_step", stepped)
     monkeypatch.setattr(training.loop, "grow", grown)
-    monkeypatch.setattr(training.loop, "block_importance", probed)
+    monkeypatch.setattr(training.measuring, "block_importance", probed)
     return log
 
 

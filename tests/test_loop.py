@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import training.loop
+import training.measuring
 import training.summary
 from analysis import Record, read_history
 from nets import Action, Architecture, Insert, SetSurvival, Widen, cost, preset, seed_of
@@ -286,7 +287,7 @@ def test_importance_is_measured_only_for_a_policy_that_needs_it(tmp_path, monkey
     def unwanted(*_: Any) -> None:
         raise AssertionError("nobody asked for it")
 
-    monkeypatch.setattr(training.loop, "block_importance", unwanted)
+    monkeypatch.setattr(training.measuring, "block_importance", unwanted)
     train(small(tmp_path), quiet)
     assert not any(record.importance for record in read_history(tmp_path))
 

@@ -63,7 +63,7 @@ def test_the_commands_of_the_readme_are_accepted(command, monkeypatch):
 
 def test_the_readme_has_commands():
     kinds = {shlex.split(command)[1] for command in COMMANDS}
-    assert kinds >= {"train", "compare", "inspect", "replay"}
+    assert kinds >= {"train", "compare", "inspect", "replay", "branch"}
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "experiments").glob("*.yaml")])

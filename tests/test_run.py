@@ -301,7 +301,7 @@ def test_inspect_gives_every_number_as_one_tidy_table(tiny, tmp_path, capsys):
 def test_inspect_asks_for_one_run_of_a_comparison(tiny, workplace, capsys):
     shutil.copytree(tiny, workplace / "all" / "row" / "seed1")
     shutil.copytree(tiny, workplace / "all" / "row" / "seed0")
-    for words in (["inspect", "all"], ["replay", "all", "--policy", "Never"]):
+    for words in (["inspect", "all"], ["branch", "all", "--at", "3"]):
         line = one_line_refusal(capsys, words)
         assert line == "run must be one run of the comparison, such as all/row/seed0, got all"
 
@@ -500,8 +500,11 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of {train,compare,inspect,replay}"),
-        (["grow"], "invalid choice: 'grow' .choose from 'train', 'compare', 'inspect', 'replay'"),
+        ([], "one of {train,compare,inspect,replay,branch}"),
+        (
+            ["grow"],
+            "invalid choice: 'grow' .choose from 'train', 'compare', 'inspect', 'replay', 'branch'",
+        ),
         (["inspect"], "required: .*run"),
         (
             ["inspect", "nowhere"],

@@ -122,13 +122,25 @@ def make_parser() -> Parser:
         "inspect", inspect, help="what grew, when and why, and the layers' statistics"
     )
     replay = Parser(
-        description="What another policy would have decided, given the history as it was recorded."
+        description="What another policy would have decided, given the history as it was recorded: "
+        "one step at a time, conditional on what was really done; it predicts no outcome."
     )
-    replay.add_argument("run", help="a run folder")
+    replay.add_argument("runs", nargs="+", help="run folders, or comparisons: all runs in them")
     replay.add_subclass_arguments(Policy, "policy", required=True, help="the policy to ask")
     commands.add_subcommand(
-        "replay", replay, help="what another policy would have decided on a recorded run"
+        "replay", replay, help="what another policy would have decided on recorded runs"
     )
+    branch = Parser(
+        description="Train every growth that costs as much as a recorded one, and none, from the "
+        "state before it: what each site brought, and which statistics would have told it."
+    )
+    branch.add_argument("run", help="a run folder; the results go to its branch/stepN/")
+    branch.add_argument("--at", type=int, required=True, help="the step of a recorded growth")
+    branch.add_argument("--steps", type=int, default=200, help="training steps of every branch")
+    branch.add_argument(
+        "--orders", type=int, default=3, help="data orders in which every branch is trained"
+    )
+    commands.add_subcommand("branch", branch, help="what growth at each other site would bring")
     return parser
 
 

@@ -8,7 +8,7 @@ from functools import reduce
 from time import perf_counter
 from typing import Any
 
-from analysis import Record, block_importance, response_histograms
+from analysis import Record, response_histograms
 from analysis.board import Board
 from analysis.tables import phrase
 from nets import (
@@ -28,6 +28,7 @@ from training.budget import learning_rate
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
+from training.measuring import measure_probes, with_probes
 from training.model import model_of
 from training.pictures import reference_of
 from training.run import CHECKED, Run, open_run
@@ -170,12 +171,8 @@ def _measure(run: Run) -> Record:
     run.trace = [run.window.clone()]
     ranks.share_buffers(run.net, run.ema)
     validation = _validate(run, run.net)
-    importance = {}
-    if "importance" in settings.policy.needs and run.spent < 1:
-        importance = block_importance(run.net, *run.probe, run.loss)
-        forwards = (1 + len(importance)) * len(run.probe[0])
-        progress.flops += forwards * cost(run.net.architecture).flops
-    return Record.capture(
+    measured = measure_probes(run)
+    record = Record.capture(
         run.net,
         run.observer,
         step=progress.step,
@@ -189,8 +186,8 @@ def _measure(run: Run) -> Record:
         validation_loss=validation[0],
         validation_accuracy=validation[1],
         learning_rate=learning_rate(settings, run.spent),
-        importance=importance,
     )
+    return with_probes(record, measured)
 
 
 def _validate(run: Run, net: Network | None) -> tuple[float | None, float | None]:

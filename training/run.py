@@ -170,7 +170,7 @@ def open_run(settings: Train) -> Run:
         loss=LOSSES[ground.splits.task],
         limit=cost(ground.limit),
         budget=Budget.of(settings, ground.limit, len(ground.splits.train)),
-        probe=_probe(ground.splits, ground.statistics, device),
+        probe=probe_of(ground.splits, ground.statistics, device),
         net=net,
         model=model,
         ema=ema,
@@ -223,7 +223,7 @@ def _networks(
     return net.to(device, memory_format=torch.channels_last), ema  # pyright: ignore[reportCallIssue]
 
 
-def _probe(
+def probe_of(
     splits: Splits, statistics: tuple[Tensor, Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Give the fixed probe batch: training images, the same for every run on this data."""

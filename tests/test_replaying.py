@@ -1,0 +1,148 @@
+"""Replay over many runs: a summary, the records that matter, and runs that cannot be asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+import run
+from analysis import Record
+from nets import Insert, Widen, WidenStage, cost, preset, seed_of
+from policies import Never, Periodic, StochasticDepth
+from training.replaying import places, replay_runs, replay_table, runs_of
+
+LIMIT = preset("resnet8", image=(1, 8, 8))
+FIRST = seed_of(LIMIT)
+ONE, TWO, THREE = FIRST.blocks
+
+
+def write(folder: Path, *applied, records: int = 4, **values) -> Path:
+    """A run's history; `applied` holds the actions of its first records."""
+    architecture, lines = FIRST, []
+    for number in range(records):
+        actions = applied[number] if number < len(applied) else ()
+        given = {"step": 10 * (number + 1), "epoch": 1.0, "spent": 0.1 * (number + 1), "seed": 0}
+        record = Record(**given, architecture=architecture, limit=cost(LIMIT), **values)
+        lines.append(json.dumps(replace(record, applied=tuple(actions)).to_dict()) + "\n")
+        for action in actions:
+            architecture = architecture.apply(action)
+    folder.mkdir(parents=True)
+    (folder / "history.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def cells_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
+def test_a_comparison_stands_for_all_runs_in_it(workplace):
+    for name in ("b/seed0", "b/seed1", "a/seed0"):
+        write(Path("comparison", name))
+    write(Path("alone"))
+    (workplace / "comparison" / "c" / "seed0").mkdir(parents=True)  # not begun
+    found = runs_of(["alone", "comparison", "comparison/b/seed1"])
+    assert list(map(str, found)) == [
+        "alone",
+        "comparison/a/seed0",
+        "comparison/b/seed0",
+        "comparison/b/seed1",
+    ]
+
+
+def test_several_runs_give_a_summary_and_the_records_that_matter(workplace):
+    write(Path("same"), [], [Widen(ONE, 3)])
+    write(Path("elsewhere"), [], [Insert(ONE, 4)], [], [Widen(TWO, 1)])
+    write(Path("still"))
+    text = replay_table(Periodic(every=2), ["same", "elsewhere", "still"])
+    summary, rows, *rest = text.split("\n\n")
+    assert not rest
+    assert cells_of(summary)[0] == [
+        "run",
+        "records",
+        "grew",
+        "would have grown",
+        "when it was done",
+        "and where",
+    ]
+    assert cells_of(summary)[2:] == [
+        ["same", "4", "1", "2", "1", "1"],
+        # at the second record it widened stage 1 where an insertion was done, at the fourth stage 2
+        ["elsewhere", "4", "2", "2", "2", "0"],
+        ["still", "4", "0", "2", "0", "0"],
+    ]
+    lines = cells_of(rows)
+    assert lines[0] == ["run", "step", "spent", "done", "Periodic would have done"]
+    assert [line[:2] for line in lines[2:]] == [
+        [name, step] for name in ("same", "elsewhere", "still") for step in ("20", "40")
+    ]
+    assert lines[2][3] == f"Widen(block='{ONE}', by=3)"
+    assert lines[-1][3] == "-"
+    assert replay_table(Never(), ["still", "same", "still"]).count("still") == 1  # nothing there
+
+
+def test_only_what_the_runs_rules_would_have_granted_counts(workplace):
+    early, late = write(Path("early")), write(Path("late"))
+    (early / "config.yaml").write_text("grow_until: 0.2\n")
+    (late / "config.yaml").write_text("grow_until: 0.6\n")
+    text = replay_table(Periodic(every=2), ["early", "late"])
+    assert [row[3] for row in cells_of(text.split("\n\n")[0])[2:]] == ["1", "2"]
+    # of a single run every wish is shown
+    assert sum("Widen(" in line for line in replay_table(Periodic(2), ["early"]).splitlines()) == 2
+
+
+def test_a_run_that_cannot_be_asked_takes_no_other_with_it(workplace):
+    write(Path("bare"))
+    write(Path("full"), importance=dict.fromkeys(FIRST.blocks, 0.1))
+    text = replay_table(StochasticDepth(), ["bare", "full"])
+    assert text.splitlines()[-1].startswith("bare: StochasticDepth needs the probe 'importance'")
+    assert [row[0] for row in cells_of(text.split("\n\n")[0])[2:]] == ["full"]
+    with pytest.raises(ValueError, match="StochasticDepth needs the probe"):
+        replay_runs(StochasticDepth(), [Path("bare")])
+
+
+def test_places_are_of_what_adds_capacity():
+    actions = [Widen(ONE, 3), Insert(TWO, 4), WidenStage("stage1", 1)]
+    assert places(actions) == {("Widen", ONE), ("Insert", TWO), ("WidenStage", "stage1")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nowhere", "history must be a history.jsonl file or a run folder, got nowhere"),
+        ("full nowhere", "history must be .*, got nowhere"),
+        ("empty", "run must be a folder with at least one record, got empty"),
+        ("", "required"),
+    ],
+)
+def test_wrong_use_is_refused_in_one_line(workplace, capsys, arguments, message):
+    write(Path("full"))
+    write(Path("empty"), records=0)
+    try:
+        code = run.main(["replay", *arguments.split(), "--policy", "Periodic"])
+    except SystemExit as stop:
+        code = stop.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(line)
+
+
+def test_twenty_runs_take_seconds(workplace, capsys):
+    for number in range(20):
+        write(Path(f"comparison/row/seed{number}"), [], [Widen(ONE, 3)], records=20)
+    started = perf_counter()
+    assert run.main(["replay", "comparison", "--policy", "Periodic"]) == 0
+    assert perf_counter() - started < 10
+    assert "comparison/row/seed19" in capsys.readouterr().out

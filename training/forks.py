@@ -1,0 +1,92 @@
+"""The places in a run from which branches begin, and the growths that are tried at one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from analysis import Record, read_history
+from analysis.branches import NONE, site_of
+from analysis.tables import phrase
+from nets import Action, Insert, Widen
+from nets.actions import adds_capacity
+from policies.base import largest_by, largest_width
+from training.folder import read_config
+from training.judgement import judge
+from training.settings import Common, Train
+
+LEAST_SHARE = 0.75
+"""A growth that comes to less than this share of the recorded one's FLOPs is not of equal cost."""
+Candidates = dict[str, tuple[Action, ...]]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The place in a run where the branches begin: its record, and the state before its growth."""
+
+    run: Path
+    record: Record
+    settings: Train
+
+    @property
+    def state(self) -> Path:
+        """The kept checkpoint."""
+        return self.run / "growth" / f"step{self.record.step:07d}.pt"
+
+    @property
+    def out(self) -> Path:
+        """The folder of the results."""
+        return self.run / "branch" / f"step{self.record.step:07d}"
+
+    @property
+    def grown(self) -> tuple[Action, ...]:
+        """What the run added here."""
+        return tuple(filter(adds_capacity, self.record.applied))
+
+
+def fork_of(run: Path, at: int) -> Fork:
+    """Find a growth step of a run; a ValueError lists those that there are."""
+    history = read_history(run)
+    config = read_config(run)
+    names = [item.name for item in fields(Common) if item.name in config]
+    settings = Train(**{name: config[name] for name in names}, seed=config["seed"], out=str(run))
+    forks = [Fork(run, record, settings) for record in history]
+    forks = [fork for fork in forks if fork.grown and fork.state.exists()]
+    if not forks:
+        raise ValueError(f"run must have a growth step whose state it kept in growth/, got {run}")
+    found = [fork for fork in forks if fork.record.step == at]
+    if not found:
+        steps = ", ".join(str(fork.record.step) for fork in forks)
+        raise ValueError(f"at must be one of the growth steps {steps} of {run}, got {at}")
+    return found[0]
+
+
+def candidates(fork: Fork) -> tuple[Candidates, list[str]]:
+    """Give every growth at one site that costs as much as the recorded one, and no growth.
+
+    The recorded one is among them, also where it is at several sites. Second come those that are
+    left out, each as a line that says why.
+    """
+    record, grown = fork.record, fork.grown
+    flops = site_of(record, grown, ()).flops
+    found: Candidates = {NONE: ()}
+    left_out = []
+    for block in record.architecture.blocks:
+        for kind, largest in ((Widen, largest_by), (Insert, largest_width)):
+            try:
+                amount = largest(record.architecture, block, flops)
+                action = kind(block, max(1, amount))
+                verdict = judge(record.architecture, [action], record.limit, may_grow=True)
+            except ValueError as error:
+                left_out.append(f"{kind.__name__} at {block}: {error}")
+                continue
+            added = site_of(record, [action], ()).flops if verdict.applied else 0
+            if verdict.refused:
+                left_out.append(f"{phrase(action)}: {verdict.refused[0][1]}")
+            elif not LEAST_SHARE * flops <= added <= flops:
+                left_out.append(f"{phrase(action)}: adds {added:,} FLOPs, not about {flops:,}")
+            else:
+                found[phrase(action)] = (action,)
+    if grown not in found.values():
+        found["what was done: " + ", ".join(map(phrase, grown))] = grown
+    return found, left_out
