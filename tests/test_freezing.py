@@ -171,16 +171,17 @@ def test_training_and_evaluation_agree_with_a_frozen_half(order):
             functional.cross_entropy(net.train()(inputs), targets).backward()
             optimizer.step()
 
-    learn(optimizer_of(net), 20)
-    net = grow(net, [Freeze("stem"), Freeze("stage1.block1"), Freeze("stage1.block2", 2)]).network
-    learn(optimizer_of(net), 150)
+    learn(optimizer_of(net), 3)
+    halves = [Freeze(name, block.width // 2) for name, block in net.architecture.blocks.items()]
+    net = grow(net, halves).network
+    learn(optimizer_of(net), 150)  # what comes before the frozen channels moves on
     inputs, targets = (torch.cat(parts) for parts in zip(*[batch() for _ in range(8)]))
-    accuracy = [
-        float((probe_outputs(net, inputs, training).argmax(1) == targets).double().mean())
+    losses = [
+        float(functional.cross_entropy(probe_outputs(net, inputs, training), targets))
         for training in (False, True)
     ]
-    assert min(accuracy) > 0.7
-    assert abs(accuracy[0] - accuracy[1]) <= 0.02
+    assert max(losses) < 1.0
+    assert abs(losses[0] - losses[1]) <= 0.2  # batch statistics in training alone: 0.43 and 1.36
 
 
 # BatchNorm of which a part is held
