@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from analysis.hooks import Values
 from analysis.layers import Layer
-from analysis.moments import in_memory_order
 from analysis.record import STATISTICS
 
-PIECE = 2**16
-"""Entries that are summed in float32; float32 sums over a large layer would lose 4e-5."""
 _GRADIENT, _WEIGHT, _UPDATE = (
     STATISTICS.index(name) for name in ("gradient_norm", "weight_norm", "update_ratio")
 )
@@ -23,15 +20,11 @@ _GRADIENT, _WEIGHT, _UPDATE = (
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the parameters with a gradient, laid end to end, are cut up, and which layers' each is.
-
-    Those that belong to the same layers lie side by side: the fewer pieces, the faster.
-    """
+    """Which layers' the parameters with a gradient are."""
 
     chosen: list[nn.Parameter]
-    pieces: list[int]  # sizes
     layers: list[int]
-    member: Tensor  # (layers, pieces)
+    member: Tensor  # (layers, parameters)
     entries: Tensor  # (layers,) number of entries
 
 
@@ -54,7 +47,7 @@ class ParameterNorms:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
-        self._before: Tensor | None = None
+        self._before: list[Tensor] = []
         self._norms: tuple[_Plan, Tensor, Tensor] | None = None
 
     def watch(self) -> None:
@@ -84,20 +77,21 @@ class ParameterNorms:
         plan = self._plan(tuple(i for i, p in enumerate(self._parameters) if p.grad is not None))
         if plan is None:
             return
-        gradients = _norms(plan, _end_to_end([p.grad for p in plan.chosen if p.grad is not None]))
+        gradients = _norms(plan, [p.grad for p in plan.chosen if p.grad is not None])
         if grad_scale is not None:  # a fused optimizer unscales inside its step
             gradients = gradients / grad_scale
-        self._before = _end_to_end(plan.chosen)
+        self._before = [parameter.detach().clone() for parameter in plan.chosen]
         self._norms = plan, gradients / plan.entries.sqrt(), _norms(plan, self._before)
 
     @torch.no_grad()
     def after_update(self) -> Values:
         """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
-        if self._norms is None or self._before is None:
+        if self._norms is None:
             return []
         plan, gradients, weights = self._norms
-        updates = _norms(plan, _end_to_end(plan.chosen).sub_(self._before))
-        self._norms = self._before = None
+        now = [parameter.detach() for parameter in plan.chosen]
+        updates = _norms(plan, torch._foreach_sub(now, self._before))
+        self._norms, self._before = None, []
         return [
             self._of(plan, _GRADIENT, gradients),
             self._of(plan, _WEIGHT, weights),
@@ -111,8 +105,9 @@ class ParameterNorms:
         plan = self._plan(tuple(sorted(seen)))
         if plan is None:
             return []
-        order = [seen[index] for index in self._order(tuple(seen))]
-        gradients, weights = (_norms(plan, _end_to_end(tensors)) for tensors in zip(*order))
+        gradients, weights = (
+            _norms(plan, tensors) for tensors in zip(*(seen[index] for index in sorted(seen)))
+        )
         return [
             self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
             self._of(plan, _WEIGHT, weights),
@@ -121,41 +116,21 @@ class ParameterNorms:
     def _of(self, plan: _Plan, statistic: int, values: Tensor) -> tuple[tuple[int, ...], Tensor]:
         return tuple(layer * self._width + statistic for layer in plan.layers), values
 
-    def _order(self, present: tuple[int, ...]) -> list[int]:
-        return sorted(present, key=lambda index: (self._owners[index], index))
-
     def _plan(self, present: tuple[int, ...]) -> _Plan | None:
         if present and present not in self._plans:
-            order, groups = self._order(present), dict[tuple[int, ...], int]()
-            for index in order:
-                size = self._parameters[index].numel()
-                groups[self._owners[index]] = groups.get(self._owners[index], 0) + size
-            pieces = [
-                (min(PIECE, size - start), owners)
-                for owners, size in groups.items()
-                for start in range(0, size, PIECE)
-            ]
-            layers = sorted({layer for owners in groups for layer in owners})
-            rows = [[float(layer in owners) for _, owners in pieces] for layer in layers]
-            sizes = [size for size, _ in pieces]
-            chosen = [self._parameters[index] for index in order]
-            member = torch.tensor(rows, dtype=torch.float64)
-            entries = member @ torch.tensor(sizes, dtype=torch.float64)
+            layers = sorted({layer for index in present for layer in self._owners[index]})
+            rows = [[float(layer in self._owners[i]) for i in present] for layer in layers]
+            chosen = [self._parameters[index] for index in present]
+            sizes = torch.tensor([parameter.numel() for parameter in chosen], dtype=torch.float64)
+            member = torch.tensor(rows, dtype=torch.float64).view(len(layers), -1)
             device = chosen[0].device
             self._plans[present] = _Plan(
-                chosen, sizes, layers, member.to(device), entries.to(device)
+                chosen, layers, member.to(device), (member @ sizes).to(device)
             )
         return self._plans.get(present)
 
 
-def _end_to_end(tensors: Sequence[Tensor]) -> Tensor:
-    """Copy all entries into one tensor; of equal strides, equal entries get equal places."""
-    return torch.cat([in_memory_order(tensor) for tensor in tensors])
-
-
-def _norms(plan: _Plan, entries: Tensor) -> Tensor:
-    """Give the L2 norm of each layer's entries, (layers,) float64."""
-    if entries.dtype in (torch.float16, torch.bfloat16):
-        entries = entries.float()
-    pieces = torch._foreach_norm(entries.split(plan.pieces))
-    return (plan.member @ torch.stack(pieces).double().square()).sqrt()
+def _norms(plan: _Plan, tensors: Sequence[Tensor]) -> Tensor:
+    """Give the L2 norm of each layer's entries, (layers,), all in float64."""
+    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+    return (plan.member @ torch.stack(norms).square()).sqrt()
