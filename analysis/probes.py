@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from analysis.layers import layers_of, unwrap
-from nets.growth import mode
 from nets.modules import Network, ResidualBlock
+from nets.taps import mode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BUCKETS = 30

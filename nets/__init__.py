@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from nets.action_dicts import action_from_dict, action_to_dict
 from nets.actions import Action, Insert, Widen, WidenStage
-from nets.architecture import Architecture, Block, Stage
+from nets.architecture import Architecture
+from nets.blocks import Block, Stage
 from nets.cost import Cost, cost, train_flops
 from nets.presets import preset, preset_names, seed_of
 from nets.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nets.architecture import Architecture, Block
+from nets.architecture import Architecture
+from nets.blocks import Block
 from nets.checks import check_choice, check_count, check_fraction
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nets.initializers import Initializer, generator_of, he
-from nets.modules import Network, PlainBlock, ResidualBlock, axes_of
+from nets.layers import axes_of
+from nets.modules import Network, PlainBlock, ResidualBlock
 
 Sources = dict[str, tuple[Tensor, ...]]
 """By entry, for its rows and columns: where each came from, (size,) int64; -1 is new."""

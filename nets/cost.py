@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nets.architecture import KERNELS, Architecture, Block, Stage
+from nets.architecture import Architecture
+from nets.blocks import KERNELS, Block, Stage
 
 
 @dataclass(frozen=True)

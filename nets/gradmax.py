@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.modules import Network, PlainBlock, axes_of
+from nets.layers import axes_of
+from nets.modules import Network, PlainBlock
 from nets.taps import Loss, tap
 
 NORM = 2**0.5

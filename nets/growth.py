@@ -18,7 +18,6 @@ from nets.initializers import Initializer
 from nets.modules import Network
 from nets.optimizers import carry_optimizer
 from nets.taps import Loss, run_apart
-from nets.taps import mode as mode
 
 
 @dataclass(frozen=True)

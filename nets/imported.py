@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.architecture import Architecture, Block, Stage
+from nets.architecture import Architecture
+from nets.blocks import Block, Stage
 from nets.modules import Network
 
 _CONVOLUTIONS = {"BasicBlock": 2, "Bottleneck": 3}

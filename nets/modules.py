@@ -3,96 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.architecture import KERNELS, Architecture, Block, Stage
-from nets.held import (
-    Bands,
-    HeldBatchNorm1d,
-    HeldBatchNorm2d,
-    hold,
-    split_values,
-)
+from nets.architecture import Architecture
+from nets.blocks import KERNELS, Block, Stage
+from nets.held import split_values
 from nets.initializers import hash_of
-
-Draw = Tensor
-"""(2,) int64: the seed and the number of training forwards so far; stochastic depth draws from it.
-"""
-
-
-class Axis(NamedTuple):
-    """A dimension of weights that edits change as one: its name in the network and its size."""
-
-    name: str
-    size: int
-
-
-def _layer(
-    incoming: Axis,
-    outgoing: Axis,
-    kernel: int,
-    stride: int = 1,
-    held: Bands = (),
-    bias: bool = False,
-    held_bias: int = 0,
-) -> nn.Module:
-    layer = (
-        nn.Conv2d(incoming.size, outgoing.size, kernel, stride, kernel // 2, bias=bias)
-        if kernel
-        else nn.Linear(incoming.size, outgoing.size, bias=bias)
-    )
-    hold(layer, "weight", held)
-    if bias:
-        hold(layer, "bias", ((held_bias, 1),))
-    layer.axes = (outgoing.name, incoming.name)  # pyright: ignore
-    return layer
-
-
-def _norm(channels: Axis, kernel: int, held: int = 0) -> nn.Module:
-    if held:
-        norm = (HeldBatchNorm2d if kernel else HeldBatchNorm1d)(channels.size, held)
-    else:
-        norm = (nn.BatchNorm2d if kernel else nn.BatchNorm1d)(channels.size)
-    norm.axes = (channels.name,)  # pyright: ignore
-    return norm
-
-
-def axes_of(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Name the axes of every entry: (rows, columns) of weights, (rows,) of what goes by channel."""
-    found = {}
-    for path, module in net.named_modules():
-        axes = getattr(module, "axes", ())
-        for leaf in ("weight", "bias", "running_mean", "running_var") if axes else ():
-            found[f"{path}.{leaf}"] = axes if leaf == "weight" else axes[:1]
-    return found
-
-
-_ACTIVATIONS = {
-    "relu": partial(functional.relu, inplace=True),
-    "gelu": functional.gelu,
-    "tanh": torch.tanh,
-}
-
-
-def uniform(draw: Draw, salt: int, samples: int | None = None) -> Tensor:
-    """Give a number in [0, 1) that depends on (seed, step, salt) alone, without asking the host.
-
-    With `samples`, so many numbers, which depend on their place as well. The mixing steps are those
-    of splitmix64 (Steele et al. 2014) in int64 arithmetic that wraps around.
-    """
-    bits = draw[0] * -7046029254386353131 + draw[1] * -4658895280553007687 + salt
-    if samples is not None:
-        places = torch.arange(1, samples + 1, device=draw.device)
-        bits = bits + places * -7723592293110705685
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
-        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return (bits & ((1 << 53) - 1)).double() / (1 << 53)
+from nets.layers import ACTIVATIONS, Axis, Draw, layer_of, norm_of, uniform
 
 
 class ResidualBlock(nn.Module):
@@ -128,7 +49,7 @@ class ResidualBlock(nn.Module):
         for index, kernel in enumerate(kernels):
             self.layers.append(f"{prefix}{index + 1}")
             self.norms.append(f"bn{index + 1}")
-            layer = _layer(
+            layer = layer_of(
                 axes[index],
                 axes[index + 1],
                 kernel,
@@ -137,15 +58,15 @@ class ResidualBlock(nn.Module):
             )
             self.add_module(self.layers[-1], layer)
             normed = index + self.post
-            self.add_module(self.norms[-1], _norm(axes[normed], kernels[0], held[normed]))
+            self.add_module(self.norms[-1], norm_of(axes[normed], kernels[0], held[normed]))
         self.projects = first and stage.projection
         self.shortcut: nn.Module = nn.Identity()
         if self.projects:
             kernel = min(kernels[0], 1)
             bands = ((held[-1], held[0]),)
-            parts = OrderedDict({prefix: _layer(incoming, outgoing, kernel, stride, bands)})
+            parts = OrderedDict({prefix: layer_of(incoming, outgoing, kernel, stride, bands)})
             if self.post:
-                parts["bn"] = _norm(outgoing, kernel, held[-1])
+                parts["bn"] = norm_of(outgoing, kernel, held[-1])
             self.shortcut = nn.Sequential(parts)
         self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
         self.survival, self.drop = block.survival, block.drop
@@ -156,7 +77,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
         """Take (N, C, H, W), or (N, C) in a dense net, and give it on the stage's stream."""
-        active = _ACTIVATIONS[self.activation]
+        active = ACTIVATIONS[self.activation]
         pairs = [
             (getattr(self, layer), getattr(self, norm))
             for layer, norm in zip(self.layers, self.norms)
@@ -191,13 +112,13 @@ class PlainBlock(nn.Module):
     def __init__(self, block: Block, incoming: Axis, outgoing: Axis, architecture: Architecture):
         super().__init__()
         bands = architecture.plain_bands(block.name)
-        self.linear = _layer(incoming, outgoing, 0, held=bands, bias=True, held_bias=block.frozen)
+        self.linear = layer_of(incoming, outgoing, 0, held=bands, bias=True, held_bias=block.frozen)
         self.activation = architecture.activation
         self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
         """Take (N, incoming) and give (N, width)."""
-        return self.dropout(_ACTIVATIONS[self.activation](self.linear(x)))
+        return self.dropout(ACTIVATIONS[self.activation](self.linear(x)))
 
 
 class Head(nn.Module):
@@ -208,17 +129,17 @@ class Head(nn.Module):
         frozen, self.activation = architecture.frozen_head, architecture.activation
         classes = Axis("classes", architecture.classes)
         normed = architecture.order == "pre"
-        self.bn = _norm(incoming, KERNELS[architecture.block][0], frozen) if normed else None
+        self.bn = norm_of(incoming, KERNELS[architecture.block][0], frozen) if normed else None
         bands = ((classes.size, frozen),)
         if architecture.block == "plain":
             bands = architecture.plain_bands("head")
         held_bias = classes.size if frozen else 0
-        self.linear = _layer(incoming, classes, 0, held=bands, bias=True, held_bias=held_bias)
+        self.linear = layer_of(incoming, classes, 0, held=bands, bias=True, held_bias=held_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (N, C, H, W) or (N, C) and give (N, classes)."""
         if self.bn is not None:
-            x = _ACTIVATIONS[self.activation](self.bn(x))
+            x = ACTIVATIONS[self.activation](self.bn(x))
         if x.dim() == 4:
             x = x.mean((2, 3))  # (N, C, H, W) -> (N, C)
         return self.linear(x)
@@ -272,7 +193,7 @@ class Network(nn.Module):
         draw = self.draw + (self.rank << 40) if self.rank else self.draw
         x = self.stem(x)
         if self.post and self.architecture.stem != "none":
-            x = _ACTIVATIONS[self.architecture.activation](x)
+            x = ACTIVATIONS[self.architecture.activation](x)
         if self.architecture.stem == "imagenet":
             x = functional.max_pool2d(x, 3, 2, 1)
         for block in self.architecture.blocks:
@@ -293,9 +214,9 @@ def _stem(architecture: Architecture, outgoing: Axis) -> nn.Sequential:
     }[architecture.stem]
     incoming, frozen = Axis("image", architecture.inputs), architecture.frozen_stem
     bands = ((frozen, incoming.size),) if frozen else ()
-    parts[name] = _layer(incoming, outgoing, kernel, stride, bands)
+    parts[name] = layer_of(incoming, outgoing, kernel, stride, bands)
     if architecture.order == "post":
-        parts["bn"] = _norm(outgoing, kernel, frozen)
+        parts["bn"] = norm_of(outgoing, kernel, frozen)
     return nn.Sequential(parts)
 
 

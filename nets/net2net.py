@@ -10,7 +10,8 @@ from torch import Tensor
 from nets.carry import Sources, Values
 from nets.held import held_entries
 from nets.initializers import generator_of
-from nets.modules import Network, axes_of
+from nets.layers import axes_of
+from nets.modules import Network
 
 SHARE = 0.3
 """What a copy takes of its original's outgoing weights. Equal halves would stay alike for ever."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from nets.architecture import Architecture, Block, Stage, check_count, check_fraction
+from nets.architecture import Architecture
+from nets.blocks import Block, Stage
+from nets.checks import check_count, check_fraction
 
 _CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 _IMAGENET = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from nets.actions import Action, check_repeatable
-from nets.architecture import DROPS, Architecture, Block
+from nets.architecture import Architecture
+from nets.blocks import DROPS, Block
 from nets.checks import check_choice, check_count, check_fraction
 
 SALIENCIES = ("magnitude", "activation", "obd")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.modules import Network, axes_of
+from nets.layers import axes_of
+from nets.modules import Network
 from nets.reductions import Narrow
 from nets.taps import Loss, run_apart, tap
 

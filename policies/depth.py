@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nets import Action, SetSurvival
-from nets.architecture import check_count, check_fraction
+from nets.checks import check_count, check_fraction
 from policies.base import History, Policy, due, insert, sites
 from policies.scheduled import check_schedule
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from analysis import Record
 from nets import Action, Architecture, Freeze, Insert, Unfreeze, Widen, cost
-from nets.architecture import Stage, check_choice, check_count, check_fraction
+from nets.blocks import Stage
+from nets.checks import check_choice, check_count, check_fraction
 from policies.base import (
     History,
     Policy,

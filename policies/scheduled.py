@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from nets import Action, Architecture, Insert, Widen
-from nets.architecture import check_count, check_fraction
+from nets.checks import check_count, check_fraction
 from policies.base import History, Policy, due, growths, insert, sites, widen
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nets import Action
-from nets.architecture import check_choice, check_count
+from nets.checks import check_choice, check_count
 from policies.base import (
     History,
     Policy,

@@ -12,7 +12,7 @@ from random import Random
 from analysis import read_history
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
 from nets.actions import adds_capacity
-from nets.architecture import check_count
+from nets.checks import check_count
 from policies.base import History, Policy, largest_by, largest_width, room, sites
 
 

@@ -24,7 +24,7 @@ from nets import (
 from nets.actions import Action
 from nets.growth import output_difference
 from nets.initializers import he, xavier
-from nets.modules import uniform
+from nets.layers import uniform
 
 CLASSES = 4
 KINDS = ("basic", "bottleneck", "dense", "plain")

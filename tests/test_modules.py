@@ -8,7 +8,7 @@ from torch import nn
 
 from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, build, preset, seed_of
 from nets.initializers import hash_of
-from nets.modules import uniform
+from nets.layers import uniform
 
 IMAGE = (2, 8, 8)
 

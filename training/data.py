@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
-from nets.architecture import check_choice, check_count
+from nets.checks import check_choice, check_count
 from nets.initializers import generator_of
 from training.sources import Images, read
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from nets import Architecture, cost, preset, seed_of
-from nets.architecture import check_choice, check_count, check_fraction
+from nets.checks import check_choice, check_count, check_fraction
 from policies import (
     LayerStatistic,
     Never,

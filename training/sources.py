@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nets.architecture import check_choice
+from nets.checks import check_choice
 from nets.initializers import generator_of
 
 TORCHVISION = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.growth import mode
+from nets.taps import mode
 from training import ranks
 from training.data import evaluation_batches
 from training.model import apart
