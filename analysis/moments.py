@@ -1,8 +1,8 @@
 """Sums over a layer's output: its mean and standard deviation, and which channels are dead.
 
 What runs inside a forward pass is kept to one or two operations a layer (`row_sums`,
-`channel_peaks`), for each costs more in code that left the cache than in arithmetic; the rest
-(`moments_of`, `dead_fraction`) runs for all layers at once when the step is over.
+`dead_fraction`), for each costs more in code that left the cache than in arithmetic; the rest
+(`moments_of`) runs for all layers at once when the step is over.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 ROW = 1024  # entries that are summed in float32 before float64 takes over
 PIECE = 2**19  # entries at work at a time on a CPU: what is made of them stays in its cache
+FEW = 16  # a batch's part in which a channel's first look is for life
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,34 +56,42 @@ def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
 
 def moments_of(layers: Sequence[RowSums]) -> Tensor:
     """Give mean and standard deviation over all entries, (layers, 2) float64."""
-    parts = []
+    means, squares = [], []
     for layer in layers:
-        sums, norms = (torch.cat(tensors).double() for tensors in (layer.sums, layer.norms))
-        mean, square = sums / layer.row, norms.square() / layer.row
-        parts.append(torch.stack([mean, square + mean.square() if layer.centred else square]))
-    mean, square = torch.stack([part.mean(1) for part in parts], 1)
+        sums, norms = torch.cat(layer.sums), torch.cat(layer.norms)
+        entries = sums.numel() * layer.row
+        means.append(sums.sum(dtype=torch.float64) / entries)
+        square = torch.linalg.vector_norm(norms, dtype=torch.float64).square() / entries
+        centre = (sums.double() / layer.row).square().mean() if layer.centred else 0
+        squares.append(square + centre)
+    mean, square = torch.stack(means), torch.stack(squares)
     return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], 1)
 
 
-def channel_peaks(x: Tensor) -> Tensor:
-    """Give numbers (..., channels), above 0 where an entry of x (N, channels, ...) is.
+def dead_fraction(x: Tensor) -> Tensor:
+    """Give the share of channels of x (N, channels, ...) with no entry above 0, 0-d float64.
 
-    Read as integers, floating-point numbers keep their sign and whether they are 0, and integers
-    compare several times faster.
+    On a CPU, whose numbers can be looked at, a few samples are enough if no channel is dead there.
     """
-    bits, channels = x.detach().view(_BITS[x.element_size()]), x.shape[1]
-    if x.dim() < 3:
-        return bits
-    if x.stride(1) > 1:
-        return bits.flatten(2).amax(2)
+    bits = x.detach().view(_BITS[x.element_size()])
+    if x.device.type == "cpu" and len(x) >= FEW:
+        peaks = _peaks(bits.narrow(0, 0, len(x) // FEW))
+        if peaks.amin().item() > 0:
+            return torch.zeros((), dtype=torch.float64)
+    return (_peaks(bits) <= 0).double().mean()
+
+
+def _peaks(bits: Tensor) -> Tensor:
+    """Give every channel's largest entry, (channels,), of floating-point numbers read as integers.
+
+    These keep sign and order of positive numbers, and compare several times faster.
+    """
+    channels = bits.shape[1]
+    if bits.dim() > 2 and bits.stride(1) > 1:
+        return bits.flatten(2).amax(2).amax(0)
     # channels last: rows of several positions, as wide as registers like them
-    side = math.gcd(x.numel() // channels, max(1, 128 // channels))
-    return bits.movedim(1, -1).reshape(-1, side * channels).amax(0)
-
-
-def dead_fraction(peaks: Tensor, channels: int) -> Tensor:
-    """Give the share of channels none of whose entries is above 0, 0-d float64."""
-    return (peaks.view(-1, channels).amax(0) <= 0).double().mean()
+    side = math.gcd(bits.numel() // channels, max(1, 128 // channels))
+    return bits.movedim(1, -1).reshape(-1, side * channels).amax(0).view(-1, channels).amax(0)
 
 
 def in_memory_order(x: Tensor) -> Tensor:

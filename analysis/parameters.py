@@ -77,11 +77,13 @@ class ParameterNorms:
         plan = self._plan(tuple(i for i, p in enumerate(self._parameters) if p.grad is not None))
         if plan is None:
             return
-        gradients = _norms(plan, [p.grad for p in plan.chosen if p.grad is not None])
+        self._before = [torch.empty_like(parameter) for parameter in plan.chosen]
+        torch._foreach_copy_(self._before, [parameter.detach() for parameter in plan.chosen])
+        seen = [parameter.grad for parameter in plan.chosen if parameter.grad is not None]
+        gradients, weights = _norms(plan, seen, self._before)
         if grad_scale is not None:  # a fused optimizer unscales inside its step
             gradients = gradients / grad_scale
-        self._before = [parameter.detach().clone() for parameter in plan.chosen]
-        self._norms = plan, gradients / plan.entries.sqrt(), _norms(plan, self._before)
+        self._norms = plan, gradients / plan.entries.sqrt(), weights
 
     @torch.no_grad()
     def after_update(self) -> Values:
@@ -90,7 +92,7 @@ class ParameterNorms:
             return []
         plan, gradients, weights = self._norms
         now = [parameter.detach() for parameter in plan.chosen]
-        updates = _norms(plan, torch._foreach_sub(now, self._before))
+        (updates,) = _norms(plan, torch._foreach_sub(now, self._before))
         self._norms, self._before = None, []
         return [
             self._of(plan, _GRADIENT, gradients),
@@ -105,9 +107,7 @@ class ParameterNorms:
         plan = self._plan(tuple(sorted(seen)))
         if plan is None:
             return []
-        gradients, weights = (
-            _norms(plan, tensors) for tensors in zip(*(seen[index] for index in sorted(seen)))
-        )
+        gradients, weights = _norms(plan, *zip(*(seen[index] for index in sorted(seen))))
         return [
             self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
             self._of(plan, _WEIGHT, weights),
@@ -130,7 +130,8 @@ class ParameterNorms:
         return self._plans.get(present)
 
 
-def _norms(plan: _Plan, tensors: Sequence[Tensor]) -> Tensor:
-    """Give the L2 norm of each layer's entries, (layers,), all in float64."""
-    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
-    return (plan.member @ torch.stack(norms).square()).sqrt()
+def _norms(plan: _Plan, *lists: Sequence[Tensor]) -> Tensor:
+    """Give the L2 norm of each layer's entries in each list, (lists, layers), all in float64."""
+    tensors = [tensor for tensors in lists for tensor in tensors]
+    norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    return (norms.square().view(len(lists), -1) @ plan.member.T).sqrt()

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from analysis.moments import RowSums, channel_peaks, dead_fraction, moments_of, row_sums
+from analysis.moments import RowSums, dead_fraction, moments_of, row_sums
 
 _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # a subclass may normalise otherwise
 _WIDE = (torch.float32, torch.float64)
 MOMENTUM = 0.01
 """Below, the running variance moves too little to tell the batch's variance."""
+TOGETHER = 8
+"""Outputs that are kept to be read one after the other on a CPU: amid a forward pass the code that
+reads one has left the caches, and fetching it takes longer than its arithmetic."""
 
 
 class Response(NamedTuple):
@@ -61,14 +64,16 @@ class Responses:
         self._held: dict[nn.Module, Tensor] = {}  # (3, C): running variance, weight, bias
         self._open: dict[nn.Module, _Tap] = {}
         self._taps: list[_Tap] = []
-        self._read: list[RowSums] = []
+        self._read: dict[int, RowSums] = {}
+        self._count = 0  # of what was read or waits to be
+        self._waiting: list[Callable[[], None]] = []
         self._slots: dict[Response, int] = {}
         self._ratios: list[tuple[int, Response, Response]] = []
-        self._peaks: list[tuple[int, Tensor, int]] = []
+        self._dead: list[tuple[int, Tensor]] = []
         self._constants: dict[tuple, Tensor] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._taps or self._read)
+        return bool(self._taps or self._count)
 
     def hold(self, norms: Sequence[nn.Module]) -> None:
         """Copy what the norms hold before they run; all at once is much faster than one by one."""
@@ -104,9 +109,29 @@ class Responses:
             self._open.pop(norm).after = after
 
     def read(self, output: Tensor, near_zero: bool = False) -> Response:
-        """Read an output's moments; see `row_sums`."""
-        self._read.append(row_sums(output, near_zero))
-        return Response(False, len(self._read) - 1)
+        """Read an output's moments; see `row_sums`. One near zero must not be changed in place."""
+        index = self._count
+        self._count += 1
+
+        def work() -> None:
+            self._read[index] = row_sums(output, near_zero)
+
+        self._soon(work, near_zero and output.device.type == "cpu")
+        return Response(False, index)
+
+    def _soon(self, work: Callable[[], None], may_wait: bool) -> None:
+        """Do some work now, or together with more of its kind."""
+        if not may_wait:
+            work()
+            return
+        self._waiting.append(work)
+        if len(self._waiting) == TOGETHER:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for work in self._waiting:
+            work()
+        self._waiting.clear()
 
     def keep(self, slot: int, response: Response) -> None:
         """Say that a response is a layer's."""
@@ -117,13 +142,21 @@ class Responses:
         self._ratios.append((slot, branch, shortcut))
 
     def dead(self, slot: int, output: Tensor) -> None:
-        """Note the share of channels that a relu will give 0 for the whole batch."""
-        self._peaks.append((slot, channel_peaks(output), output.shape[1]))
+        """Note the share of channels that a relu will give 0 for the whole batch.
+
+        The output must not be changed in place, unless by that relu.
+        """
+
+        def work() -> None:
+            self._dead.append((slot, dead_fraction(output)))
+
+        self._soon(work, output.device.type == "cpu")
 
     def take(self) -> list[tuple[tuple[int, ...], Tensor]]:
         """Give (slots, values) of all that was noted, and begin the next step."""
+        self._catch_up()
         parts = [self._closed_form()] if self._taps else []
-        parts += [moments_of(self._read)] if self._read else []
+        parts += [moments_of([self._read[n] for n in range(self._count)])] if self._count else []
         table, start = torch.cat(parts), {True: 0, False: len(self._taps)}  # (responses, 2)
         rows = self._index(tuple(start[where.tapped] + where.index for where in self._slots), table)
         slots = tuple(place for slot in self._slots.values() for place in (slot, slot + 1))
@@ -133,10 +166,11 @@ class Responses:
             ends = tuple(start[where.tapped] + where.index for where in branches + shortcuts)
             above, below = table[:, 1][self._index(ends, table)].view(2, -1)
             found.append((slots, above / below))
-        if self._peaks:
-            slots, peaks, channels = zip(*self._peaks)
-            found.append((slots, torch.stack(list(map(dead_fraction, peaks, channels)))))
-        self._taps, self._read, self._slots, self._ratios, self._peaks = [], [], {}, [], []
+        if self._dead:
+            slots, shares = zip(*self._dead)
+            found.append((slots, torch.stack(shares)))
+        self._taps, self._read, self._slots, self._ratios, self._dead = [], {}, {}, [], []
+        self._count = 0
         self._held, self._open = {}, {}
         return found
 
