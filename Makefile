@@ -1,10 +1,12 @@
 # make demo: compare the policies on the embedded digits; make test: the whole suite.
 # make thesis-sine, make thesis-mnist DATA_DIR=...: the thesis' experiments, docs/thesis.md.
+# make bench BENCH_DATA=cifar10 (or folder:PATH) DATA_DIR=...: docs/benchmarks.md.
 PYTHON ?= python3
 BIN := .venv/bin
 DATA_DIR ?= data
+BENCH_DATA ?= cifar10
 
-.PHONY: demo thesis-sine thesis-mnist test lint format clean
+.PHONY: demo thesis-sine thesis-mnist bench test lint format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +25,9 @@ thesis-sine: $(BIN)/.installed
 thesis-mnist: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/mnist.yaml --data-dir $(DATA_DIR) --out runs/mnist --final
 	$(BIN)/python experiments/thesis.py draw runs/mnist
+
+bench: $(BIN)/.installed
+	$(BIN)/python -m benchmarks --data $(BENCH_DATA) --data-dir $(DATA_DIR)
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest

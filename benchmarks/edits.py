@@ -1,0 +1,153 @@
+"""What a growth step costs in training steps, how fast a grown net trains, and what edits leave.
+
+    python -m benchmarks.edits
+
+- A growth step is all of it: the policy decides, its wish is judged, the new network is made and
+  filled, optimizer state is carried, the outputs are compared on 32 images, the observer turns to
+  the new network, and the first step is taken. The initialiser is he.
+- A net that grew to an architecture takes turns with one that was built with it.
+- Blocks are widened and narrowed in turn, with a step after each; the first and the last quarter of
+  the step times, and the memory that the process holds after each quarter of the edits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from analysis import Observer, Record
+from analysis.tables import markdown
+from benchmarks.timing import interleaved, ratios, step_of
+from nets import Architecture, Narrow, Widen, build, cost, grow, preset, seed_of
+from policies import RandomSite
+from training.judgement import ask, judge
+
+PROBE = 32
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def sgd(net: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=True)
+
+
+def built(architecture: Architecture) -> torch.nn.Module:
+    return build(architecture).to(memory_format=torch.channels_last)  # pyright: ignore
+
+
+def growth_turns(limit: Architecture, batch: Batch) -> dict[str, Callable[[], None]]:
+    """Give a training step and a whole growth step of the same net, half as wide as the limit."""
+    net = built(seed_of(limit, width=0.5, blocks=None))
+    optimizer, policy = sgd(net), RandomSite(every=1)
+    observer = Observer(net, optimizer, every=10)
+    step = step_of(net, optimizer, *batch)
+    with observer:
+        step()
+        record = Record.capture(
+            net, observer, step=1, epoch=0, spent=0.1, seed=0, limit=cost(limit)
+        )
+    probe = batch[0][:PROBE], batch[1][:PROBE]
+
+    def growth() -> None:
+        verdict = judge(net.architecture, ask(policy, [record]), cost(limit), may_grow=True)
+        assert verdict.applied, verdict
+        grown = grow(net, verdict.applied, optimizer, probe=probe)
+        with observer:
+            observer.follow(grown)
+            step_of(grown.network, grown.optimizer, *batch)()
+        observer.follow(net, optimizer)
+
+    return {"step": step, "growth": growth}
+
+
+def grown_turns(limit: Architecture, batch: Batch) -> dict[str, Callable[[], None]]:
+    """Give steps of the limit built at once, of another such, and of one that grew to it."""
+    small = built(seed_of(limit, width=0.25, blocks=None))
+    widths = {name: block.width for name, block in limit.blocks.items()}
+    missing = [Widen(n, widths[n] - b.width) for n, b in small.architecture.blocks.items()]
+    grown = grow(small, missing, sgd(small)).network
+    assert grown.architecture == limit
+    nets = {"built": built(limit), "built again": built(limit), "grown": grown}
+    return {name: step_of(net, sgd(net), *batch) for name, net in nets.items()}
+
+
+def resident() -> float:
+    """Give the memory that the process holds, in MiB."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def alternate(
+    architecture: Architecture, batch: Batch, edits: int
+) -> tuple[list[float], list[float]]:
+    """Widen and narrow in turn; give the seconds of the step after each, and memory by quarters."""
+    net = built(architecture)
+    optimizer, seconds, memory = sgd(net), [], []
+    names = cycle(architecture.blocks)
+    plan = [edit(name, 8) for _, name in zip(range(edits // 2), names) for edit in (Widen, Narrow)]
+    for number, action in enumerate(plan, start=1):
+        grown = grow(net, [action], optimizer)
+        net, optimizer = grown.network, grown.optimizer
+        step = step_of(net, optimizer, *batch)
+        step()
+        started = perf_counter()
+        step()
+        seconds.append(perf_counter() - started)
+        if number % (edits // 4) == 0:
+            memory.append(resident())
+    return seconds, memory
+
+
+def batch_of(limit: Architecture, size: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(size, *limit.image, generator=generator)
+    targets = torch.randint(limit.classes, (size,), generator=generator)
+    return inputs.contiguous(memory_format=torch.channels_last), targets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--wide-batch", type=int, default=32, help="images a step of wrn-28-10")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    print(
+        f"torch {torch.__version__}, {chosen.threads} threads of {os.cpu_count()} cores, float32\n"
+    )
+    rows = []
+    limit = preset("resnet20", classes=10)
+    found, memory = alternate(limit, batch_of(limit, 32), chosen.edits)  # first: others hold more
+    for name, size, rounds in (
+        ("resnet20", 128, chosen.rounds),
+        ("wrn-28-10", chosen.wide_batch, max(3, chosen.rounds // 5)),
+    ):
+        net = preset(name, classes=10)
+        seconds = interleaved(growth_turns(net, batch_of(net, size)), rounds)
+        figures = [f"{value:.2f}" for value in ratios(seconds, "growth", "step")]
+        rows.append([f"growth step of {name}, batch {size} / training step", *figures, "<= 3"])
+    batch = batch_of(limit, 128)
+    seconds = interleaved(grown_turns(limit, batch), chosen.rounds)
+    for name, aim in (("built again", "noise"), ("grown", "1.00 within noise")):
+        figures = [f"{value:.3f}" for value in ratios(seconds, name, "built")]
+        rows.append([f"step of resnet20, {name} / built", *figures, aim])
+    quarter = len(found) // 4
+    pair = found[-quarter:], found[:quarter]
+    figures = [f"{middle(pair[0]) / middle(pair[1]):.3f}" for middle in (min, median)]
+    rows.append([f"step after {chosen.edits} edits / at first", *figures, "1.00 within noise"])
+    print(markdown(["ratio", "best", "median", "aim"], rows))
+    held = ", ".join(f"{value:.0f}" for value in memory)
+    print(f"\nMiB held by the process after each quarter of the {chosen.edits} edits: {held}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What the training loop costs beside a bare one, and beside the loop that most people write.
+
+    python -m benchmarks.loop --data folder:PATH
+
+The loops take turns, ten steps at a time, all with one network, optimizer and batch size. "bare" is
+forward, backward and update on one batch in memory, in the run's precision and layout; "bare again"
+says how much of a ratio is noise. "run" is what `run.py train` does: data and augmentation, layers
+read in one step of ten, running average, counters; its record is what is done at an equal part of
+the budget: validation (of the running average too), policy, history, TensorBoard, checkpoint.
+"usual" is a DataLoader over PIL images with torchvision's transforms, NCHW, float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from analysis.tables import markdown
+from benchmarks.timing import interleaved
+from nets import build
+from policies import Plateau
+from training.loop import _record_and_grow, _step
+from training.run import Run, open_run
+from training.settings import Start, Train
+from training.step import make_optimizer
+
+STEPS = 10
+"""Steps a turn: as many as there are between two readings of the layers."""
+
+
+def bare_of(run: Run) -> Callable[[], None]:
+    """Give ten steps of a hand-written loop on one batch in memory."""
+    net = build(run.net.architecture).to(memory_format=torch.channels_last)  # pyright: ignore
+    optimizer, (inputs, targets) = make_optimizer(net, run.settings), run.batches.batch(0, 0)
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            with run.precision.autocast():
+                outputs = net(inputs)
+            functional.cross_entropy(outputs.float(), targets).backward()
+            optimizer.step()
+
+    return steps
+
+
+def usual_of(run: Run) -> Callable[[], None]:
+    """Give ten steps of the loop of most tutorials; the images are in memory, as PIL's."""
+    net, batches = build(run.net.architecture), usual_batches(run)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            inputs, targets = next(batches)
+            optimizer.zero_grad()
+            functional.cross_entropy(net(inputs), targets).backward()
+            optimizer.step()
+
+    return steps
+
+
+def usual_batches(run: Run) -> Iterator[Any]:
+    """Give batches without end by a DataLoader in this process: workers would take its cores."""
+    from torchvision.transforms import v2
+    from torchvision.transforms.functional import to_pil_image
+
+    mean, std = ((values / 255).tolist() for values in run.statistics)
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    train = run.splits.train
+    images = [to_pil_image(pixels.permute(2, 0, 1)) for pixels in train.pixels]
+    examples = list(zip(images, train.targets.tolist(), strict=True))
+
+    def collate(chosen: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = torch.stack([transform(image) for image, _ in chosen])
+        return inputs, torch.tensor([target for _, target in chosen])
+
+    size = run.settings.batch_size
+    while True:
+        yield from DataLoader(
+            examples,  # pyright: ignore
+            size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=collate,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--net", default="resnet20")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=12)
+    given = vars(parser.parse_args())
+    rounds = given.pop("rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        # So long a budget that nothing ends; Plateau is asked at every record and finds no room.
+        settings = Train(**given, epochs=10_000, policy=Plateau(), start=Start(1, None), out=folder)
+        run = open_run(settings)
+
+        def steps() -> None:
+            for _ in range(STEPS):
+                _step(run)
+
+        def record() -> None:
+            _record_and_grow(run, 0.0)
+
+        turns = {"bare": bare_of(run), "bare again": bare_of(run), "run": steps}
+        turns |= {"run's record": record, "usual": usual_of(run)}
+        with run.observer:
+            seconds = interleaved(turns, rounds)
+        assert run.board is not None
+        run.board.close()
+        per_epoch = run.batches.per_epoch
+    print(f"{given['net']}, {given['data']}, batch {given['batch_size']}, {run.precision.dtype}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    print(f"{rounds} rounds of {STEPS} steps\n\n{table_of(seconds, per_epoch)}")
+
+
+def table_of(seconds: dict[str, list[float]], per_epoch: int) -> str:
+    """Give the times of a step as ratios, best against best and median against median."""
+    record = seconds.pop("run's record")
+    rows, bare, run = [], seconds["bare"], seconds["run"]
+    for name, own in seconds.items():
+        milliseconds = f"{1e3 * min(own) / STEPS:.1f}"
+        rows.append([name, milliseconds, *(f"{m(own) / m(bare):.3f}" for m in (min, median))])
+    shares = [m(record) / (m(record) + m(run) * per_epoch / STEPS) for m in (min, median)]
+    faster = [m(seconds["usual"]) / m(run) for m in (min, median)]
+    header = ["a step of", "ms, best", "best / best", "median / median"]
+    aims = [
+        [
+            "run / bare",
+            f"{min(run) / min(bare):.3f}",
+            f"{median(run) / median(bare):.3f}",
+            "<= 1.03",
+        ],
+        ["usual / run", *(f"{value:.2f}" for value in faster), ">= 1.8"],
+        ["record's share of an epoch", *(f"{share:.1%}" for share in shares), "< 3 %"],
+    ]
+    return f"{markdown(header, rows)}\n\n{markdown(['', 'best', 'median', 'aim'], aims)}"
+
+
+if __name__ == "__main__":
+    main()
