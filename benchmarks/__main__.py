@@ -23,10 +23,11 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
-Written by `make bench` (`python -m benchmarks`), which takes about an hour; each section stands as \
-it was printed. All figures are ratios of things measured in turn in one process, best against best \
-and in medians; a row that should be 1 says how much is noise. `PATH` is a folder of CIFAR-10's \
-images (15,000 for training). Nothing here was measured on a GPU; [gpu.md](gpu.md) says what to expect there.
+Written by `make bench` (`python -m benchmarks`), which takes about an hour; every section stands \
+as it was printed. All figures are ratios of things measured in turn in one process, best against \
+best and in medians; a row that should be 1 says how much is noise. `PATH` is a folder of CIFAR-10 \
+images, 15,000 of them for training. Nothing here was measured on a GPU; [gpu.md](gpu.md) says what \
+to expect there.
 """
 SECTIONS = {
     "loop": "The training loop beside a bare one, and beside the loop that most people write",
@@ -58,8 +59,9 @@ def section_of(name: str, data: str, data_dir: str) -> str:
         sys.exit(f"benchmarks.{name} failed:\n{result.stderr[-2000:]}")
     shown = " ".join(["python -m", f"benchmarks.{name}", *words])
     shown = re.sub(r"folder:\S+", "folder:PATH", shown).replace(data_dir, "data")
-    made = f"{date.today()}, {processor()}, Python {platform.python_version()}, torch {torch.__version__}"
-    return f"## {SECTIONS[name]}\n\n`{shown}` ({made})\n\n{result.stdout.strip()}\n"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    made = f"`{shown}` ({date.today()}, {processor()}, {versions})"
+    return f"## {SECTIONS[name]}\n\n{made}\n\n{result.stdout.strip()}\n"
 
 
 def processor() -> str:
