@@ -13,7 +13,6 @@ import pytest
 
 import run
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "policies.md").read_text()
 COMMANDS = re.findall(r"^(?:PYTHONPATH=(\S+) )?python (.*)$", TEXT, re.MULTILINE)
