@@ -14,8 +14,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import torch
-
 ROOT = Path(__file__).parents[1]
 RUN = [sys.executable, str(ROOT / "run.py")]
 RECORDS = ["--records", "100000"]  # one after every step, the first included
@@ -59,7 +57,9 @@ def main() -> None:
         "the demo: first step": lambda: first_step(DEMO),
     }
     seconds = {name: [row() for _ in range(rounds + 1)][1:] for name, row in rows.items()}
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {rounds} starts")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {rounds} starts"
+    )
     print(f"{'':40} {'median s':>9} {'least':>6} {'most':>6}")
     for name, took in seconds.items():
         print(f"{name:40} {median(took):9.2f} {min(took):6.2f} {max(took):6.2f}")

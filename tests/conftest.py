@@ -29,3 +29,11 @@ def without_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Board, "pictures", lambda *_: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def plain_reports():
+    """Comparisons write reports without pictures, as above; test_report looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.report._pictures", lambda judgement: [])
+        yield

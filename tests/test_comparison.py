@@ -28,6 +28,8 @@ CELLS = {
 }
 PICTURES = analysis.report._pictures
 
+pytestmark = pytest.mark.usefixtures("plain_reports")
+
 
 def small(folder: Path, **changes: Any) -> Compare:
     """Settings of a comparison of four runs, a fifth of a second each."""
@@ -47,14 +49,6 @@ def bytes_of(folder: Path) -> dict[Path, bytes]:
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "comparison.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plain_reports():
-    """Reports have no pictures: they take longer than the runs. test_report looks at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis.report, "_pictures", lambda judgement: [])
-        yield
 
 
 @dataclass

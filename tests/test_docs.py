@@ -32,6 +32,7 @@ def test_the_page_names_every_policy_of_the_examples():
         assert f"| `{path.stem}." in TEXT
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_commands_of_the_page_run_in_their_order(tmp_path, monkeypatch, capsys):
     """As printed, but for the comparison's and the last run's length."""
     for name in FILES:
@@ -39,7 +40,6 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr("analysis.report._pictures", lambda judgement: [])  # test_report's
     printed = {}
     for folder, command in COMMANDS:
         words = shlex.split(command)
