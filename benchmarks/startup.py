@@ -57,9 +57,7 @@ def main() -> None:
         "the demo: first step": lambda: first_step(DEMO),
     }
     seconds = {name: [row() for _ in range(rounds + 1)][1:] for name, row in rows.items()}
-    print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {rounds} starts"
-    )
+    print(f"{cores()} cores, torch {version('torch')}, {rounds} starts after one that is left out")
     print(f"{'':40} {'median s':>9} {'least':>6} {'most':>6}")
     for name, took in seconds.items():
         print(f"{name:40} {median(took):9.2f} {min(took):6.2f} {max(took):6.2f}")
