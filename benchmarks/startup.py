@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+
+from training.cells import cores
 
 ROOT = Path(__file__).parents[1]
 RUN = [sys.executable, str(ROOT / "run.py")]
