@@ -25,7 +25,7 @@ thesis-mnist: $(BIN)/.installed
 	$(BIN)/python experiments/thesis.py draw runs/mnist
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
