@@ -30,7 +30,7 @@ bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks --data $(BENCH_DATA) --data-dir $(DATA_DIR)
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -16,6 +16,11 @@ from training.pictures import reference_of, write_pictures
 from training.settings import Start, Train
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures():
+    """Instead of the one for all tests: the pictures are looked at here."""
+
+
 def small(folder, policy, **changes):
     given = {"net": "resnet8", "epochs": 0.3, "records": 6, "batch_size": 32, "device": "cpu"}
     return Train(**given, policy=policy, out=str(folder), **changes)

@@ -39,7 +39,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory, without_pictures: None) -> Path:
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that grew; tests take copies."""
     folder = tmp_path_factory.mktemp("grown") / "run"
     assert called(*TRAIN.split(), "--policy", "Periodic", "--out", folder) == 0

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import analysis.report
 import run
 import training.loop
 from analysis import read_history
 from policies import Never, Periodic, Plateau
 from training.cells import job_of
-from training.comparison import compare
+from training.comparison import Outcome, compare
 from training.loop import train
 from training.settings import Cell, Compare, Start, Train, settings_to_dict
 
@@ -24,6 +26,9 @@ CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
     "growing": Cell(Periodic(), schedule="hold", lr=0.05),
 }
+PICTURES = analysis.report._pictures
+
+pytestmark = pytest.mark.usefixtures("plain_reports")
 
 
 def small(folder: Path, **changes: Any) -> Compare:
@@ -46,29 +51,53 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@dataclass
+class Whole:
+    """A finished comparison of four runs: tests read it, or take a copy."""
+
+    folder: Path
+    outcome: Outcome
+    opened: list[Path]
+    lines: list[str]
+    parts: list[float]
+
+    def copy(self, folder: Path) -> None:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, plain_reports: None) -> Whole:
+    folder, lines, parts = tmp_path_factory.mktemp("whole"), list[str](), list[float]()
+    with pytest.MonkeyPatch.context() as patch:
+        opened = counted(patch)
+        outcome = compare(small(folder), lines.append, parts.append)
+    return Whole(folder, outcome, opened, lines, parts)
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of the runs that are really run, in their order."""
+    return counted(monkeypatch)
+
+
+def counted(patch: pytest.MonkeyPatch) -> list[Path]:
+    """Give a list that every run adds its folder to when it is opened."""
     folders: list[Path] = []
     open_run = training.loop.open_run
 
-    def counted(settings: Train) -> Any:
+    def open_and_count(settings: Train) -> Any:
         folders.append(settings.folder)
         return open_run(settings)
 
-    monkeypatch.setattr(training.loop, "open_run", counted)
+    patch.setattr(training.loop, "open_run", open_and_count)
     return folders
 
 
-def test_a_comparison_is_a_folder_of_runs_with_a_table(tmp_path, opened):
-    lines: list[str] = []
-    parts: list[float] = []
-    settings = small(tmp_path / "c")
-    outcome = compare(settings, lines.append, parts.append)
-    assert not outcome.failures
-    table = outcome.text
-    folders = [tmp_path / "c" / name / f"seed{seed}" for name in CELLS for seed in (0, 1)]
-    assert opened == folders
+def test_a_comparison_is_a_folder_of_runs_with_a_table(whole):
+    assert not whole.outcome.failures
+    table, lines, parts = whole.outcome.text, whole.lines, whole.parts
+    folders = [whole.folder / name / f"seed{seed}" for name in CELLS for seed in (0, 1)]
+    assert whole.opened == folders
     for folder in folders:
         kept = {path.name for path in folder.iterdir()}
         assert {
@@ -78,14 +107,14 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(tmp_path, opened):
             "checkpoint.pt",
             "summary.json",
         } < kept
-    assert yaml.safe_load((tmp_path / "c" / "config.yaml").read_text()) == settings_to_dict(
-        settings
+    assert yaml.safe_load((whole.folder / "config.yaml").read_text()) == settings_to_dict(
+        small(whole.folder)
     )
-    assert (tmp_path / "c" / "comparison.md").read_text() == table + "\n"
+    assert (whole.folder / "comparison.md").read_text() == table + "\n"
     assert [line.split()[1] for line in table.splitlines()[2:4]] == ["static", "growing"]
     assert "Exploratory: fewer than 5 seeds" in table
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    rows = rows_of(tmp_path / "c")
+    rows = rows_of(whole.folder)
     assert [(row["run"], row["seed"]) for row in rows] == [
         ("static", "0"),
         ("static", "1"),
@@ -113,13 +142,11 @@ def test_a_run_of_a_comparison_is_the_run_that_train_makes(tmp_path):
     assert len({(folder / "history.jsonl").read_bytes() for folder in histories}) == 1
 
 
-def test_what_is_finished_is_not_run_again(tmp_path, opened):
-    table = compare(small(tmp_path), quiet)
-    opened.clear()
-    before = bytes_of(tmp_path)
-    assert compare(small(tmp_path), quiet) == table
+def test_what_is_finished_is_not_run_again(whole, opened):
+    before = bytes_of(whole.folder)
+    assert compare(small(whole.folder), quiet) == whole.outcome
     assert not opened
-    assert bytes_of(tmp_path) == before
+    assert bytes_of(whole.folder) == before
 
 
 def test_another_seed_or_row_runs_only_what_is_missing(tmp_path, opened):
@@ -140,7 +167,7 @@ def test_another_seed_or_row_runs_only_what_is_missing(tmp_path, opened):
     assert before.items() <= bytes_of(tmp_path).items()
 
 
-def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, opened, monkeypatch):
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, opened, monkeypatch):
     class Crash(BaseException):
         pass
 
@@ -155,20 +182,19 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, opened, mo
     with monkeypatch.context() as patch:
         patch.setattr(training.loop, "train_step", stepped)
         with pytest.raises(Crash):
-            compare(small(tmp_path / "stopped"), quiet)
+            compare(small(tmp_path), quiet)
     reached = len(opened)
     assert 1 < reached < 4
-    assert len(rows_of(tmp_path / "stopped")) == reached - 1
+    assert len(rows_of(tmp_path)) == reached - 1
     opened.clear()
-    compare(small(tmp_path / "stopped"), quiet)
+    compare(small(tmp_path), quiet)
     assert len(opened) == 4 - reached + 1
-    compare(small(tmp_path / "whole"), quiet)
     for name in ("static/seed0", "static/seed1", "growing/seed0", "growing/seed1"):
-        histories = [tmp_path / folder / name / "history.jsonl" for folder in ("stopped", "whole")]
+        histories = [folder / name / "history.jsonl" for folder in (tmp_path, whole.folder)]
         assert len({path.read_bytes() for path in histories}) == 1
     first, second = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(tmp_path / folder)]
-        for folder in ("stopped", "whole")
+        [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
+        for folder in (tmp_path, whole.folder)
     )
     assert first == second
 
@@ -180,7 +206,7 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
         "growing": CELLS["growing"],
         "static": CELLS["static"],
     }
-    settings = small(tmp_path, cells=cells, epochs=0.3, records=6)
+    settings = small(tmp_path, cells=cells, epochs=0.2, records=4)
     outcome = compare(settings, quiet)
     assert not outcome.failures
     rows = {(row["run"], row["seed"]): row for row in rows_of(tmp_path)}
@@ -203,7 +229,8 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
     assert bytes_of(tmp_path) == before
 
 
-def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path):
+def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis.report, "_pictures", PICTURES)  # of every kind of row
     cells = {
         **CELLS,
         "other static": Cell(Never(), net="resnet14"),
@@ -242,11 +269,10 @@ def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
     assert len(rows_of(tmp_path)) == 2
 
 
-def test_the_test_set_is_read_when_it_is_asked_for(tmp_path, opened):
-    outcome = compare(small(tmp_path, seeds=[0, 1]), quiet)
-    assert "in validation accuracy" in outcome.text
-    opened.clear()
-    outcome = compare(small(tmp_path, seeds=[0, 1], final=True), quiet)
+def test_the_test_set_is_read_when_it_is_asked_for(tmp_path, whole, opened):
+    assert "in validation accuracy" in whole.outcome.text
+    whole.copy(tmp_path)
+    outcome = compare(small(tmp_path, final=True), quiet)
     assert not opened
     assert "in test accuracy" in outcome.text
     assert all(0 < float(row["test_accuracy"]) < 1 for row in rows_of(tmp_path))
@@ -333,13 +359,12 @@ def test_the_primary_comparison_cannot_be_changed_afterwards(tmp_path):
     ],
 )
 def test_a_comparison_with_other_settings_is_refused_and_nothing_is_touched(
-    tmp_path, opened, changes, message
+    tmp_path, whole, opened, changes, message
 ):
-    compare(small(tmp_path, seeds=[0], epochs=0.1), quiet)
+    whole.copy(tmp_path)
     before = bytes_of(tmp_path)
-    opened.clear()
     with pytest.raises(ValueError, match=message):
-        compare(small(tmp_path, **{"seeds": [0], **changes}), quiet)
+        compare(small(tmp_path, **changes), quiet)
     assert not opened
     assert bytes_of(tmp_path) == before
 
@@ -385,7 +410,7 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
 def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys, opened):
     folder = tmp_path / "c"
     words = "compare --net resnet8 --epochs 0.1 --records 3 --batch-size 32 --device cpu"
-    words += " --seeds [0] --workers 1"
+    words += " --seeds [0] --workers 1 --threads 1"
     cells = {name: settings_to_dict(cell) for name, cell in CELLS.items()}
     (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"cells": cells}, sort_keys=False))
     given = [*words.split(), "--out", str(folder), "--config", str(tmp_path / "cells.yaml")]

@@ -13,7 +13,6 @@ import pytest
 
 import run
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "policies.md").read_text()
 COMMANDS = re.findall(r"^(?:PYTHONPATH=(\S+) )?python (.*)$", TEXT, re.MULTILINE)
@@ -33,6 +32,7 @@ def test_the_page_names_every_policy_of_the_examples():
         assert f"| `{path.stem}." in TEXT
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_commands_of_the_page_run_in_their_order(tmp_path, monkeypatch, capsys):
     """As printed, but for the comparison's and the last run's length."""
     for name in FILES:

@@ -25,7 +25,7 @@ from nets import (
 from nets.growth import probe_outputs
 from nets.held import held_entries, join_values
 
-SEQUENCES = 30
+SEQUENCES = 15
 EDITS = 8
 BOTH, EVAL, NEITHER = (False, True), (False,), ()
 

@@ -14,7 +14,6 @@ from analysis import LayerReading, Record, read_history
 from nets import Insert, Widen, cost, preset, seed_of
 from policies import widen
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "policies"
 NAMES = ("ash.Ash", "autogrow.AutoGrow", "firefly.Firefly", "gradmax.GradMax", "north.North")
 LIMIT = preset("resnet20", image=(3, 8, 8))

@@ -14,8 +14,6 @@ from training.measuring import measure_probes, with_probes
 from training.run import open_run
 from training.settings import Train
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 @dataclass(frozen=True)
 class Needy(Policy):

@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 
+import run
 from analysis import LayerReading, Record
 from nets import Cost, Insert, SetSurvival, Widen, cost, preset, seed_of
 from policies import (
@@ -803,12 +804,16 @@ def test_the_examples_are_whole_policies_of_at_most_15_lines(name):
     ("path", "setting"),
     [("falling_std.FallingStd", ("window", 2)), ("allowance.Allowance", ("flops", 50_000))],
 )
-def test_the_examples_run_on_the_command_line_from_their_own_folder(tmp_path, path, setting):
-    run = [sys.executable, str(ROOT / "run.py"), "train", "--data", "digits", "--net", "resnet8"]
-    run += ["--policy", path, f"--policy.{setting[0]}", str(setting[1]), "--epochs", "1"]
-    run += ["--records", "5", "--threads", "1", "--out", str(tmp_path / "run")]
-    done = subprocess.run(run, cwd=EXAMPLES, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+def test_the_examples_run_on_the_command_line_from_their_own_folder(
+    tmp_path, monkeypatch, capsys, path, setting
+):
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, path.partition(".")[0], raising=False)
+    words = ["train", "--data", "digits", "--net", "resnet8", "--epochs", "1", "--records", "5"]
+    words += ["--policy", path, f"--policy.{setting[0]}", str(setting[1]), "--threads", "1"]
+    assert run.main([*words, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
     assert f"class_path: {path}" in (tmp_path / "run" / "config.yaml").read_text()
-    assert "Widen(" in done.stdout
+    assert "Widen(" in said.out

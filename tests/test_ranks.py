@@ -23,6 +23,7 @@ from torch import Tensor
 import run
 import training.loop
 from analysis import read_history
+from analysis.board import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
 from training import ranks
@@ -46,7 +47,7 @@ ACTIONS = {
 
 # A process that has torch imported and has computed nothing; its children start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.utils.tensorboard", "torchvision", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(["torch._dynamo", "training.loop"])
 
 
 def as_rank(rank: int, count: int, port: int, function: Callable[..., None], *given: Any) -> None:
@@ -235,6 +236,7 @@ def run_until(arguments: list[str], number: int, only: int | None = None, count:
         step(*values)
 
     training.loop.train_step = stepped
+    Board.pictures = lambda *_: None  # as conftest does in the tests' own process
     sys.exit(run.main(arguments))
 
 

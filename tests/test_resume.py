@@ -7,6 +7,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 import run
 import training.loop
 from analysis import read_history
+from analysis.board import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
 from training.interrupts import Interrupted
 from training.loop import train
@@ -32,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 # A process that has torch imported and has computed nothing; its children start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.utils.tensorboard", "torchvision", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(["torch._dynamo", "training.loop"])
 
 
 def command(out: Path, policy: str = "Periodic", *more: str) -> list[str]:
@@ -73,6 +75,7 @@ def run_until(arguments: Sequence[str], where: str, count: int, number: int) -> 
         return function(*values, **options)
 
     setattr(owner, name, called)
+    Board.pictures = lambda *_: None  # as conftest does in the tests' own process
     sys.exit(run.main(arguments))
 
 
@@ -358,12 +361,20 @@ def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alon
     assert not differences(ending(tmp_path), alone())
 
 
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Settings that resume a run which was stopped after its second record."""
-    settings = small(tmp_path)
-    crash(settings, monkeypatch, "training.run.save_checkpoint", 6)  # a growth keeps a state too
-    assert len(read_history(tmp_path)) >= 2
-    return replace(settings, resume=True)
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its second record; tests take copies."""
+    folder = tmp_path_factory.mktemp("second")
+    with pytest.MonkeyPatch.context() as patch:  # a growth keeps a state too
+        crash(small(folder), patch, "training.run.save_checkpoint", 6)
+    assert len(read_history(folder)) >= 2
+    return folder
+
+
+def resuming(run: Path, folder: Path) -> Train:
+    """Give settings that resume a copy of the run."""
+    shutil.copytree(run, folder, dirs_exist_ok=True)
+    return small(folder, resume=True)
 
 
 def without(part: str) -> Any:
@@ -391,9 +402,9 @@ def of_another_net(state: dict[str, Any]) -> None:
     ],
 )
 def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_touched(
-    tmp_path, monkeypatch, change
+    tmp_path, second, change
 ):
-    settings = stopped(tmp_path, monkeypatch)
+    settings = resuming(second, tmp_path)
     path = tmp_path / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     change(state)
@@ -404,8 +415,8 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_touched(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_checkpoint_of_another_policy_is_refused(tmp_path, monkeypatch):
-    settings = stopped(tmp_path / "periodic", monkeypatch)
+def test_the_checkpoint_of_another_policy_is_refused(tmp_path, second):
+    settings = resuming(second, tmp_path / "periodic")
     train(small(tmp_path / "never", policy=Never()), quiet)
     other = (tmp_path / "never" / "checkpoint.pt").read_bytes()
     (tmp_path / "periodic" / "checkpoint.pt").write_bytes(other)
@@ -414,8 +425,8 @@ def test_the_checkpoint_of_another_policy_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lines", [0, 1])
-def test_a_history_that_lacks_records_is_refused(tmp_path, monkeypatch, lines):
-    settings = stopped(tmp_path, monkeypatch)
+def test_a_history_that_lacks_records_is_refused(tmp_path, second, lines):
+    settings = resuming(second, tmp_path)
     path = tmp_path / "history.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

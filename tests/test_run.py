@@ -206,6 +206,21 @@ def test_help_comes_without_torch(arguments, words):
     assert "\x1b" not in done.stdout
 
 
+def test_what_takes_seconds_to_import_comes_after_the_first_step(tmp_path):
+    code = (
+        "import sys, run, training.loop\n"
+        "def stop(*values):\n"
+        "    late = {'matplotlib', 'PIL.ImageDraw', 'scipy', 'sklearn', 'torchvision'}\n"
+        "    sys.exit(f'first step with {late & set(sys.modules)}')\n"
+        "training.loop.train_step = stop\n"
+        f"run.main(['train', '--data', 'digits', '--out', {str(tmp_path)!r}])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (1, "first step with set()\n")
+
+
 def test_final_reads_the_test_set_once_and_the_summary_counts_it(
     tiny, tmp_path, monkeypatch, capsys
 ):
@@ -231,8 +246,9 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
     assert 0 < summaries[0]["test_accuracy"] < 1
 
 
-def test_inspect_tells_what_grew_and_shows_the_layers(first, capsys):
+def test_inspect_tells_what_grew_and_shows_the_layers(first, monkeypatch, capsys):
     folder, _ = first
+    monkeypatch.setattr("analysis.pictures.draw", lambda *histories: {})
     history = read_history(folder)
     for more, record in (([], history[-1]), (["--record", "2"], history[2])):
         assert called(["inspect", folder, *more]) == 0

@@ -15,7 +15,6 @@ import torch
 import yaml
 
 import run
-from analysis.board import Board
 from nets import cost
 from training.commandline import underscored
 from training.run import ground_of
@@ -50,16 +49,13 @@ def settings_of(name: str) -> Compare:
 
 
 @pytest.fixture(scope="module")
-def sines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sines(tmp_path_factory: pytest.TempPathFactory, plain_reports: None) -> Path:
     """A folder with both sine comparisons, one seed at a hundredth of the budget."""
     folder = tmp_path_factory.mktemp("sines")
-    with pytest.MonkeyPatch.context() as patch:
-        # TensorBoard's take most of the time and have tests of their own
-        patch.setattr(Board, "pictures", lambda *given: None)
-        for name in NAMES:
-            words = ["compare", "--config", str(EXPERIMENTS / f"{name}.yaml")]
-            words += ["--out", str(folder / name), *["--epochs", "3", "--records", "12"]]
-            assert run.main([*words, *["--seeds", "[3]", "--workers", "1"]]) == 0
+    for name in NAMES:
+        words = ["compare", "--config", str(EXPERIMENTS / f"{name}.yaml")]
+        words += ["--out", str(folder / name), *["--epochs", "3", "--records", "12"]]
+        assert run.main([*words, *["--seeds", "[3]", "--workers", "1"]]) == 0
     return folder
 
 
@@ -173,14 +169,13 @@ def test_the_benchmark_prints_its_two_ratios(tmp_path):
     assert re.search(r"\| speed of the small phase \| +\d+\.\d\d \|", told)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_pruned_and_grown_nets_end_with_equal_parameters(tmp_path):
     words = ["compare", "--config", str(EXPERIMENTS / "pruning.yaml"), "--out", str(tmp_path)]
     small = "--data digits --net resnet8 --epochs 1 --seeds [0] --workers 1 --threads 1"
     small += " --batch-size 64 --precision float32 --device cpu"
     words += small.split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Board, "pictures", lambda *given: None)
-        assert run.main(words) == 0
+    assert run.main(words) == 0
     with (tmp_path / "comparison.csv").open(newline="") as file:
         parameters = {line["run"]: int(line["parameters"]) for line in csv.DictReader(file)}
     half = parameters["static-full"] / 2

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.util import find_spec
 from math import pi
 from pathlib import Path
 from shutil import copyfile
@@ -74,11 +75,14 @@ def read(name: str, data_dir: Path) -> Parts:
 
 def read_digits() -> Parts:
     """Read scikit-learn's 1797 digits, (8, 8, 1), their 17 grey levels spread over 0..255."""
-    from sklearn.datasets import load_digits  # a second of imports that only this data set pays
-
-    levels, targets = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-    pixels = (levels.view(-1, 8, 8, 1) * (255 / 16)).round().to(torch.uint8)
-    return Images(pixels, targets.long()), None, 10
+    # Its file, read as `load_digits` does, which takes seconds of imports before.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (1797, 65): 64 levels, the target
+    pixels = (rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).round().to(torch.uint8)
+    return Images(pixels, rows[:, -1].long()), None, 10
 
 
 def sine(part: str) -> Images:
@@ -94,7 +98,7 @@ def read_torchvision(name: str, data_dir: Path) -> Parts:
     Raises:
         ValueError: the files are not there and cannot be downloaded; it says where they go.
     """
-    from torchvision import datasets  # as sklearn above
+    from torchvision import datasets  # a second of imports that only these data sets pay
 
     kind_name, classes, folder, archives = TORCHVISION[name]
     kind = getattr(datasets, kind_name)
