@@ -43,7 +43,13 @@ class _Verbatim(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """Refuses wrong use with one line and exit code 2; in option names - and _ are the same."""
+    """Refuses wrong use with one line and exit code 2; in option names - and _ are the same.
+
+    Options are given in full: `--policy` of a comparison is no short form of `--policy_errors`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside a parser: the outer one reports
