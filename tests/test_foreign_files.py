@@ -162,7 +162,7 @@ def test_a_history_and_an_architecture_name_actions_and_kinds_of_a_list_alone(th
     assert innocent()
 
 
-def test_an_initializer_of_a_history_is_a_name_and_nothing_more(theirs, capsys):
+def test_an_initializer_of_a_history_is_a_name_and_nothing_more(theirs):
     lines = (theirs / "history.jsonl").read_text().splitlines()
     record = json.loads(lines[0])
     for action in (*record["decided"], *record["applied"]):
@@ -170,7 +170,5 @@ def test_an_initializer_of_a_history_is_a_name_and_nothing_more(theirs, capsys):
     (theirs / "history.jsonl").write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
     assert read_history(theirs)[0].applied[0].initializer == "evil_policy.Mine"
     step = record["step"]
-    capsys.readouterr()
-    assert called(f"branch theirs --at {step} --steps 1 --orders 1") == 2
-    assert "initializer must be one of he, " in capsys.readouterr().err
+    assert called(f"branch theirs --at {step} --steps 1 --orders 1") == 0
     assert innocent()

@@ -72,7 +72,7 @@ def one_line(message: str) -> str:
     keys = re.findall(r'Parser key "([\w.]+)": ', line)
     name = ".".join(keys)
     module = re.search(r"Expected a path but (\S+) either .* Errors: - (.*)$", line)
-    if module:
+    if module and "dot import path" not in line:
         return f"{name} {module[1]} cannot be loaded: {module[2]}"
     path = re.search(r"Expected a dot import path string: (\S*)", line)
     path = path or re.search(
