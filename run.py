@@ -17,7 +17,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from analysis import Record, read_history
-from training.commandline import make_parser, one_line, underscored
+from training.commandline import Exit, Parser, make_parser, one_line, underscored
+from training.failures import PolicyFailed, told
 from training.settings import Compare, Train
 
 
@@ -27,18 +28,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        chosen = parser.instantiate(parser.parse_args([underscored(word) for word in given]))
+        chosen = _chosen(parser, [underscored(word) for word in given])
         command = {"train": _train, "compare": _compare, "inspect": _inspect, "replay": _replay}
         command["branch"] = _branch
         return command[chosen.subcommand](chosen[chosen.subcommand])
     except ValueError as error:
         print(f"run.py: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except PolicyFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
         return 1
+
+
+def _chosen(parser: Parser, words: list[str]) -> Namespace:
+    """Read the command line; it imports and makes the policies that it names."""
+    try:
+        return parser.instantiate(parser.parse_args(words))
+    except (Exit, ValueError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"policy cannot be loaded: {told(error)}") from None
 
 
 def _settings(kind: Callable[..., Any], chosen: Namespace) -> Any:
@@ -79,7 +93,7 @@ def _train(chosen: Namespace) -> int:
         try:
             with _reporting(first) as (say, advance):
                 summary = train(settings, say, advance)
-        except Interrupted as stop:
+        except (Interrupted, PolicyFailed) as stop:
             if first:
                 print(stop, file=sys.stderr)
             return stop.code

@@ -139,7 +139,7 @@ class Observer:
         """Give all that a resumed observer of the same network needs to go on exactly."""
         totals = None if self._totals is None else self._totals.to("cpu", copy=True)
         window = {"start": self._window_start, "totals": totals, "counts": list(self._counts)}
-        last = {path: asdict(reading) for path, reading in self._last.items()}
+        last = {path: {**asdict(r), "extra": dict(r.extra)} for path, r in self._last.items()}
         return {"step": self.step, "edited": dict(self.edited), "window": window, "last": last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.record_checks import ReadOnly, check_record
 from nets import Action, Architecture, Cost, action_from_dict, action_to_dict, cost
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class LayerReading:
     edited: int | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", ReadOnly(self.extra))
+
     def value(self, statistic: str) -> float | None:
         """Give a statistic by name, from the fields or from `extra`."""
         if statistic in STATISTICS:
@@ -124,6 +128,10 @@ class Record:
     decided: Sequence[Action] = ()
     applied: Sequence[Action] = ()
     refused: Sequence[tuple[Action, str]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "importance"):
+            object.__setattr__(self, name, ReadOnly(getattr(self, name)))
 
     @classmethod
     def capture(cls, net: nn.Module, observer: Observer, **numbers: Any) -> Record:
@@ -178,9 +186,11 @@ class Record:
             for name in ("decided", "applied"):
                 values[name] = tuple(action_from_dict(action) for action in d[name])
             values["refused"] = tuple((action_from_dict(act), why) for act, why in d["refused"])
-            return cls(**values)
+            record = cls(**values)
+            check_record(record)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"record cannot be read: {error!r}") from None
+        return record
 
 
 def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:
@@ -188,8 +198,8 @@ def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:
     return {name: value for name, value in values if name == "block" or value not in (None, {})}
 
 
-def read_history(path: str | Path) -> list[Record]:
-    """Read a history.jsonl file, or that of a run folder.
+def read_history(path: str | Path, records: int | None = None) -> list[Record]:
+    """Read a history.jsonl file, or that of a run folder; all of it, or its first `records`.
 
     Raises:
         ValueError: the file is missing or a line is not a record; the message names the line.
@@ -198,10 +208,10 @@ def read_history(path: str | Path) -> list[Record]:
     path = path / "history.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines()[:records], start=1):
         try:
-            records.append(Record.from_dict(json.loads(line.decode())))
+            found.append(Record.from_dict(json.loads(line.decode())))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-    return records
+    return found

@@ -39,7 +39,8 @@ def action_from_dict(d: Mapping[str, Any]) -> Action:
     kind = ACTIONS[name]
     unknown = set(d) - {"action"} - {item.name for item in fields(kind)}
     if unknown:
-        raise ValueError(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+        names = " ".join(", ".join(sorted(map(str, unknown))).split())
+        raise ValueError(f"{name} has unknown fields: {names}")
     try:
         return kind(**{key: value for key, value in d.items() if key != "action"})
     except TypeError as error:

@@ -259,5 +259,6 @@ def _block(values: Mapping[str, Any]) -> Block:
 def _known(kind: Any, values: Mapping[str, Any]) -> Any:
     unknown = set(values) - {field.name for field in fields(kind)}
     if unknown:
-        raise ValueError(f"architecture has unknown fields: {', '.join(sorted(unknown))}")
+        names = " ".join(", ".join(sorted(map(str, unknown))).split())
+        raise ValueError(f"architecture has unknown fields: {names}")
     return kind(**values)

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "text"),
+    "int": (int, "an integer"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "true or false"),
+}
+"""By how a field is annotated: what it may hold, and that in words."""
+
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raise a ValueError that lists the known values unless `value` is one of them."""
@@ -22,3 +33,15 @@ def check_fraction(name: str, value: object) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:  # pyright: ignore[reportOperatorIssue]
         raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
+
+
+def check_kinds(settings: Any) -> None:
+    """Raise a ValueError unless a dataclass holds text, numbers and flags where it says so."""
+    for item in fields(settings):
+        kind, _, other = str(item.type).partition(" | ")
+        value = getattr(settings, item.name)
+        if kind not in _KINDS or (value is None and other == "None"):
+            continue
+        allowed, words = _KINDS[kind]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+            raise ValueError(f"{item.name} must be {words}, got {value!r}")

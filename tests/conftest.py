@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs in several processes
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,3 +40,67 @@ def plain_reports():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("analysis.report._pictures", lambda judgement: [])
         yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A finished run of three records that has grown; tests take copies."""
+    import run
+    from analysis.board import Board
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    command = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Board, "pictures", lambda *_: None)
+        assert run.main([*command.split(), "--policy", "Periodic", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parser():
+    """The command line's parser, made once: that takes longer than most refusals."""
+    from training.commandline import make_parser
+
+    return make_parser()
+
+
+@pytest.fixture
+def refusal(capsys, monkeypatch, parser):
+    """A function that runs a command which must refuse in one line, and gives the line.
+
+    Nothing may train, and no file in the working directory may change.
+    """
+    import run
+    import training.loop
+
+    def no_step(*_):
+        raise AssertionError("this must not train")
+
+    monkeypatch.setattr(training.loop, "_step", no_step)
+    monkeypatch.setattr(run, "make_parser", lambda: parser)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def refused(words):
+        before, folders = contents()
+        capsys.readouterr()
+        try:
+            code = run.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        output, errors = capsys.readouterr()
+        assert (code, output) == (2, "")
+        (line,) = errors.splitlines()
+        assert line.startswith("run.py: error: ")
+        assert "Traceback" not in line
+        assert contents() == (before, folders)
+        return line.removeprefix("run.py: error: ")
+
+    return refused
+
+
+def contents():
+    """Give the files below the working directory with their bytes, and the folders."""
+    paths = list(Path().rglob("*"))
+    files = {path: path.read_bytes() for path in paths if path.is_file()}
+    return files, {path for path in paths if path.is_dir()}

@@ -26,10 +26,10 @@ from analysis.branches import (
 from nets import Action, grow
 from nets.checks import check_count
 from nets.initializers import hash_of
-from training.checkpoint import load_checkpoint, load_optimizer_state, network_of
+from training.checkpoint import load_checkpoint, network_of
 from training.folder import write_whole
 from training.forks import Candidates, Fork, candidates, fork_of
-from training.run import CHECKED, Ground, ground_of, probe_of
+from training.run import CHECKED, Ground, ground_of, probe_of, restore
 from training.settings import Train
 from training.step import LOSSES, evaluate, make_optimizer, train_step
 
@@ -92,20 +92,18 @@ def _train(
     """Train one branch and give its validation loss and accuracy."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    state = load_checkpoint(fork.state, {})  # anew: training changes its tensors
-    torch.set_rng_state(state["generator"])
+    state = load_checkpoint(fork.state, fork.identity)  # anew: training changes its tensors
     device, loss = ground.precision.device, LOSSES[ground.splits.task]
     net = network_of(state, fork.state).to(device, memory_format=torch.channels_last)  # pyright: ignore
     optimizer, scaler = make_optimizer(net, settings), ground.precision.scaler()
-    load_optimizer_state(net, optimizer, state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+    progress = restore(state, fork.state, net, optimizer, scaler)
     if actions:
         probe = tuple(part[:CHECKED] for part in probe_of(ground.splits, ground.statistics, device))
         how: Any = {"initializer": settings.initializer, "seed": settings.seed}
         grown = grow(net, actions, optimizer, probe=probe, loss=loss, **how)  # pyright: ignore
         assert grown.optimizer is not None
         net, optimizer = grown.network, grown.optimizer
-    epoch, position = state["progress"]["epoch"], state["progress"]["position"]
+    epoch, position = progress.epoch, progress.position
     window = torch.zeros(3, dtype=torch.float64, device=device)
     step = partial(train_step, net, optimizer, loss=loss, precision=ground.precision)
     for number in range(steps):

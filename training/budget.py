@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import cos, pi
 
 from nets import Architecture, train_flops
@@ -21,6 +21,12 @@ class Progress:
     seconds: float = 0.0
     records: int = 0
     boundary: int = 0  # equal parts of the budget that have had their record
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, int if item.type == "int" else int | float) or value < 0:
+                raise ValueError(f"{item.name} must be a number of at least 0, got {value!r}")
 
 
 @dataclass(frozen=True)

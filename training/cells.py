@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from policies import Yoked
+from training.failures import PolicyFailed
 from training.settings import Common, Compare, Start, Train
 
 
@@ -114,7 +115,7 @@ def run_job(job: Job) -> str | None:
 
 def one_line_of(error: BaseException) -> str:
     """Give an error as one line."""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, ValueError | PolicyFailed) else f"{type(error).__name__}: "
     return " ".join(f"{kind}{error}".split()) or type(error).__name__
 
 

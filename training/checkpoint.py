@@ -6,6 +6,7 @@ import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
@@ -40,10 +41,19 @@ def load_optimizer_state(
     optimizer.state.clear()
     for name, values in saved["state"].items():
         parameter = parameters[name]
+        _check_shapes(name, parameter, values)
         optimizer.state[parameter] = {
             key: value.to(parameter.device) if torch.is_tensor(value) and key != "step" else value
             for key, value in values.items()
         }
+
+
+def _check_shapes(name: str, parameter: torch.Tensor, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if torch.is_tensor(value) and value.dim() > 0 and value.shape != parameter.shape:
+            raise ValueError(
+                f"{key} of {name} is {tuple(value.shape)}, not {tuple(parameter.shape)}"
+            )
 
 
 def save_checkpoint(
@@ -82,7 +92,11 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         ValueError: it is cut short, no checkpoint of ours, or of a run with another identity.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with catch_warnings():
+            simplefilter("ignore")  # of a file that is no checkpoint
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
         found = dict(state["identity"])
         architecture = Architecture.from_dict(state["architecture"])
     except Exception as error:  # torch raises many kinds for a damaged file

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from policies import Policy
@@ -28,6 +31,10 @@ _FLAGS = {
 }
 
 
+class Exit(SystemExit):
+    """The parser's own end, after help or a refusal; a policy's module may end by another."""
+
+
 class _Verbatim(DefaultHelpFormatter):
     """Keeps the line breaks of descriptions and epilogs."""
 
@@ -36,12 +43,27 @@ class _Verbatim(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """Refuses wrong use with one line and exit code 2; in option names - and _ are the same."""
+    """Refuses wrong use with one line and exit code 2; in option names - and _ are the same.
+
+    Options are given in full: `--policy` of a comparison is no short form of `--policy_errors`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside a parser: the outer one reports
             super().error(message, ex)
         self.exit(2, f"run.py: error: {one_line(message)}\n")
+
+    def parse_path(self, path: Any, *rest: Any, **options: Any) -> Any:
+        check_config(Path(path))
+        return super().parse_path(path, *rest, **options)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if message:
+            self._print_message(message, sys.stderr)
+        raise Exit(status)
 
 
 def one_line(message: str) -> str:
@@ -49,7 +71,13 @@ def one_line(message: str) -> str:
     line = " ".join(message.split())
     keys = re.findall(r'Parser key "([\w.]+)": ', line)
     name = ".".join(keys)
+    module = re.search(r"Expected a path but (\S+) either .* Errors: - (.*)$", line)
+    if module and "dot import path" not in line:
+        return f"{name} {module[1]} cannot be loaded: {module[2]}"
     path = re.search(r"Expected a dot import path string: (\S*)", line)
+    path = path or re.search(
+        r"Not a valid subclass of Policy\. Got value: (.*) Subclass types", line
+    )
     if path and name.endswith("policy"):
         known = ", ".join(known_policies())
         return (
@@ -59,13 +87,49 @@ def one_line(message: str) -> str:
         return f"{name} must be a mapping, got {path[1]!r}"
     # Of several reasons the innermost and first counts: "... Errors: - this one - Expected a ...".
     reason = line.rpartition(f'Parser key "{keys[-1]}": ')[2] if keys else line
-    value = re.search(r"G(?:ot|iven) value: (.*?)(?: - Expected a |$)", reason)
+    value = re.search(r"G(?:ot|iven) value: ?(.*?)(?: - Expected a |$)", reason)
     reason = re.sub(r"^Does not validate .*? Errors: - ", "", reason).split(" - Expected a ")[0]
     expected = re.match(r"Expected a <class '([\w.]+)'>", reason)
     if expected and value:
         kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
         return f"{name} must be {kind}, got {value[1]!r}"
     return f"{name}: {reason}" if name else reason
+
+
+def check_config(path: Path) -> None:
+    """Raise a TypeError, as a parser does, if a file is no YAML mapping or says a thing twice."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        twice = _said_twice(root)  # before merge keys are resolved
+        if root is not None:
+            loader.construct_document(root)  # refuses tags that would make other objects
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise TypeError(f"config: {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode):
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
+        got = kinds.get(type(root), "nothing")
+        raise TypeError(f"config: {path} must hold a mapping of settings, got {got}")
+    if twice:
+        raise TypeError(f"config: {path} must hold every setting once, got {twice} twice")
+
+
+def _said_twice(root: yaml.Node | None) -> str:
+    """Give a key that stands twice in one mapping, anywhere in the tree, or nothing."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            return next(name for name in names if names.count(name) > 1)
+        waiting += [value for _, value in node.value]
+    return ""
 
 
 def known_policies() -> list[str]:

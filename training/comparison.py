@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from analysis.report import write_report
 from analysis.tables import result_of
 from training.cells import Job, gpus_of, jobs_of, workers_of
 from training.engines import Engine, Here, Pool, run_jobs
-from training.folder import check_same_settings, claim_comparison, write_whole
+from training.folder import check_same_settings, claim_comparison, read_summary, write_whole
 from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
@@ -93,10 +92,12 @@ def _engine(settings: Compare, cells: int) -> Engine:
 
 def check(jobs: Sequence[Job]) -> None:
     """Raise a ValueError for whatever any of the runs would refuse, before anything is written."""
+    from training.judgement import check_needs
     from training.run import ground_of  # imports torch: late, so that the processes start first
 
     limits = {}
     for run in (job.settings for job in jobs):
+        check_needs(run.policy)
         place = run.data, run.net
         if place not in limits:
             limits[place] = ground_of(replace(run, start=None)).limit
@@ -109,10 +110,10 @@ def check(jobs: Sequence[Job]) -> None:
 def _summary(run: Train) -> Mapping[str, Any] | None:
     """Give the summary of a finished run; None if it must run, or must read the test set."""
     try:
-        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-        return None if run.final and not summary["test_readings"] else summary
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = read_summary(run.folder)
+    except ValueError:
         return None  # if the file is damaged, the run says so
+    return None if run.final and not summary["test_readings"] else summary
 
 
 def _judge(

@@ -19,8 +19,16 @@ from analysis import Record
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir")
-_FREE += ("engine", "workers", "per_gpu", "address", "dry_run")
+_FREE += ("policy_errors", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
+_SUMMARY: dict[str, Any] = {
+    **dict.fromkeys(("data", "net", "policy"), str),
+    **dict.fromkeys(("parameters", "flops", "train_flops", "steps", "test_readings"), int),
+    **dict.fromkeys(("train_loss", "validation_loss", "test_loss"), int | float | None),
+    **dict.fromkeys(("train_accuracy", "validation_accuracy", "test_accuracy"), int | float | None),
+    "seconds": int | float,
+}
+"""What others read of a summary.json, and of what kind it is."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -45,9 +53,13 @@ def claim(folder: Path, settings: Mapping[str, Any], text: str, resume: bool) ->
     Raises:
         ValueError: it holds another run, or `resume` is asked with other settings than the run's.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a folder, got the file {folder}")
-    if any((folder / name).exists() for name in _TRACES):
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be a folder, got the file {folder}")
+        taken = any((folder / name).exists() for name in _TRACES)
+    except OSError as error:  # a name that is too long, a folder that nobody may look into
+        raise ValueError(f"out: {folder} cannot be read: {error.strerror}") from None
+    if taken:
         if not resume:
             raise ValueError(f"out: {folder} already holds a run; choose another or add --resume")
         check_same_settings(folder, settings)
@@ -100,11 +112,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"out: {folder} holds files of a run but no config.yaml")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise ValueError(f"out: {path} cannot be read")
     return config
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read a finished run's summary.json.
+
+    Raises:
+        ValueError: it is missing, damaged or lacks what `training.summary` writes.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise ValueError(f"out: {path} cannot be read") from None
+    for name, kind in _SUMMARY.items():
+        if not isinstance(summary, dict) or not isinstance(summary.get(name, ...), kind):
+            raise ValueError(f"out: {path} cannot be read: it holds no {name}")
+    return summary
 
 
 def environment() -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from analysis import Record, read_history
 from analysis.branches import NONE, site_of
@@ -11,7 +12,7 @@ from analysis.tables import phrase
 from nets import Action, Insert, Widen
 from nets.actions import adds_capacity
 from policies.base import largest_by, largest_width
-from training.folder import read_config
+from training.folder import binding, read_config
 from training.judgement import judge
 from training.settings import Common, Train
 
@@ -22,11 +23,15 @@ Candidates = dict[str, tuple[Action, ...]]
 
 @dataclass(frozen=True)
 class Fork:
-    """The place in a run where the branches begin: its record, and the state before its growth."""
+    """The place in a run where the branches begin: its record, and the state before its growth.
+
+    `identity` is what the kept checkpoint must hold of the run's settings.
+    """
 
     run: Path
     record: Record
     settings: Train
+    identity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -48,9 +53,12 @@ def fork_of(run: Path, at: int) -> Fork:
     """Find a growth step of a run; a ValueError lists those that there are."""
     history = read_history(run)
     config = read_config(run)
-    names = [item.name for item in fields(Common) if item.name in config]
+    names = [item.name for item in fields(Common) if item.name in config]  # and no policy
+    if "seed" not in config:
+        raise ValueError(f"out: {run}/config.yaml cannot be read: it holds no seed")
     settings = Train(**{name: config[name] for name in names}, seed=config["seed"], out=str(run))
-    forks = [Fork(run, record, settings) for record in history]
+    identity = binding({name: config[name] for name in (*names, "seed")})
+    forks = [Fork(run, record, settings, identity) for record in history]
     forks = [fork for fork in forks if fork.grown and fork.state.exists()]
     if not forks:
         raise ValueError(f"run must have a growth step whose state it kept in growth/, got {run}")

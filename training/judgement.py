@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from analysis import Record
-from nets import Action, Architecture, Cost, Freeze, Unfreeze, cost, train_flops
+from analysis import Record, read_history
+from analysis.tables import phrase
+from nets import Action, Architecture, Cost, Freeze, Unfreeze, action_to_dict, cost, train_flops
+from nets.action_dicts import ACTIONS
 from nets.actions import adds_capacity
-from policies import Policy
+from nets.checks import check_choice
+from policies import Policy, Yoked
 from policies.base import History
+from training.failures import PolicyFailed, told
+from training.settings import INITIALIZERS
+
+PROBES = ("importance", "effective_rank")
+"""The names in a policy's `needs`: Record.importance, and LayerReading.extra["effective_rank"]."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +30,94 @@ class Verdict:
     refused: tuple[tuple[Action, str], ...] = ()
 
 
-def ask(policy: Policy, history: History) -> tuple[Action, ...]:
-    """Ask the policy; a ValueError names it if what it returns is no sequence of actions."""
-    answer = policy.decide(history)
-    if not isinstance(answer, Sequence) or not all(isinstance(action, Action) for action in answer):
+@dataclass(frozen=True)
+class Answer:
+    """What a policy asks for, or in one line how it failed."""
+
+    actions: tuple[Action, ...] = ()
+    failure: str = ""
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise a ValueError if a run could not ask the policy, before anything is written."""
+    check_needs(policy)
+    if isinstance(policy, Yoked):
+        read_history(policy.run)
+
+
+def check_needs(policy: Policy) -> None:
+    """Raise a ValueError if the policy needs something that is no probe."""
+    needs = policy.needs
+    named = isinstance(needs, tuple | list)
+    unknown = [name for name in needs if name not in PROBES] if named else [needs]
+    if unknown:
         name = type(policy).__name__
-        raise ValueError(f"policy {name} must return a sequence of actions, got {answer!r}")
+        raise ValueError(
+            f"policy {name} must need probes of {', '.join(PROBES)}, got {unknown[0]!r}"
+        )
+
+
+def ask(policy: Policy, history: History) -> tuple[Action, ...]:
+    """Ask the policy about a recorded history.
+
+    Raises:
+        ValueError: the policy refuses the history, or what it returns is no sequence of actions.
+        PolicyFailed: it raised something else.
+    """
+    try:
+        answer = policy.decide(history)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PolicyFailed(failure_of(policy, history[-1], told(error))) from None
+    wrong = _wrong(answer)
+    if wrong:
+        raise ValueError(f"policy {type(policy).__name__} {wrong}")
     return tuple(answer)
+
+
+def attempt(policy: Policy, history: History) -> Answer:
+    """Ask the policy, and whatever it does give an answer."""
+    try:
+        answer = policy.decide(history)
+        wrong = _wrong(answer)
+    except (Exception, SystemExit) as error:
+        answer, wrong = (), told(error)
+    if not wrong:
+        return Answer(tuple(answer))
+    return Answer(failure=failure_of(policy, history[-1], wrong))
+
+
+def failure_of(policy: Policy, record: Record, why: str) -> str:
+    """Give in one line that a policy failed, and when."""
+    return f"policy {type(policy).__name__} failed at step {record.step}: {why}"
+
+
+def _wrong(answer: object) -> str:
+    """Say why an answer is no sequence of actions that a history can hold; nothing if it is one."""
+    if not isinstance(answer, Sequence) or isinstance(answer, str | bytes):
+        return f"must return a sequence of actions, got {_short(answer)}"
+    for action in answer:
+        if not isinstance(action, Action):
+            return f"must return a sequence of actions, got {_short(answer)}"
+        if type(action) not in ACTIONS.values():
+            return f"must return actions of {', '.join(ACTIONS)}; got {_short(action)}"
+        try:
+            json.dumps(action_to_dict(action), allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return f"must return actions of plain numbers and text, got {_short(action)}"
+    return ""
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:200]
+
+
+def first_refusals(history: History, refused: Sequence[tuple[Action, str]]) -> list[str]:
+    """Give as text what is refused now and never was for that reason."""
+    known = {why for record in history for _, why in record.refused}
+    first = {why: action for action, why in reversed(refused) if why not in known}
+    return [f"{phrase(action)} refused: {why}" for why, action in reversed(first.items())]
 
 
 def judge(
@@ -59,6 +149,8 @@ def _judge(
             refused.append((action, "no growth after grow_until"))
             continue
         try:
+            if getattr(action, "initializer", None) and not callable(action.initializer):  # pyright: ignore
+                check_choice("initializer", action.initializer, INITIALIZERS)  # pyright: ignore
             after = architecture.apply(action)
         except ValueError as error:
             refused.append((action, str(error)))

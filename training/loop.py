@@ -25,9 +25,10 @@ from nets import (
 from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
+from training.failures import PolicyFailed, told
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
-from training.judgement import Verdict, ask, judge
+from training.judgement import Verdict, attempt, failure_of, first_refusals, judge
 from training.measuring import measure_probes, with_probes
 from training.model import model_of
 from training.pictures import reference_of
@@ -54,6 +55,7 @@ def train(
     Raises:
         ValueError: settings, data or folder cannot be used.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+        PolicyFailed: the policy failed; the checkpoint is that of the record before.
     """
     done = finished(settings)
     if done is not None:
@@ -68,7 +70,11 @@ def train(
             run.progress.seconds = ranks.greatest(perf_counter() - started)
             if run.record_due:
                 speed = (run.progress.images - since[1]) / (perf_counter() - since[0])
-                say(_record_and_grow(run, speed))
+                try:
+                    say(_record_and_grow(run, speed))
+                except PolicyFailed:
+                    _close(run)
+                    raise
                 since = perf_counter(), run.progress.images
             if advance:
                 advance(run.spent)
@@ -119,9 +125,10 @@ def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record = _measure(run)
     averaged = _validate(run, run.ema)
-    verdict = _decide(run, record)
-    difference = _grow(run, verdict) if verdict.applied else None
+    verdict, difference, failure = _decide_and_grow(run, record)
     record = replace(record, **vars(verdict))
+    notes = first_refusals(run.history, record.refused)
+    notes += [failure] if failure else []
     run.history.append(record)
     run.progress.records += 1
     if run.board is not None:
@@ -129,23 +136,36 @@ def _record_and_grow(run: Run, speed: float) -> str:
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
         _write(run, run.board, record, speed, difference)
     run.save()
-    return line_of(record, speed)
+    return "  ".join([line_of(record, speed), *notes])
 
 
-def _decide(run: Run, record: Record) -> Verdict:
-    """Take away what has faded, then ask the policy and judge what it wants."""
-    gone = [
+def _decide_and_grow(run: Run, record: Record) -> tuple[Verdict, float | None, str]:
+    """Take away what has faded, ask the policy and do what it may; last comes how it failed.
+
+    A policy that fails has asked for nothing, or ends the run: see `policy_errors`.
+    """
+    gone = tuple(
         Remove(name, reason="its branch has faded")
         for name, block in run.net.architecture.blocks.items()
         if block.fade and int(run.net.get_submodule(name).fade) >= block.fade  # pyright: ignore
-    ]
-    architecture = reduce(Architecture.apply, gone, run.net.architecture)
+    )
+    faded, settings = Verdict(applied=gone), run.settings
     if run.spent >= 1:
-        return Verdict(applied=tuple(gone))
-    decided = ranks.from_first(lambda: ask(run.settings.policy, (*run.history, record)))
-    may_grow = run.spent <= run.settings.grow_until
-    verdict = judge(architecture, decided, run.limit, may_grow)
-    return replace(verdict, applied=(*gone, *verdict.applied))
+        return faded, _grow(run, faded), ""
+    answer = ranks.from_first(lambda: attempt(settings.policy, (*run.history, record)))
+    failure = answer.failure
+    if not failure:
+        architecture = reduce(Architecture.apply, gone, run.net.architecture)
+        may_grow = run.spent <= settings.grow_until
+        verdict = judge(architecture, answer.actions, run.limit, may_grow)
+        verdict = replace(verdict, applied=(*gone, *verdict.applied))
+        try:
+            return verdict, _grow(run, verdict), ""
+        except ValueError as error:  # what only the weights can tell
+            failure = failure_of(settings.policy, record, told(error))
+    if settings.policy_errors == "stop":
+        raise PolicyFailed(failure)
+    return faded, _grow(run, faded), failure
 
 
 def _write(run: Run, board: Board, record: Record, speed: float, difference: float | None) -> None:
@@ -198,8 +218,8 @@ def _validate(run: Run, net: Network | None) -> tuple[float | None, float | None
 
 def _grow(run: Run, verdict: Verdict) -> float | None:
     """Grow the run's network and give the output difference; the state before it is kept."""
-    if any(map(adds_capacity, verdict.applied)):
-        run.save(f"growth/step{run.progress.step:07d}.pt")
+    if not verdict.applied:
+        return None
     settings = run.settings
     probe = run.probe[0][:CHECKED], run.probe[1][:CHECKED]
     grown = grow(
@@ -212,6 +232,8 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
         probe=probe,
         loss=run.loss,
     )
+    if any(map(adds_capacity, verdict.applied)):  # only now: it could not have been done
+        run.save(f"growth/step{run.progress.step:07d}.pt")
     before, after = (cost(net.architecture).flops for net in (run.net, grown.network))
     # The forwards that `grow` makes; the average's is free, as all that only judges.
     run.progress.flops += CHECKED * (2 * before + 3 * after)

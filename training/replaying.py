@@ -56,6 +56,7 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
 
     Raises:
         ValueError: a history cannot be read, or the policy can decide on none of the runs.
+        PolicyFailed: the policy raised something else.
     """
     found = []
     for run in runs:
@@ -63,9 +64,12 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
         if not history:
             raise ValueError(f"run must be a folder with at least one record, got {run}")
         config = read_config(run) if (run / "config.yaml").exists() else {}
+        grow_until = config.get("grow_until", 1.0)
+        if not isinstance(grow_until, int | float):
+            raise ValueError(f"grow_until of {run} must be a number, got {grow_until!r}")
         try:
             answers = list(replay(policy, history))
-            found.append(Replay(run, answers, config.get("grow_until", 1.0)))
+            found.append(Replay(run, answers, grow_until))
         except ValueError as error:  # it misses a probe, say, that this run did not record
             found.append(Replay(run, [], why=str(error)))
     if all(each.why for each in found):

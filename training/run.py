@@ -20,6 +20,7 @@ from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
 from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
 from training.folder import append_losses, binding, claim, cut_back
+from training.judgement import check_policy
 from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.step import LOSSES, Loss, Precision, make_optimizer
@@ -144,6 +145,7 @@ def open_run(settings: Train) -> Run:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    check_policy(settings.policy)
     ground = ground_of(settings)
     device, folder = ground.precision.device, settings.folder
     plain = settings_to_dict(settings)
@@ -158,7 +160,8 @@ def open_run(settings: Train) -> Run:
     window = torch.zeros(3, dtype=torch.float64, device=device)
     progress = Progress()
     if state is not None:
-        progress = _restore(state, path, net, optimizer, scaler, observer, window)
+        progress = restore(state, path, net, optimizer, scaler, observer, window)
+    history = read_history(folder, progress.records) if progress.records else []
     ranks.from_first(lambda: cut_back(folder, progress.records, progress.step))
     return Run(
         settings=settings,
@@ -180,31 +183,36 @@ def open_run(settings: Train) -> Run:
         window=window,
         trace=[window.clone()],
         progress=progress,
-        history=read_history(folder) if progress.records else [],
+        history=history,
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
         board=Board(folder, purge_step=progress.step + 1) if ranks.rank() == 0 else None,
     )
 
 
-def _restore(
+def restore(
     state: dict[str, Any],
     path: Path,
     net: Network,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    observer: Observer,
-    window: Tensor,
+    observer: Observer | None = None,
+    window: Tensor | None = None,
 ) -> Progress:
-    """Put a checkpoint's state into fresh objects, and give its counters."""
+    """Put a checkpoint's state into fresh objects, and give its counters.
+
+    Raises:
+        ValueError: something is missing, or does not fit.
+    """
     try:
         load_optimizer_state(net, optimizer, state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["generator"])
-        observer.load_state_dict(state["observer"])
-        if ranks.rank() == 0:  # it is the sum over all processes
-            window.copy_(state["window"])
+        if observer is not None:
+            observer.load_state_dict(state["observer"])
+        if window is not None and ranks.rank() == 0:  # it is the sum over all processes
+            window.copy_(state["window"].reshape(3))
         return Progress(**state["progress"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error!r}") from None
 
 

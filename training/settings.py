@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import inf
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from nets import Architecture, cost, preset, seed_of
-from nets.checks import check_choice, check_count, check_fraction
+from nets.checks import check_choice, check_count, check_fraction, check_kinds
 from policies import (
     LayerStatistic,
     Never,
@@ -24,6 +25,8 @@ from policies import (
 )
 
 MOST_EPOCHS = 10**9
+MOST_THREADS = 1024
+MOST_PARAMETERS = 10**11
 INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
@@ -83,6 +86,8 @@ class Common:
         device: a torch device; auto takes the GPU if there is one.
         threads: CPU threads; by default torch's choice.
         compile: compile the network with torch.compile, anew after every growth; slower on a CPU.
+        policy_errors: stop ends a run whose policy fails, with exit code 1, to be resumed when the
+            policy is mended; continue says so in the record's line and does nothing there.
         final: read the test set, once, at the end.
     """
 
@@ -108,15 +113,18 @@ class Common:
     device: str = "auto"
     threads: int | None = None
     compile: bool = False
+    policy_errors: str = "stop"
     final: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0 < self.epochs <= MOST_EPOCHS:
             raise ValueError(f"epochs must be above 0 and at most {MOST_EPOCHS}, got {self.epochs}")
         check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
         check_choice("schedule", self.schedule, ("cosine", "hold"))
         check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
         check_choice("initializer", self.initializer, INITIALIZERS)
+        check_choice("policy_errors", self.policy_errors, ("stop", "continue"))
         check_choice("precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         if not 0 <= self.grow_until <= 1:
             raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
@@ -128,12 +136,14 @@ class Common:
         for name in ("records", "threads"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if self.lr is not None and not 0 < self.lr < inf:
             raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        preset(self.net)  # an unknown name is refused before anything is loaded
+        _check_net(self.net)
 
     @property
     def learning_rate(self) -> float:
@@ -191,17 +201,36 @@ class Train(Common):
         if start.architecture is not None:
             first = _read_architecture(start.architecture)
             if (first.image, first.classes) != (limit.image, limit.classes):
-                raise ValueError(f"start.architecture must be made for this data, got {first}")
+                wanted, got = (
+                    f"images {net.image} and {net.classes} classes" for net in (limit, first)
+                )
+                raise ValueError(
+                    f"start.architecture must be made for this data ({wanted}), got {got}"
+                )
         if cost(first).flops > cost(limit).flops or cost(first).parameters > cost(limit).parameters:
             raise ValueError(f"start must cost at most the limit {cost(limit)}, got {cost(first)}")
         return first
 
 
+def _check_net(name: str) -> None:
+    """Raise a ValueError unless it is the name of a network that a machine could hold."""
+    if re.search(r"\d{6}", name):  # of layers or channels: counting alone would take for ever
+        raise ValueError(f"net must have numbers below 100000, got {name[:40]!r}")
+    parameters = cost(preset(name)).parameters
+    if parameters > MOST_PARAMETERS:
+        raise ValueError(
+            f"net must have at most {MOST_PARAMETERS} parameters, got {name!r} with {parameters}"
+        )
+
+
 def _read_architecture(path: str) -> Architecture:
     try:
         return Architecture.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise ValueError(f"start.architecture must be an architecture.json, got {path!r}") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"start.architecture must be an architecture.json, got {path!r}: {why}"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from nets.actions import adds_capacity
 from training import ranks
 from training.checkpoint import load_checkpoint, network_of
 from training.data import channel_statistics, load
-from training.folder import check_same_settings, write_json
+from training.folder import check_same_settings, read_summary, write_json
 from training.run import Run
 from training.settings import Train, settings_to_dict
 from training.step import LOSSES, Precision, evaluate
@@ -95,12 +94,8 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
     if not settings.resume or not path.exists():
         return None
     check_same_settings(folder, settings_to_dict(settings))
-    try:
-        summary = json.loads(path.read_text())
-        readings = summary["test_readings"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"out: {path} cannot be read") from None
-    if settings.final and not readings:
+    summary = read_summary(folder)
+    if settings.final and not summary["test_readings"]:
         checkpoint = folder / "checkpoint.pt"
         splits, precision = load(settings.data, settings.data_dir), Precision.of(settings)
         net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
