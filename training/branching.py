@@ -23,11 +23,11 @@ from analysis.branches import (
     spread,
     to_csv,
 )
+from analysis.files import write_whole
 from nets import Action, grow
 from nets.checks import check_count
 from nets.initializers import hash_of
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of
-from training.folder import write_whole
 from training.forks import Candidates, Fork, candidates, fork_of
 from training.run import CHECKED, Ground, ground_of, probe_of
 from training.settings import Train

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims import Finished, Judgement, judge, judgement_text
+from analysis.files import write_whole
 from analysis.report import write_report
 from analysis.tables import result_of
 from training.cells import Job, gpus_of, jobs_of, workers_of
 from training.engines import Engine, Here, Pool, run_jobs
-from training.folder import check_same_settings, claim_comparison, write_whole
+from training.folder import check_same_settings, claim_comparison
 from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
