@@ -19,7 +19,7 @@ from analysis import Record
 from analysis.files import append, write_whole
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
-_FREE = ("out", "resume", "final", "device", "threads", "data_dir")
+_FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 
@@ -130,11 +130,15 @@ def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
     append(path, text.getvalue())
 
 
-def append_losses(folder: Path, before: int, losses: Sequence[float]) -> None:
-    """Add a line (step, training loss) to losses.csv for each step after step `before`."""
+def append_losses(folder: Path, before: int, losses: Sequence[float | None]) -> None:
+    """Add a line (step, training loss) to losses.csv for each step after step `before`.
+
+    A step that was skipped has no loss, which is written as nan.
+    """
     path = folder / "losses.csv"
     header = [] if path.exists() and path.stat().st_size else ["step,train_loss\n"]
-    lines = [f"{step},{loss!r}\n" for step, loss in enumerate(losses, start=before + 1)]
+    values = ("nan" if loss is None else repr(loss) for loss in losses)
+    lines = [f"{step},{value}\n" for step, value in enumerate(values, start=before + 1)]
     append(path, "".join(header + lines))
 
 

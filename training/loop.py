@@ -25,6 +25,7 @@ from nets import (
 from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
+from training.finite import check_state, check_validation, finite, finite_readings
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, ask, judge
@@ -52,13 +53,22 @@ def train(
         advance: called after every step with the fraction of the budget spent.
 
     Raises:
-        ValueError: settings, data or folder cannot be used.
+        ValueError: settings, data or folder cannot be used, or another process uses the folder.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+        NonFinite: a loss or a weight is NaN or infinite; the last checkpoint is as it was.
+        Unwritten: the disk is full, say; the last checkpoint is as it was.
     """
     done = finished(settings)
     if done is not None:
         return done
     run = open_run(settings)
+    with run.held:
+        _run(run, say, advance)
+        return finish(run)
+
+
+def _run(run: Run, say: Say, advance: Callable[[float], None] | None) -> None:
+    """Step to the end of the budget."""
     started = perf_counter() - run.progress.seconds
     since = perf_counter(), run.progress.images
     with run.observer, Interrupts() as interrupts:
@@ -76,16 +86,8 @@ def train(
             if stop:
                 run.write_losses()
                 run.save()
-                _close(run)
                 message = f"stopped at step {run.progress.step}; --resume goes on"
                 raise Interrupted(int(stop), message)
-    _close(run)
-    return finish(run)
-
-
-def _close(run: Run) -> None:
-    if run.board is not None:
-        run.board.close()
 
 
 def _step(run: Run) -> None:
@@ -93,7 +95,7 @@ def _step(run: Run) -> None:
     inputs, targets = run.batches.batch(progress.epoch, progress.position)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(settings, run.spent)
-    train_step(
+    taken = train_step(
         run.model,
         run.optimizer,
         inputs,
@@ -103,10 +105,14 @@ def _step(run: Run) -> None:
         run.window,
         settings.accumulate,
         run.scaler,
+        settings.nonfinite == "skip",
     )
     run.trace.append(run.window.clone())
     progress.step += 1
-    if run.ema is not None:
+    if not taken:
+        progress.skipped += 1
+        run.observer.skip()
+    elif run.ema is not None:
         average(run.ema, run.net, settings.ema, progress.step)
     progress.position += 1
     if progress.position == run.batches.per_epoch:
@@ -118,7 +124,7 @@ def _step(run: Run) -> None:
 def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record = _measure(run)
-    averaged = _validate(run, run.ema)
+    averaged = tuple(map(finite, _validate(run, run.ema)))
     verdict = _decide(run, record)
     difference = _grow(run, verdict) if verdict.applied else None
     record = replace(record, **vars(verdict))
@@ -129,7 +135,8 @@ def _record_and_grow(run: Run, speed: float) -> str:
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
         _write(run, run.board, record, speed, difference)
     run.save()
-    return line_of(record, speed)
+    skipped = run.progress.skipped
+    return line_of(record, speed) + (f"  {skipped} steps skipped" if skipped else "")
 
 
 def _decide(run: Run, record: Record) -> Verdict:
@@ -171,6 +178,8 @@ def _measure(run: Run) -> Record:
     run.trace = [run.window.clone()]
     ranks.share_buffers(run.net, run.ema)
     validation = _validate(run, run.net)
+    check_validation(run, validation[0])
+    check_state(run)
     measured = measure_probes(run)
     record = Record.capture(
         run.net,
@@ -187,6 +196,7 @@ def _measure(run: Run) -> Record:
         validation_accuracy=validation[1],
         learning_rate=learning_rate(settings, run.spent),
     )
+    record = replace(record, layers=finite_readings(record.layers))
     return with_probes(record, measured)
 
 
@@ -232,7 +242,7 @@ def _measures(action: Action, initializer: str) -> bool:
 
 
 def _metrics(
-    record: Record, averaged: tuple[float | None, float | None], seconds: float, speed: float
+    record: Record, averaged: tuple[float | None, ...], seconds: float, speed: float
 ) -> dict[str, Any]:
     names = ("step", "epoch", "spent", "train_flops", "train_loss", "train_accuracy")
     names += ("validation_loss", "validation_accuracy", "learning_rate")
