@@ -8,11 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_resume import PROCESSES, command, differences, ending
 
 import run
@@ -69,7 +69,8 @@ def run_and_die(arguments: Sequence[str], call: str, count: int) -> None:
         return file
 
     os.fsync, Path.replace, Path.open = flushed, replaced, half_written  # pyright: ignore
-    sys.exit(run.main(arguments))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        sys.exit(run.main(arguments))
 
 
 def killed(arguments: Sequence[str], call: str = "", count: int = 0, delay: float = 0) -> bool:
@@ -92,6 +93,7 @@ def all_of(folder: Path) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     """What an uninterrupted run leaves, and the seconds that it takes."""
     folder = tmp_path_factory.mktemp("whole")
+    assert not killed(["--help"])  # what starts the processes has started, and torch is imported
     begun = time.monotonic()
     assert not killed(command(folder))
     seconds = time.monotonic() - begun
@@ -110,27 +112,21 @@ def test_killed_while_it_writes_a_run_ends_as_one_that_was_not(tmp_path, whole):
 def test_50_kills_at_random_moments_lose_nothing(tmp_path, whole):
     """In chains: a run is killed and resumed until it comes to its end, and another begins."""
     expected, seconds = whole
-    draw = random.Random(0)
-    kills, chains, inside = 0, 0, 0
+    draw, kills, inside, chains = random.Random(0), 0, 0, 0
     begun = time.monotonic()
     while kills < 50:
         folder = tmp_path / str(chains)
         arguments = command(folder, "Periodic", "--resume")
-        how: dict[str, Any] = {}
-        for _ in range(10):
+        alive = True
+        while alive and kills < 50:
+            how: dict[str, Any] = {"delay": draw.uniform(0, 0.8 * seconds)}
             if draw.random() < 0.5:
-                how = {"delay": draw.uniform(0.02, seconds)}
-            else:
-                how = {"call": draw.choice(CALLS), "count": draw.randint(1, 12)}
-            if kills == 50 or not killed(arguments, **how):
-                break
-            kills, inside = kills + 1, inside + ("call" in how)
-            kept = folder / "checkpoint.pt"
-            assert not kept.exists() or torch.load(kept, weights_only=True)["progress"]["step"]
-        while killed(arguments):
-            raise AssertionError("nobody killed it")
+                how = {"call": draw.choice(CALLS), "count": draw.randint(1, 25)}
+            alive = killed(arguments, **how)
+            kills, inside = kills + alive, inside + (alive and "call" in how)
+        assert not alive or not killed(arguments)
         assert not differences(all_of(folder), expected), (chains, how)
         chains += 1
     told = f"{kills} kills, {inside} of them inside a write, in {chains} runs"
     print(f"{told}: {time.monotonic() - begun:.0f} s")
-    assert inside > 10 < kills - inside
+    assert min(inside, kills - inside) > 10

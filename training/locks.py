@@ -46,7 +46,7 @@ def alone(folder: Path) -> Iterator[None]:
             time.sleep(_PATIENCE / 10)
         with writing(folder / NAME):
             os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.write(file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
         os.close(file)
