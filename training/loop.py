@@ -95,7 +95,7 @@ def _step(run: Run) -> None:
     inputs, targets = run.batches.batch(progress.epoch, progress.position)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(settings, run.spent)
-    taken = train_step(
+    skipped = train_step(
         run.model,
         run.optimizer,
         inputs,
@@ -109,7 +109,7 @@ def _step(run: Run) -> None:
     )
     run.trace.append(run.window.clone())
     progress.step += 1
-    if not taken:
+    if skipped:
         progress.skipped += 1
         run.observer.skip()
     elif run.ema is not None:

@@ -96,15 +96,16 @@ def train_step(
     scaler: torch.amp.GradScaler = UNSCALED,
     skip: bool = False,
 ) -> bool:
-    """Take one step and add (summed loss, correct, images) to `window`, (3,) float64; say if so.
+    """Take one step and add (summed loss, correct, images) to `window`, (3,) float64.
 
     `net` is in the form that is called: itself, compiled, or wrapped for several processes. The
     gradients of `accumulate` parts of the batch, one after the other, are summed: the step is that
     of the whole batch, but BatchNorm sees a part at a time. The scaler of float16 asks the device
     whether a gradient was infinite, unless the optimizer is a fused one.
 
-    With `skip` a step whose loss or gradients are not finite changes nothing but the gradients;
-    the host waits for the device to know. Infinite gradients of float16 are the scaler's affair.
+    With `skip` a step whose loss or gradients are not finite changes nothing but the gradients,
+    and the answer is true; the host waits for the device to know. Infinite gradients of float16 are
+    the scaler's affair.
     """
     held = [window, *net.buffers()] if skip else []
     before = [value.clone() for value in held]
@@ -119,10 +120,10 @@ def train_step(
         window += _sums(value.detach(), outputs.detach(), wanted)
     if skip and not _is_finite(window, () if scaler.is_enabled() else net.parameters()):
         torch._foreach_copy_(held, before)
-        return False
+        return True
     scaler.step(optimizer)
     scaler.update()
-    return True
+    return False
 
 
 def _is_finite(window: Tensor, parameters: Iterable[nn.Parameter]) -> bool:
