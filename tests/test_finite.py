@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from test_resume import differences, ending, quiet, small
 
 import run
 import training.loop
-from analysis import read_history
+from analysis import LayerReading, read_history
 from policies import Never
-from training.finite import NonFinite
+from training.finite import NonFinite, finite_readings
 from training.folder import append_record, write_json
 from training.loop import train
 from training.step import LOSSES, Precision, make_optimizer, train_step
@@ -98,17 +99,13 @@ def test_without_a_checkpoint_or_a_reading_that_broke_the_line_says_so(tmp_path,
 
 
 def test_an_interrupted_run_writes_no_checkpoint_of_a_broken_state(tmp_path, monkeypatch):
-    step = small(tmp_path)
-
     def interrupt(spent: float) -> None:
         if spent > 0.5:
-            import signal
-
             signal.raise_signal(signal.SIGTERM)
 
     poison(monkeypatch, {2})
     with pytest.raises(NonFinite, match="step 2"):
-        train(replace(step, records=1), quiet, interrupt)
+        train(small(tmp_path, records=1), quiet, interrupt)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
@@ -176,10 +173,10 @@ def skipping(out: Path, **changes: Any) -> Any:
     return small(out, nonfinite="skip", **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"optimizer": "adam", "ema": 0.0}])
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"optimizer": "adam", "ema": 0.0}])
 def test_skipping_changes_nothing_in_a_run_whose_losses_are_finite(tmp_path, changes):
-    train(small(tmp_path / "stop", **changes), quiet)
-    train(skipping(tmp_path / "skip", **changes), quiet)
+    train(small(tmp_path / "stop", epochs=0.1, **changes), quiet)
+    train(skipping(tmp_path / "skip", epochs=0.1, **changes), quiet)
     assert not differences(ending(tmp_path / "skip"), ending(tmp_path / "stop"))
 
 
@@ -265,6 +262,13 @@ def test_infinite_gradients_of_float16_are_the_scalers_affair(tmp_path):
         text = (tmp_path / name / "history.jsonl").read_text()
         assert is_finite([strict(line) for line in text.splitlines()])
     assert not differences(ending(tmp_path / "skip"), ending(tmp_path / "stop"))
+
+
+def test_a_statistic_that_is_not_finite_is_none():
+    broken = {"gradient_norm": math.inf, "response_std": 1.0, "extra": {"a": math.nan, "b": 2.0}}
+    layers = {"stem": LayerReading(None, "stem", edited=3, **broken)}
+    expected = LayerReading(None, "stem", response_std=1.0, edited=3, extra={"b": 2.0})
+    assert finite_readings(layers) == {"stem": expected}
 
 
 def test_json_is_strict(tmp_path):
