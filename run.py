@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from analysis import Record, read_history
 from training.commandline import Exit, Parser, make_parser, one_line, underscored
 from training.failures import PolicyFailed, told
+from training.finite import NonFinite
 from training.settings import Compare, Train
 
 
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
+        return 1
+    except (OSError, NonFinite) as error:  # a full disk, say
+        print(f"run.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 
@@ -97,6 +101,10 @@ def _train(chosen: Namespace) -> int:
             if first:
                 print(stop, file=sys.stderr)
             return stop.code
+        except NonFinite:
+            if first:
+                raise
+            return 1
     if not first:
         return 0
     print(f"validation {result_of(summary)}, {summary['parameters']:,} parameters")

@@ -7,9 +7,9 @@ from pathlib import Path
 from time import perf_counter
 
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import custom_scalars, hparams
+from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
+from analysis.events import EventFile
 from analysis.probes import Histogram
 from analysis.record import Record
 from analysis.tables import growth_table, phrase
@@ -37,7 +37,7 @@ class Board:
     """
 
     def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._events = EventFile(Path(folder), purge_step)
         self._charted = purge_step is not None and purge_step > 1  # by the try that is resumed
         self._drawn = perf_counter()
 
@@ -62,7 +62,9 @@ class Board:
         self._scalars(scalars, record.step)
         if names and not self._charted:
             charts = {name: ["Multiline", [pattern_of(name)]] for name in names}
-            self._add(custom_scalars({"layers, one chart per statistic": charts}), record.step)
+            self._events.add(
+                custom_scalars({"layers, one chart per statistic": charts}), record.step
+            )
             self._charted = True
 
     def growth(
@@ -78,11 +80,11 @@ class Board:
             moved = (
                 "" if difference is None else f"\n\noutputs moved by {difference:.2g} (relative)"
             )
-            self._writer.add_text("growth", "\n".join(lines) + moved, step)
+            self._events.add(text("growth", "\n".join(lines) + moved), step)
             self._scalars({"growth/difference": difference}, step)
         if refused:
             lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
-            self._writer.add_text("refused", "\n".join(lines), step)
+            self._events.add(text("refused", "\n".join(lines)), step)
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """Write response histograms, by layer, as `analysis.response_histograms` counted them."""
@@ -101,7 +103,7 @@ class Board:
             )
             for path, counted in histograms.items()
         ]
-        self._add(Summary(value=values), step)
+        self._events.add(Summary(value=values), step)
 
     @property
     def pictures_due(self) -> bool:
@@ -125,22 +127,22 @@ class Board:
             for name, png in pictures.draw(history, reference).items()
         ]
         step = history[-1].step
-        self._add(Summary(value=images), step)
-        self._writer.add_text("growth_history", growth_table(history), step)
+        self._events.add(Summary(value=images), step)
+        self._events.add(text("growth_history", growth_table(history)), step)
         self._drawn = perf_counter()
 
     def hyperparameters(self, step: int, values: Mapping[str, str | float]) -> None:
         """Write a finished run's settings; runs sort and filter by keys that all of them have."""
         for summary in hparams(dict(values), dict.fromkeys(METRICS, 0.0)):
-            self._add(summary, step)
+            self._events.add(summary, step)
 
     def close(self) -> None:
-        """Write out what is waiting and close the file."""
-        self._writer.close()
+        """Write out what is waiting; no file is held open."""
+        self._events.flush()
 
     def flush(self) -> None:
         """Write out what is waiting."""
-        self._writer.flush()
+        self._events.flush()
 
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         values = [
@@ -148,12 +150,7 @@ class Board:
             for tag, value in scalars.items()
             if value is not None
         ]
-        self._add(Summary(value=values), step)
-
-    def _add(self, summary: Summary, step: int) -> None:
-        writer = self._writer._get_file_writer()
-        if writer is not None:
-            writer.add_summary(summary, step)
+        self._events.add(Summary(value=values), step)
 
 
 def tag_of(statistic: str, path: str) -> str:

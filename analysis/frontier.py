@@ -83,11 +83,18 @@ def flops_to_reach(curve: Curve, score: float) -> float | None:
 
 
 def read_losses(folder: Path) -> Numbers:
-    """Read losses.csv, the training loss of every step: (steps,), empty if there is none."""
+    """Read losses.csv, the training loss of every step: (steps,), empty if there is none.
+
+    A step that was skipped gets a value between its neighbours'.
+    """
     path = folder / "losses.csv"
     if not path.is_file():
         return np.empty(0)
-    return np.loadtxt(path, delimiter=",", skiprows=1, usecols=1, ndmin=1)
+    losses = np.loadtxt(path, delimiter=",", skiprows=1, usecols=1, ndmin=1)
+    there, lacking = np.flatnonzero(~np.isnan(losses)), np.flatnonzero(np.isnan(losses))
+    if len(there):
+        losses[lacking] = np.interp(lacking, there, losses[there])
+    return losses
 
 
 def transients(losses: Numbers, growths: Sequence[int], window: int = 100) -> list[float]:

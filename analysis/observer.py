@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.breaks import Breaks
 from analysis.hooks import Extra, ForwardHooks, Values
 from analysis.layers import Layer, layers_of, unwrap
 from analysis.parameters import ParameterNorms
@@ -125,6 +126,7 @@ class Observer:
                 for index, layer in enumerate(self.layers)
             }
             self._totals, self._counts = None, [0] * len(self._counts)
+            self._breaks = Breaks()
         self._window_start = self.step
         self._prepare()
         return self._last
@@ -134,6 +136,26 @@ class Observer:
         extra = {name: value for name in self.extra if (value := values.pop(name)) is not None}
         edited = self.edited.get(layer.block or "")
         return LayerReading(layer.block, layer.role, **values, edited=edited, extra=extra)
+
+    def skip(self) -> None:
+        """Count a step whose update was left out; what was read of it is dropped."""
+        self._hooks.take()
+        self.step += 1
+        self._prepare()
+
+    def first_broken(self) -> tuple[str, str, int] | None:
+        """Say which statistic of this window was NaN or infinite first; None if all are finite.
+
+        Gives the layer's path, the statistic, and how many more layers broke in the same reading.
+        Of these it is the first whose response broke, if any did: what comes after follows from it.
+        """
+        width, forward = len(self._names), ("response_mean", "response_std")
+        broken = self._breaks.first()
+        broken = [slot for slot in broken if self._names[slot % width] in forward] or broken
+        if not broken:
+            return None
+        others = len({slot // width for slot in broken}) - 1
+        return self.layers[broken[0] // width].path, self._names[broken[0] % width], others
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
@@ -168,6 +190,7 @@ class Observer:
         self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(self._names))
+        self._breaks = Breaks()
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._last: dict[str, LayerReading] = {}
         self._window_start = self.step
@@ -230,5 +253,6 @@ class Observer:
         if self._totals is None:
             self._totals = values.new_zeros(len(self._counts))
         self._totals.index_add_(0, self._indices[slots], values)
+        self._breaks.add(self._totals)
         for slot in slots:
             self._counts[slot] += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analysis import plots
 from analysis.claims import Judgement, judgement_text
+from analysis.files import write_whole
 from analysis.record import read_history
 
 _STYLE = """
@@ -55,9 +56,7 @@ def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> None:
         + "\n".join(parts)
         + "</body></html>\n"
     )
-    temporary = folder / "report.html.part"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(folder / "report.html")
+    write_whole(folder / "report.html", page)
 
 
 def _pictures(judgement: Judgement) -> list[str]:

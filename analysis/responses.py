@@ -205,7 +205,9 @@ class Responses:
         def make() -> Tensor:
             return torch.block_diag(*[values.new_full((width, 1), 1 / width) for width in widths])
 
-        return values @ self._once(("means", *widths), make)
+        means = self._once(("means", *widths), make)
+        broken = (~values.isfinite()).double() @ means > 0  # 0 * nan would spoil every layer
+        return (values.nan_to_num(0, 0, 0) @ means).masked_fill(broken, torch.nan)
 
     def _once(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._constants:

@@ -174,7 +174,7 @@ KILLED = [
     ("Periodic", "training.loop.train_step", 2),  # before the first record
     ("Periodic", "training.loop.train_step", 13),  # between two records, after a growth
     ("Periodic", "training.run.save_checkpoint", 3),  # a record is written, its checkpoint is not
-    ("Periodic", "os.fsync", 8),  # a file is written, but not in its place
+    ("Periodic", "os.fsync", 9),  # a file is written, but not in its place
     ("StochasticDepth", "training.loop.train_step", 17),
     (
         "StochasticDepth",

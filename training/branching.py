@@ -23,12 +23,13 @@ from analysis.branches import (
     spread,
     to_csv,
 )
+from analysis.files import write_whole
 from nets import Action, grow
 from nets.checks import check_count
 from nets.initializers import hash_of
 from training.checkpoint import load_checkpoint, network_of
-from training.folder import write_whole
 from training.forks import Candidates, Fork, candidates, fork_of
+from training.locks import alone
 from training.run import CHECKED, Ground, ground_of, probe_of, restore
 from training.settings import Train
 from training.step import LOSSES, evaluate, make_optimizer, train_step
@@ -58,11 +59,23 @@ def branch(
         advance: called after every branch with the finished fraction.
 
     Raises:
-        ValueError: the folder, the step or a number cannot be used.
+        ValueError: the folder, the step or a number cannot be used, or another process does this.
     """
     check_count("steps", steps)
     check_count("orders", orders)
     fork = fork_of(run, at)
+    with alone(fork.out):
+        return _branch(fork, steps, orders, say, advance)
+
+
+def _branch(
+    fork: Fork,
+    steps: int,
+    orders: int,
+    say: Callable[[str], None],
+    advance: Callable[[float], None] | None,
+) -> str:
+    """Train what is missing, write it down as it comes, and report."""
     wanted, left_out = candidates(fork)
     path = fork.out / "branches.csv"
     done = _read(path)
@@ -76,7 +89,6 @@ def branch(
             assert ground is not None
             loss, accuracy = _train(fork, settings, ground, actions, steps)
             done[steps, order, name] = {"loss": loss, "accuracy": accuracy}
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, _write(done))
             say(f"order {order + 1}/{orders}  {name}  validation loss {loss:.4g}")
             if advance:
@@ -106,6 +118,7 @@ def _train(
     epoch, position = progress.epoch, progress.position
     window = torch.zeros(3, dtype=torch.float64, device=device)
     step = partial(train_step, net, optimizer, loss=loss, precision=ground.precision)
+    step = partial(step, skip=settings.nonfinite == "skip")
     for number in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = (fork.record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2

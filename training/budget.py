@@ -21,6 +21,7 @@ class Progress:
     seconds: float = 0.0
     records: int = 0
     boundary: int = 0  # equal parts of the budget that have had their record
+    skipped: int = 0  # steps left out because a loss or gradient was not finite
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.files import Unwritten, write_whole
 from policies import Yoked
 from training.failures import PolicyFailed
+from training.finite import NonFinite
+from training.interrupts import Interrupted
+from training.locks import wait_for
 from training.settings import Common, Compare, Start, Train
 
 
@@ -89,8 +92,8 @@ def gpus_of(settings: Compare) -> list[str]:
 def run_job(job: Job) -> str | None:
     """Run a cell to its end; give None, or in one line why it failed.
 
-    The whole traceback is then in error.txt of its folder. A second process waits: nobody else
-    writes in the folder meanwhile, not even a worker that outlived its killed parent.
+    The whole traceback is then in error.txt of its folder. If another process holds the folder,
+    such as a worker that outlived its killed parent, it waits.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
@@ -98,39 +101,25 @@ def run_job(job: Job) -> str | None:
     from training.loop import train
 
     folder = job.settings.folder
-    with _alone(folder):
-        try:
-            train(job.settings, say=lambda line: None)
-        except Exception as error:
-            from training.interrupts import Interrupted
-
-            if isinstance(error, Interrupted):
-                raise
+    wait_for(folder)
+    try:
+        train(job.settings, say=lambda line: None)
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            return one_line_of(error)
-        (folder / "error.txt").unlink(missing_ok=True)
+            write_whole(folder / "error.txt", traceback.format_exc())
+        return one_line_of(error)
+    (folder / "error.txt").unlink(missing_ok=True)
     return None
 
 
 def one_line_of(error: BaseException) -> str:
     """Give an error as one line."""
-    kind = "" if isinstance(error, ValueError | PolicyFailed) else f"{type(error).__name__}: "
+    plain = isinstance(error, ValueError | PolicyFailed | Unwritten | NonFinite)
+    kind = "" if plain else f"{type(error).__name__}: "
     return " ".join(f"{kind}{error}".split()) or type(error).__name__
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock beside the folder; it is free again when its holder ends, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: no such lock
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def on_device(job: Job, device: str | None) -> Job:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from analysis import Observer
+from analysis.files import write_whole
 from nets import Architecture, Network
 from training.budget import Progress
-from training.folder import write_whole
 from training.step import UNSCALED
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from analysis.claims import Finished, Judgement, judge, judgement_text
+from analysis.files import Unwritten, write_whole
 from analysis.report import write_report
 from analysis.tables import result_of
 from training.cells import Job, gpus_of, jobs_of, workers_of
 from training.engines import Engine, Here, Pool, run_jobs
-from training.folder import check_same_settings, claim_comparison, read_summary, write_whole
+from training.folder import check_same_settings, claim_comparison, read_summary
+from training.locks import alone
 from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
@@ -47,21 +50,38 @@ def compare(
         advance: called with the ended fraction of the comparison.
 
     Raises:
-        ValueError: settings, data or folder cannot be used.
+        ValueError: settings, data or folder cannot be used, or another process uses the folder.
         Interrupted: SIGINT or SIGTERM came; run again to go on.
     """
-    folder, jobs = Path(settings.out), jobs_of(settings)
+    jobs = jobs_of(settings)
     summaries = {job.name: summary for job in jobs if (summary := _summary(job.settings))}
     missing = [job for job in jobs if job.name not in summaries]
     engine = _engine(settings, len(missing))
-    try:
-        check(jobs)
-        claim_comparison(folder, settings_to_dict(settings), settings_to_yaml(settings))
-    except BaseException:
-        engine.stop()
-        raise
-    if summaries:
-        say(f"{len(summaries)} of {len(jobs)} are finished")
+    with ExitStack() as held:
+        try:
+            check(jobs)
+            held.enter_context(alone(Path(settings.out)))
+            told = settings_to_dict(settings), settings_to_yaml(settings)
+            claim_comparison(Path(settings.out), *told)
+        except BaseException:
+            engine.stop()
+            raise
+        if summaries:
+            say(f"{len(summaries)} of {len(jobs)} are finished")
+        failures = _run_missing(settings, jobs, summaries, missing, engine, say, advance)
+        return Outcome(_judge(settings, jobs, summaries), failures)
+
+
+def _run_missing(
+    settings: Compare,
+    jobs: Sequence[Job],
+    summaries: dict[str, Mapping[str, Any]],
+    missing: Sequence[Job],
+    engine: Engine,
+    say: Callable[[str], None],
+    advance: Callable[[float], None] | None,
+) -> tuple[str, ...]:
+    """Run what is missing, add its summaries, and give a line for each cell that failed."""
     failures: dict[str, str] = {}
     for job, failure in run_jobs(missing, engine):
         told = f"failed: {failure}"
@@ -74,9 +94,9 @@ def compare(
         say(f"{count}/{len(jobs)}  {job.name}  {told}")
         if advance:
             advance(count / len(jobs))
-        write_whole(folder / "comparison.csv", _csv(jobs, summaries, {}))
-    told = tuple(failures[job.name] for job in jobs if job.name in failures)
-    return Outcome(_judge(settings, jobs, summaries), told)
+        with suppress(Unwritten):  # the other cells go on; at the end it is written anew
+            write_whole(Path(settings.out) / "comparison.csv", _csv(jobs, summaries, {}))
+    return tuple(failures[job.name] for job in jobs if job.name in failures)
 
 
 def _engine(settings: Compare, cells: int) -> Engine:

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from analysis import Record
+from analysis.files import append, write_whole
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
-_FREE = ("out", "resume", "final", "device", "threads", "data_dir")
+_FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("policy_errors", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 _SUMMARY: dict[str, Any] = {
@@ -31,20 +32,9 @@ _SUMMARY: dict[str, Any] = {
 """What others read of a summary.json, and of what kind it is."""
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and put it in place."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a dict as an indented JSON file, whole."""
-    write_whole(path, json.dumps(data, indent=2) + "\n")
+    """Write a dict as an indented JSON file, whole; numbers must be finite, or null."""
+    write_whole(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def claim(folder: Path, settings: Mapping[str, Any], text: str, resume: bool) -> None:
@@ -154,11 +144,8 @@ def environment() -> dict[str, Any]:
 
 
 def append_record(folder: Path, record: Record) -> None:
-    """Add a line to history.jsonl and flush it to the disk."""
-    with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.to_dict()) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add a line to history.jsonl; its numbers must be finite."""
+    append(folder / "history.jsonl", json.dumps(record.to_dict(), allow_nan=False) + "\n")
 
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
@@ -169,18 +156,19 @@ def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
     if not path.exists() or path.stat().st_size == 0:
         writer.writeheader()
     writer.writerow(row)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(text.getvalue())
+    append(path, text.getvalue())
 
 
-def append_losses(folder: Path, before: int, losses: Sequence[float]) -> None:
-    """Add a line (step, training loss) to losses.csv for each step after step `before`."""
+def append_losses(folder: Path, before: int, losses: Sequence[float | None]) -> None:
+    """Add a line (step, training loss) to losses.csv for each step after step `before`.
+
+    A step that was skipped has no loss, which is written as nan.
+    """
     path = folder / "losses.csv"
-    lines = [f"{step},{loss!r}\n" for step, loss in enumerate(losses, start=before + 1)]
-    with path.open("a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            file.write("step,train_loss\n")
-        file.writelines(lines)
+    header = [] if path.exists() and path.stat().st_size else ["step,train_loss\n"]
+    values = ("nan" if loss is None else repr(loss) for loss in losses)
+    lines = [f"{step},{value}\n" for step, value in enumerate(values, start=before + 1)]
+    append(path, "".join(header + lines))
 
 
 def cut_back(folder: Path, records: int, steps: int) -> None:

@@ -26,6 +26,7 @@ from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
 from training.failures import PolicyFailed, told
+from training.finite import check_state, check_validation, finite, finite_readings
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, attempt, failure_of, first_refusals, judge
@@ -53,14 +54,23 @@ def train(
         advance: called after every step with the fraction of the budget spent.
 
     Raises:
-        ValueError: settings, data or folder cannot be used.
+        ValueError: settings, data or folder cannot be used, or another process uses the folder.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
         PolicyFailed: the policy failed; the checkpoint is that of the record before.
+        NonFinite: a loss or a weight is NaN or infinite; the last checkpoint is as it was.
+        Unwritten: the disk is full, say; the last checkpoint is as it was.
     """
     done = finished(settings)
     if done is not None:
         return done
     run = open_run(settings)
+    with run.held:
+        _run(run, say, advance)
+        return finish(run)
+
+
+def _run(run: Run, say: Say, advance: Callable[[float], None] | None) -> None:
+    """Step to the end of the budget."""
     started = perf_counter() - run.progress.seconds
     since = perf_counter(), run.progress.images
     with run.observer, Interrupts() as interrupts:
@@ -70,11 +80,7 @@ def train(
             run.progress.seconds = ranks.greatest(perf_counter() - started)
             if run.record_due:
                 speed = (run.progress.images - since[1]) / (perf_counter() - since[0])
-                try:
-                    say(_record_and_grow(run, speed))
-                except PolicyFailed:
-                    _close(run)
-                    raise
+                say(_record_and_grow(run, speed))
                 since = perf_counter(), run.progress.images
             if advance:
                 advance(run.spent)
@@ -82,16 +88,8 @@ def train(
             if stop:
                 run.write_losses()
                 run.save()
-                _close(run)
                 message = f"stopped at step {run.progress.step}; --resume goes on"
                 raise Interrupted(int(stop), message)
-    _close(run)
-    return finish(run)
-
-
-def _close(run: Run) -> None:
-    if run.board is not None:
-        run.board.close()
 
 
 def _step(run: Run) -> None:
@@ -99,7 +97,7 @@ def _step(run: Run) -> None:
     inputs, targets = run.batches.batch(progress.epoch, progress.position)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(settings, run.spent)
-    train_step(
+    skipped = train_step(
         run.model,
         run.optimizer,
         inputs,
@@ -109,10 +107,14 @@ def _step(run: Run) -> None:
         run.window,
         settings.accumulate,
         run.scaler,
+        settings.nonfinite == "skip",
     )
     run.trace.append(run.window.clone())
     progress.step += 1
-    if run.ema is not None:
+    if skipped:
+        progress.skipped += 1
+        run.observer.skip()
+    elif run.ema is not None:
         average(run.ema, run.net, settings.ema, progress.step)
     progress.position += 1
     if progress.position == run.batches.per_epoch:
@@ -124,7 +126,7 @@ def _step(run: Run) -> None:
 def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record = _measure(run)
-    averaged = _validate(run, run.ema)
+    averaged = tuple(map(finite, _validate(run, run.ema)))
     verdict, difference, failure = _decide_and_grow(run, record)
     record = replace(record, **vars(verdict))
     notes = first_refusals(run.history, record.refused)
@@ -136,6 +138,7 @@ def _record_and_grow(run: Run, speed: float) -> str:
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
         _write(run, run.board, record, speed, difference)
     run.save()
+    notes += [f"{run.progress.skipped} steps skipped"] if run.progress.skipped else []
     return "  ".join([line_of(record, speed), *notes])
 
 
@@ -191,6 +194,8 @@ def _measure(run: Run) -> Record:
     run.trace = [run.window.clone()]
     ranks.share_buffers(run.net, run.ema)
     validation = _validate(run, run.net)
+    check_validation(run, validation[0])
+    check_state(run)
     measured = measure_probes(run)
     record = Record.capture(
         run.net,
@@ -207,6 +212,7 @@ def _measure(run: Run) -> Record:
         validation_accuracy=validation[1],
         learning_rate=learning_rate(settings, run.spent),
     )
+    record = replace(record, layers=finite_readings(record.layers))
     return with_probes(record, measured)
 
 
@@ -254,7 +260,7 @@ def _measures(action: Action, initializer: str) -> bool:
 
 
 def _metrics(
-    record: Record, averaged: tuple[float | None, float | None], seconds: float, speed: float
+    record: Record, averaged: tuple[float | None, ...], seconds: float, speed: float
 ) -> dict[str, Any]:
     names = ("step", "epoch", "spent", "train_flops", "train_loss", "train_accuracy")
     names += ("validation_loss", "validation_accuracy", "learning_rate")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis import Record, read_history
-from training.folder import write_whole
+from analysis.files import write_whole
 
 
 def reference_of(folder: Path) -> list[Record]:

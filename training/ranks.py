@@ -8,7 +8,7 @@ everything here gives back what it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from os import environ
 from time import sleep
 from typing import Any, TypeVar
@@ -89,6 +89,14 @@ def from_first(make: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise ValueError(answer[1])
     return answer[0]
+
+
+@contextmanager
+def on_first(context: AbstractContextManager[object]) -> Iterator[None]:
+    """Enter a context on rank 0 alone, or raise its ValueError on every rank."""
+    with ExitStack() as entered:
+        from_first(lambda: entered.enter_context(context))
+        yield
 
 
 def share_buffers(*nets: nn.Module | None) -> None:

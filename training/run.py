@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from analysis import Observer, Record, read_history
 from analysis.board import Board
+from analysis.files import writing
 from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.initializers import generator_of
@@ -19,8 +21,10 @@ from training import ranks
 from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
 from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
+from training.finite import check_losses, check_state
 from training.folder import append_losses, binding, claim, cut_back
 from training.judgement import check_policy
+from training.locks import alone
 from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.step import LOSSES, Loss, Precision, make_optimizer
@@ -60,6 +64,7 @@ class Run:
     progress: Progress
     history: list[Record]
     board: Board | None
+    held: ExitStack  # the lock on the folder
 
     @property
     def spent(self) -> float:
@@ -72,19 +77,30 @@ class Run:
         return int(self.spent * self.settings.record_count) > self.progress.boundary
 
     def write_losses(self) -> None:
-        """Add the latest steps to losses.csv; all processes call it, rank 0 writes."""
+        """Add the latest steps to losses.csv; all processes call it, rank 0 writes.
+
+        Raises:
+            NonFinite: a loss is NaN or infinite; nothing is written then.
+        """
         sums = ranks.total(torch.stack(self.trace)).diff(dim=0)  # (steps, 3)
-        losses = (sums[:, 0] / sums[:, 2]).tolist()
+        losses = [total / count if count else None for total, _, count in sums.tolist()]
+        check_losses(self, losses)
         if ranks.rank() == 0:
             append_losses(self.folder, self.progress.step - len(losses), losses)
 
     def save(self, name: str = "checkpoint.pt") -> None:
-        """Write the state to a file of the run folder; all processes call it, rank 0 writes."""
+        """Write the state to a file of the run folder; all processes call it, rank 0 writes.
+
+        Raises:
+            NonFinite: a part of the state is NaN or infinite; nothing is written then.
+        """
+        check_state(self)
         window = ranks.total(self.window)
         if ranks.rank() > 0:
             return
         path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
         identity = binding(settings_to_dict(self.settings))
         save_checkpoint(
             path,
@@ -138,15 +154,25 @@ def ground_of(settings: Train) -> Ground:
 
 
 def open_run(settings: Train) -> Run:
-    """Make a run in its folder, or take up the one that is there.
+    """Make a run in its folder, or take up the one that is there; nobody else may write there.
 
     Raises:
-        ValueError: the data, the settings or the folder cannot be used; nothing is overwritten.
+        ValueError: the data, the settings or the folder cannot be used, or another process uses it;
+            nothing is overwritten.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check_policy(settings.policy)
     ground = ground_of(settings)
+    with ExitStack() as held:
+        held.enter_context(ranks.on_first(alone(settings.folder)))
+        run = _open(settings, ground)
+        run.held = held.pop_all()
+    return run
+
+
+def _open(settings: Train, ground: Ground) -> Run:
+    """Make or take up the run in a folder that is ours."""
     device, folder = ground.precision.device, settings.folder
     plain = settings_to_dict(settings)
     ranks.from_first(lambda: claim(folder, plain, settings_to_yaml(settings), settings.resume))
@@ -186,6 +212,7 @@ def open_run(settings: Train) -> Run:
         history=history,
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
         board=Board(folder, purge_step=progress.step + 1) if ranks.rank() == 0 else None,
+        held=ExitStack(),
     )
 
 

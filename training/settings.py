@@ -81,6 +81,8 @@ class Common:
         observe_every: steps between readings of the layers.
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
+        nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or
+            skip the step, which then changes nothing (asks the device at every step).
         ema: largest decay a step of a running average of the weights, judged beside them at every
             record (metrics.csv); 0 for none.
         device: a torch device; auto takes the GPU if there is one.
@@ -109,6 +111,7 @@ class Common:
     initializer: str = "he"
     observe_every: int = 10
     precision: str = "auto"
+    nonfinite: str = "stop"
     ema: float = 0.999
     device: str = "auto"
     threads: int | None = None
@@ -126,6 +129,7 @@ class Common:
         check_choice("initializer", self.initializer, INITIALIZERS)
         check_choice("policy_errors", self.policy_errors, ("stop", "continue"))
         check_choice("precision", self.precision, ("auto", "float32", "bf16", "fp16"))
+        check_choice("nonfinite", self.nonfinite, ("stop", "skip"))
         if not 0 <= self.grow_until <= 1:
             raise ValueError(f"grow_until must be from 0 to 1, got {self.grow_until}")
         check_count("accumulate", self.accumulate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -94,14 +94,21 @@ def train_step(
     window: Tensor,
     accumulate: int = 1,
     scaler: torch.amp.GradScaler = UNSCALED,
-) -> None:
+    skip: bool = False,
+) -> bool:
     """Take one step and add (summed loss, correct, images) to `window`, (3,) float64.
 
     `net` is in the form that is called: itself, compiled, or wrapped for several processes. The
     gradients of `accumulate` parts of the batch, one after the other, are summed: the step is that
     of the whole batch, but BatchNorm sees a part at a time. The scaler of float16 asks the device
     whether a gradient was infinite, unless the optimizer is a fused one.
+
+    With `skip` a step whose loss or gradients are not finite changes nothing but the gradients,
+    and the answer is true; the host waits for the device to know. Infinite gradients of float16 are
+    the scaler's affair.
     """
+    held = [window, *net.buffers()] if skip else []
+    before = [value.clone() for value in held]
     optimizer.zero_grad()
     parts = zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate))
     for number, (images, wanted) in enumerate(parts, start=1):
@@ -111,8 +118,19 @@ def train_step(
             value = loss(_at_least_float32(outputs), wanted)
             scaler.scale(value * (len(wanted) / len(targets))).backward()
         window += _sums(value.detach(), outputs.detach(), wanted)
+    if skip and not _is_finite(window, () if scaler.is_enabled() else net.parameters()):
+        torch._foreach_copy_(held, before)
+        return True
     scaler.step(optimizer)
     scaler.update()
+    return False
+
+
+def _is_finite(window: Tensor, parameters: Iterable[nn.Parameter]) -> bool:
+    """Say whether the sums and all gradients are finite, in every process."""
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    sound = torch.stack([value.isfinite().all() for value in (window, *gradients)]).all()
+    return not ranks.greatest(float(~sound))
 
 
 @torch.no_grad()

@@ -10,7 +10,9 @@ from nets.actions import adds_capacity
 from training import ranks
 from training.checkpoint import load_checkpoint, network_of
 from training.data import channel_statistics, load
+from training.finite import finite
 from training.folder import check_same_settings, read_summary, write_json
+from training.locks import alone
 from training.run import Run
 from training.settings import Train, settings_to_dict
 from training.step import LOSSES, Precision, evaluate
@@ -30,6 +32,7 @@ def finish(run: Run) -> Mapping[str, Any]:
         "train_flops": progress.flops,
         "steps": progress.step,
         "epochs": progress.images / len(run.splits.train),
+        "skipped_steps": progress.skipped,
         "seconds": progress.seconds,
         "train_loss": last.train_loss,
         "train_accuracy": last.train_accuracy,
@@ -47,7 +50,7 @@ def finish(run: Run) -> Mapping[str, Any]:
     how = (*run.statistics, run.loss, run.precision)
     if run.ema is not None:
         read = evaluate(run.ema, run.splits.validation, *how)
-        summary.update(ema_validation_loss=read[0], ema_validation_accuracy=read[1])
+        summary.update(ema_validation_loss=finite(read[0]), ema_validation_accuracy=read[1])
     if run.settings.final:
         summary.update(_test(evaluate(run.net, run.splits.test, *how)))
 
@@ -60,7 +63,7 @@ def finish(run: Run) -> Mapping[str, Any]:
 
 
 def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
-    return {"test_loss": read[0], "test_accuracy": read[1], "test_readings": 1}
+    return {"test_loss": finite(read[0]), "test_accuracy": read[1], "test_readings": 1}
 
 
 def hyperparameters(run: Run) -> dict[str, str | float]:
@@ -100,7 +103,8 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
         splits, precision = load(settings.data, settings.data_dir), Precision.of(settings)
         net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
         statistics = channel_statistics(splits.train)
-        read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
-        summary.update(_test(read))
-        ranks.from_first(lambda: write_json(path, summary))
+        with ranks.on_first(alone(folder)):
+            read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
+            summary.update(_test(read))
+            ranks.from_first(lambda: write_json(path, summary))
     return summary

@@ -1,0 +1,67 @@
+"""Files are replaced whole or added to; a write that fails names its file and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class Unwritten(OSError):
+    """A file that could not be written; as text one line with its name and the reason."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `Unwritten` with the name of the file for every OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritten(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and put it in place.
+
+    Raises:
+        Unwritten: the disk is full, say; the old file is as it was.
+    """
+    temporary = path.with_name(path.name + ".part")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(_bytes(content))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def append(path: Path, content: str | bytes) -> None:
+    """Add to the end of a file, made if it is not there, and flush it to the disk.
+
+    Raises:
+        Unwritten: the disk is full, say; the file is as it was.
+    """
+    with writing(path):
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write(_bytes(content))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
