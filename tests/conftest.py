@@ -100,7 +100,12 @@ def refusal(capsys, monkeypatch, parser):
 
 
 def contents():
-    """Give the files below the working directory with their bytes, and the folders."""
+    """Give the files below the working directory with their bytes, and the folders.
+
+    Locks are left out, and folders that were made for one.
+    """
     paths = list(Path().rglob("*"))
-    files = {path: path.read_bytes() for path in paths if path.is_file()}
-    return files, {path for path in paths if path.is_dir()}
+    files = {path: path.read_bytes() for path in paths if path.is_file() and path.name != ".lock"}
+    made = {folder for path in paths if path.name == ".lock" for folder in path.parents}
+    made -= {folder for path in files for folder in path.parents}
+    return files, {path for path in paths if path.is_dir()} - made

@@ -157,7 +157,7 @@ CASES = [
     (TRAIN + "--out file", "out must be a folder, got the file file"),
     (TRAIN + "--out file/inside", "out: file/inside cannot be written: Not a directory"),
     (TRAIN + "--out /proc/here/run", "out: /proc/here/run cannot be written: "),
-    (TRAIN + "--out " + "x" * 300, "cannot be read: File name too long"),
+    (TRAIN + "--out " + "x" * 300, "cannot be written: File name too long"),
     # policies
     (TRAIN + "--policy Platau", POLICIES + "'Platau'"),
     (TRAIN + "--policy 5", POLICIES + "'5'"),

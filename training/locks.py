@@ -30,9 +30,9 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it, or it cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a folder, got the file {folder}")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be a folder, got the file {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

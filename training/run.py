@@ -163,19 +163,19 @@ def open_run(settings: Train) -> Run:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check_policy(settings.policy)
-    ground = ground_of(settings)
+    text, ground = settings_to_yaml(settings), ground_of(settings)
     with ExitStack() as held:
         held.enter_context(ranks.on_first(alone(settings.folder)))
-        run = _open(settings, ground)
+        run = _open(settings, text, ground)
         run.held = held.pop_all()
     return run
 
 
-def _open(settings: Train, ground: Ground) -> Run:
-    """Make or take up the run in a folder that is ours."""
+def _open(settings: Train, text: str, ground: Ground) -> Run:
+    """Make or take up the run in a folder that is ours; `text` is its config.yaml."""
     device, folder = ground.precision.device, settings.folder
     plain = settings_to_dict(settings)
-    ranks.from_first(lambda: claim(folder, plain, settings_to_yaml(settings), settings.resume))
+    ranks.from_first(lambda: claim(folder, plain, text, settings.resume))
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path, binding(plain)) if path.exists() else None
     torch.manual_seed(settings.seed)
