@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from nets import Architecture
@@ -38,8 +39,8 @@ def check_record(record: Record) -> None:
         check_count(f"{name} of limit", getattr(record.limit, name))
     for name in ("epoch", "spent"):
         _check_number(name, getattr(record, name))
-    if not 0 <= record.spent <= 1:
-        raise ValueError(f"spent must be from 0 to 1, got {record.spent!r}")
+    if not 0 <= record.spent < inf:  # in a loop of one's own it may be more than the budget
+        raise ValueError(f"spent must be at least 0 and finite, got {record.spent!r}")
     for name in _MEASURED:
         _check_number(name, getattr(record, name), optional=True)
     for block, value in record.importance.items():
