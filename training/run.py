@@ -161,18 +161,17 @@ def open_run(settings: Train) -> Run:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    ground = ground_of(settings)
+    ground, plain = ground_of(settings), settings_to_dict(settings)
     with ExitStack() as held:
         held.enter_context(ranks.on_first(alone(settings.folder)))
-        run = _open(settings, ground)
+        run = _open(settings, plain, ground)
         run.held = held.pop_all()
     return run
 
 
-def _open(settings: Train, ground: Ground) -> Run:
+def _open(settings: Train, plain: dict[str, Any], ground: Ground) -> Run:
     """Make or take up the run in a folder that is ours."""
     device, folder = ground.precision.device, settings.folder
-    plain = settings_to_dict(settings)
     ranks.from_first(lambda: claim(folder, plain, settings_to_yaml(settings), settings.resume))
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path, binding(plain)) if path.exists() else None
