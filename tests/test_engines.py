@@ -155,7 +155,7 @@ def test_a_cell_that_fails_takes_no_other_with_it(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "raises  seed 0  failed: RuntimeError: no luck",
+        "raises  seed 0  failed: policy Raises failed at step 4: RuntimeError: no luck (broken.py:12)",
         "dies  seed 0  failed: its process ended with exit code 7",
         "follows  seed 0  failed: waits for c/dies/seed0, which failed",
     ]
