@@ -58,10 +58,14 @@ def section_of(name: str, data: str, data_dir: str) -> str:
     if result.returncode:
         sys.exit(f"benchmarks.{name} failed:\n{result.stderr[-2000:]}")
     shown = " ".join(["python -m", f"benchmarks.{name}", *words])
-    shown = re.sub(r"folder:\S+", "folder:PATH", shown).replace(data_dir, "data")
+    shown = shown.replace(data_dir, "data")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     made = f"`{shown}` ({date.today()}, {processor()}, {versions})"
-    return f"## {SECTIONS[name]}\n\n{made}\n\n{result.stdout.strip()}\n"
+    printed = result.stdout.strip()
+    if "| --" not in printed:  # columns of text
+        printed = f"```\n{printed}\n```"
+    section = f"## {SECTIONS[name]}\n\n{made}\n\n{printed}\n"
+    return re.sub(r"folder:[^\s,`]+", "folder:PATH", section)
 
 
 def processor() -> str:

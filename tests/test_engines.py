@@ -154,8 +154,9 @@ def test_a_cell_that_fails_takes_no_other_with_it(tmp_path):
     words = [*configure(tmp_path, rows, seeds=[0], epochs=0.1), "--out", "c"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
+    told = "policy Raises failed at step 4: RuntimeError: no luck (broken.py:12)"
     assert done.stderr.splitlines() == [
-        "raises  seed 0  failed: policy Raises failed at step 4: RuntimeError: no luck (broken.py:12)",
+        f"raises  seed 0  failed: {told}",
         "dies  seed 0  failed: its process ended with exit code 7",
         "follows  seed 0  failed: waits for c/dies/seed0, which failed",
     ]
