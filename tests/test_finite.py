@@ -253,15 +253,26 @@ def test_a_run_that_skips_every_step_stops(tmp_path, monkeypatch):
     assert not (tmp_path / "history.jsonl").exists()
 
 
-def test_infinite_gradients_of_float16_are_the_scalers_affair(tmp_path):
-    lines: list[str] = []
+def test_infinite_gradients_of_float16_are_the_scalers_affair(tmp_path, monkeypatch):
+    def large(precision: Precision) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(precision.device.type, init_scale=2.0**30)
+
+    monkeypatch.setattr(Precision, "scaler", large)
     for name in ("stop", "skip"):
         changes = {"precision": "fp16", "nonfinite": name, "epochs": 0.02, "batch_size": 8}
-        settings = small(tmp_path / name, observe_every=1, **changes)
-        train(settings, lines.append)
+        summary = train(small(tmp_path / name, observe_every=1, **changes), quiet)
+        assert summary["skipped_steps"] == 0
         text = (tmp_path / name / "history.jsonl").read_text()
         assert is_finite([strict(line) for line in text.splitlines()])
-    assert not differences(ending(tmp_path / "skip"), ending(tmp_path / "stop"))
+    first = read_history(tmp_path / "skip")[0].layers["stem"]
+    assert first.gradient_norm is None  # of a step that the scaler left out
+    assert first.response_std
+    skipped, plain = (
+        ending(tmp_path / name)["states"]["checkpoint.pt"] for name in ("skip", "stop")
+    )
+    for part in ("weights", "ema", "optimizer", "scaler"):
+        assert not differences(skipped[part], plain[part])
+        assert is_finite(plain[part])
 
 
 def test_a_statistic_that_is_not_finite_is_none():

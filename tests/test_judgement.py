@@ -126,7 +126,7 @@ def test_any_sequence_of_actions_is_an_answer(answer):
         {"a": WIDER},
         iter([WIDER]),
     ],
-    ids=lambda answer: type(answer).__name__,
+    ids=lambda answer: type(answer).__name__,  # an address in it differs between processes
 )
 def test_any_other_answer_is_refused_with_the_name_of_the_policy(answer):
     message = "policy Answers must return a sequence of actions, got "

@@ -75,9 +75,14 @@ def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, rate, momentum=settings.momentum, nesterov=nesterov, fused=True
         )
+        if nesterov and settings.precision == "fp16":
+            # torch 2.14 leaves them uninitialised when the scaler skips the first step
+            for value in net.parameters():
+                optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
+        return optimizer
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, rate, foreach=True)  # there is no fused one
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
