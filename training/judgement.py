@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from traceback import format_exc
 
 from analysis import Record, read_history
 from analysis.tables import phrase
@@ -32,10 +33,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy asks for, or in one line how it failed."""
+    """What a policy asks for, or in one line how it failed, and the traceback if it raised."""
 
     actions: tuple[Action, ...] = ()
     failure: str = ""
+    trace: str = ""
 
 
 def check_policy(policy: Policy) -> None:
@@ -78,14 +80,15 @@ def ask(policy: Policy, history: History) -> tuple[Action, ...]:
 
 def attempt(policy: Policy, history: History) -> Answer:
     """Ask the policy, and whatever it does give an answer."""
+    trace = ""
     try:
         answer = policy.decide(history)
         wrong = _wrong(answer)
     except (Exception, SystemExit) as error:
-        answer, wrong = (), told(error)
+        answer, wrong, trace = (), told(error), format_exc()
     if not wrong:
         return Answer(tuple(answer))
-    return Answer(failure=failure_of(policy, history[-1], wrong))
+    return Answer(failure=failure_of(policy, history[-1], wrong), trace=trace)
 
 
 def failure_of(policy: Policy, record: Record, why: str) -> str:

@@ -167,7 +167,9 @@ def _decide_and_grow(run: Run, record: Record) -> tuple[Verdict, float | None, s
         except ValueError as error:  # what only the weights can tell
             failure = failure_of(settings.policy, record, told(error))
     if settings.policy_errors == "stop":
-        raise PolicyFailed(failure)
+        failed = PolicyFailed(failure)
+        failed.add_note(answer.trace)  # for a comparison's error.txt
+        raise failed
     return faded, _grow(run, faded), failure
 
 
