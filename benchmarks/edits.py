@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--edits", type=int, default=200)
-    parser.add_argument("--wide-batch", type=int, default=32, help="images a step of wrn-28-10")
+    parser.add_argument("--wide-batch", type=int, default=128, help="images a step of wrn-28-10")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

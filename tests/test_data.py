@@ -25,7 +25,7 @@ from training.data import (
     load,
     normalised,
 )
-from training.sources import NAMES, Images
+from training.sources import NAMES, Images, read
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -145,6 +145,15 @@ def test_digits_are_divided_by_class():
         assert (counts - share * totals).abs().max() <= 1
     assert splits.train.pixels.max() == 255
     assert splits.train.pixels.unique().numel() == 17
+
+
+def test_digits_are_those_that_scikit_learn_gives():
+    from sklearn.datasets import load_digits  # late: it takes a second or two
+
+    levels, targets = map(torch.from_numpy, load_digits(return_X_y=True))
+    images = read("digits", Path())[0]
+    assert torch.equal(images.pixels.flatten(1), (levels * 255 / 16).round().to(torch.uint8))
+    assert torch.equal(images.targets, targets)
 
 
 def test_the_validation_split_does_not_depend_on_the_run():
