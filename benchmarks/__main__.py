@@ -23,10 +23,10 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
-Written by `make bench` (`python -m benchmarks`); every section is what was printed. All figures are ratios of things measured in turn in one process, best against best \
-and in medians; a row that should be 1 says how much is noise. `PATH` is a folder of CIFAR-10 \
-images, 15,000 of them for training. Nothing here was measured on a GPU; [gpu.md](gpu.md) says \
-what to expect there.
+Written by `make bench` (`python -m benchmarks`); every section is what was printed. All figures \
+are ratios of things measured in turn in one process, best against best and in medians; a row \
+that should be 1 says how much is noise. `PATH` is a folder of CIFAR-10 images, 15,000 of them \
+for training. Nothing here was measured on a GPU; [gpu.md](gpu.md) says what to expect there.
 """
 SECTIONS = {
     "loop": "The training loop beside a bare one, and beside the loop that most people write",
