@@ -1,7 +1,7 @@
 """Sums over a layer's output: its mean and standard deviation, and which channels are dead.
 
 What runs inside a forward pass is kept to one or two operations a layer (`row_sums`,
-`dead_fraction`), for each costs more in code that left the cache than in arithmetic; the rest
+`dead_fractions`), for each costs more in code that left the cache than in arithmetic; the rest
 (`moments_of`) runs for all layers at once when the step is over.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 ROW = 1024  # entries that are summed in float32 before float64 takes over
 PIECE = 2**19  # entries at work at a time on a CPU: what is made of them stays in its cache
-FEW = 16  # a batch's part in which a channel's first look is for life
+LOOK = 512  # entries of a channel; one above 0 among them settles that the channel lives
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -56,42 +56,71 @@ def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
 
 def moments_of(layers: Sequence[RowSums]) -> Tensor:
     """Give mean and standard deviation over all entries, (layers, 2) float64."""
-    means, squares = [], []
-    for layer in layers:
-        sums, norms = torch.cat(layer.sums), torch.cat(layer.norms)
-        entries = sums.numel() * layer.row
-        means.append(sums.sum(dtype=torch.float64) / entries)
-        square = torch.linalg.vector_norm(norms, dtype=torch.float64).square() / entries
-        centre = (sums.double() / layer.row).square().mean() if layer.centred else 0
-        squares.append(square + centre)
-    mean, square = torch.stack(means), torch.stack(squares)
+    sums = [torch.cat(layer.sums) for layer in layers]
+    norms = [torch.cat(layer.norms) for layer in layers]
+    entries = [total.numel() * layer.row for total, layer in zip(sums, layers)]
+    means = torch._foreach_div([total.sum(dtype=torch.float64) for total in sums], entries)
+    lengths = torch._foreach_norm(norms, 2, dtype=torch.float64)
+    roots = torch._foreach_div(lengths, [math.sqrt(count) for count in entries])
+    mean, square = torch.stack(means), torch.stack(roots).square()
+    if any(layer.centred for layer in layers):
+        square = square + torch.stack([_between(*pair) for pair in zip(layers, sums)])
     return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], 1)
 
 
-def dead_fraction(x: Tensor) -> Tensor:
-    """Give the share of channels of x (N, channels, ...) with no entry above 0, 0-d float64.
+def _between(layer: RowSums, sums: Tensor) -> Tensor:
+    """Give what was left out of the norms of centred rows: the mean square of the rows' means."""
+    if not layer.centred:
+        return sums.new_zeros((), dtype=torch.float64)
+    return (sums.double() / layer.row).square().mean()
 
-    On a CPU, whose numbers can be looked at, a few samples are enough if no channel is dead there.
+
+def dead_fractions(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Give the share of channels with no entry above 0, of each (N, channels, ...), 0-d float64.
+
+    On a CPU, whose numbers can be looked at, a few samples are enough where all channels live.
     """
-    bits = x.detach().view(_BITS[x.element_size()])
-    if x.device.type == "cpu" and len(x) >= FEW:
-        peaks = _peaks(bits.narrow(0, 0, len(x) // FEW))
-        if peaks.amin().item() > 0:
-            return torch.zeros((), dtype=torch.float64)
-    return (_peaks(bits) <= 0).double().mean()
+    alike: dict[Any, list[int]] = {}
+    for index, x in enumerate(outputs):
+        if x.device.type == "cpu":
+            alike.setdefault((x.shape, x.stride(), x.dtype), []).append(index)
+    living = set()
+    for indices in alike.values():
+        living |= {indices[n] for n in _without_dead([outputs[index] for index in indices])}
+    return [
+        torch.zeros((), dtype=torch.float64)
+        if index in living
+        else (_peaks(_bits(x)) <= 0).double().mean()
+        for index, x in enumerate(outputs)
+    ]
 
 
-def _peaks(bits: Tensor) -> Tensor:
-    """Give every channel's largest entry, (channels,), of floating-point numbers read as integers.
+def _without_dead(outputs: Sequence[Tensor]) -> list[int]:
+    """Give the indices of those, all of one shape and layout, whose first samples show none."""
+    samples, positions = len(outputs[0]), math.prod(outputs[0].shape[2:])
+    few = min(samples, -(-LOOK // max(1, positions)))
+    first = torch.cat([_bits(x).narrow(0, 0, few) for x in outputs])
+    least = _peaks(first, len(outputs)).amin(1).tolist()
+    return [index for index, peak in enumerate(least) if peak > 0]
 
-    These keep sign and order of positive numbers, and compare several times faster.
+
+def _bits(x: Tensor) -> Tensor:
+    """Give floating-point numbers as integers, which keep the sign, and the order above 0.
+
+    They compare several times faster.
     """
+    return x.detach().view(_BITS[x.element_size()])
+
+
+def _peaks(bits: Tensor, parts: int = 1) -> Tensor:
+    """Give every channel's largest entry in each part of the samples, (parts, channels)."""
     channels = bits.shape[1]
     if bits.dim() > 2 and bits.stride(1) > 1:
-        return bits.flatten(2).amax(2).amax(0)
+        return bits.flatten(2).amax(2).view(parts, -1, channels).amax(1)
     # channels last: rows of several positions, as wide as registers like them
-    side = math.gcd(bits.numel() // channels, max(1, 128 // channels))
-    return bits.movedim(1, -1).reshape(-1, side * channels).amax(0).view(-1, channels).amax(0)
+    side = math.gcd(bits.numel() // channels // parts, max(1, 128 // channels))
+    rows = bits.movedim(1, -1).reshape(parts, -1, side * channels)
+    return rows.amax(1).view(parts, side, channels).amax(1)
 
 
 def in_memory_order(x: Tensor) -> Tensor:

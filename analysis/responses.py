@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from analysis.moments import RowSums, dead_fraction, moments_of, row_sums
+from analysis.moments import RowSums, dead_fractions, moments_of, row_sums
 
 _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # a subclass may normalise otherwise
 _WIDE = (torch.float32, torch.float64)
@@ -66,10 +66,11 @@ class Responses:
         self._taps: list[_Tap] = []
         self._read: dict[int, RowSums] = {}
         self._count = 0  # of what was read or waits to be
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[tuple[int, Tensor]] = []  # near zero, with its place among the read
         self._slots: dict[Response, int] = {}
         self._ratios: list[tuple[int, Response, Response]] = []
         self._dead: list[tuple[int, Tensor]] = []
+        self._doubtful: list[tuple[int, Tensor]] = []  # outputs that may have dead channels
         self._constants: dict[tuple, Tensor] = {}
 
     def __bool__(self) -> bool:
@@ -113,24 +114,17 @@ class Responses:
         index = self._count
         self._count += 1
 
-        def work() -> None:
+        if near_zero and output.device.type == "cpu":
+            self._waiting.append((index, output))
+            if len(self._waiting) == TOGETHER:
+                self._catch_up()
+        else:
             self._read[index] = row_sums(output, near_zero)
-
-        self._soon(work, near_zero and output.device.type == "cpu")
         return Response(False, index)
 
-    def _soon(self, work: Callable[[], None], may_wait: bool) -> None:
-        """Do some work now, or together with more of its kind."""
-        if not may_wait:
-            work()
-            return
-        self._waiting.append(work)
-        if len(self._waiting) == TOGETHER:
-            self._catch_up()
-
     def _catch_up(self) -> None:
-        for work in self._waiting:
-            work()
+        for index, output in self._waiting:
+            self._read[index] = row_sums(output, near_zero=True)
         self._waiting.clear()
 
     def keep(self, slot: int, response: Response) -> None:
@@ -146,15 +140,20 @@ class Responses:
 
         The output must not be changed in place, unless by that relu.
         """
+        self._doubtful.append((slot, output))
+        if output.device.type != "cpu" or len(self._doubtful) == TOGETHER:
+            self._look()
 
-        def work() -> None:
-            self._dead.append((slot, dead_fraction(output)))
-
-        self._soon(work, output.device.type == "cpu")
+    def _look(self) -> None:
+        if self._doubtful:
+            slots, outputs = zip(*self._doubtful)
+            self._dead += zip(slots, dead_fractions(outputs))
+            self._doubtful.clear()
 
     def take(self) -> list[tuple[tuple[int, ...], Tensor]]:
         """Give (slots, values) of all that was noted, and begin the next step."""
         self._catch_up()
+        self._look()
         parts = [self._closed_form()] if self._taps else []
         parts += [moments_of([self._read[n] for n in range(self._count)])] if self._count else []
         table, start = torch.cat(parts), {True: 0, False: len(self._taps)}  # (responses, 2)
