@@ -38,7 +38,7 @@ SECTIONS = {
     "startup": "Start-up",
     "sweep": "Two workers against one",
 }
-TAKES_DATA = ("loop",)
+TAKES_DATA = ("loop", "observer")
 MORE = {"growth": ["--batches", "10", "--rounds", "3"], "observer": ["--rounds", "40"]}
 
 

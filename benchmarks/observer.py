@@ -1,10 +1,10 @@
-"""Step times of ResNet-20 under observers, as ratios to the bare step: batch 128, CIFAR-10's shape.
+"""Step times of ResNet-20 under observers, as ratios to the bare step: one batch of 128 images.
 
 All ways take turns step by step, so that what slows the machine slows them alike; every way has a
 network of its own, trained on the same images. Compared are the best steps of each. "nothing again"
 is a second bare loop: how far its ratio is from 1 says how much of the others' is noise.
 
-    python benchmarks/observer.py --rounds 30
+    python -m benchmarks.observer --data folder:PATH --rounds 40
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn import functional
 from analysis import Observer
 from analysis.tables import markdown
 from nets import build, preset
+from training.data import channel_statistics, load, normalised
 
 BATCH, CLASSES, EVERY = 128, 10, 10
 Step = Callable[[], None]
@@ -87,13 +88,23 @@ def ways() -> dict[str, Any]:
     return {**found, "delve 0.1.50": delve}
 
 
-def step_of(net: nn.Module, optimizer: torch.optim.Optimizer, half: bool) -> Step:
-    """Give a training step on one fixed batch of noise."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(BATCH, 3, 32, 32, generator=generator)
-    targets = torch.randint(CLASSES, (BATCH,), generator=generator)
-    if half:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+def batch_of(data: str, data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give images in channels_last, (BATCH, 3, 32, 32), and their classes."""
+    train = load(data, data_dir).train
+    chosen = train.take(
+        torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:BATCH]
+    )
+    return normalised(chosen.pixels, *channel_statistics(train)), chosen.targets
+
+
+def step_of(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    half: bool,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+) -> Step:
+    """Give a training step on one fixed batch."""
 
     def step() -> None:
         optimizer.zero_grad()
@@ -105,8 +116,12 @@ def step_of(net: nn.Module, optimizer: torch.optim.Optimizer, half: bool) -> Ste
     return step
 
 
-def times_of(half: bool, rounds: int) -> dict[str, list[float]]:
+def times_of(
+    half: bool, rounds: int, inputs: torch.Tensor, targets: torch.Tensor
+) -> dict[str, list[float]]:
     """Give the seconds of every step of every way."""
+    if not half:
+        inputs = inputs.contiguous()
     with ExitStack() as stack:
         steps: dict[str, Step] = {}
         for name, way in ways().items():
@@ -115,7 +130,7 @@ def times_of(half: bool, rounds: int) -> dict[str, list[float]]:
                 net = net.to(memory_format=torch.channels_last)  # pyright: ignore
             optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
             stack.enter_context(way(net, optimizer))
-            steps[name] = step_of(net, optimizer, half)
+            steps[name] = step_of(net, optimizer, half, inputs, targets)
         found: dict[str, list[float]] = {name: [] for name in steps}
         for round_ in range(rounds + 2):
             for name, step in steps.items():
@@ -148,12 +163,15 @@ def table_of(times: dict[str, list[float]]) -> str:
 def main() -> None:
     """Print a table for each precision."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="cifar10", help="images of 32 x 32 in ten classes")
+    parser.add_argument("--data-dir", default="data")
     parser.add_argument("--rounds", type=int, default=30, help="steps of each way")
     parser.add_argument("--precision", choices=("float32", "bf16"), nargs="*")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    batch = batch_of(arguments.data, arguments.data_dir)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.data}\n")
     for precision in arguments.precision or ("float32", "bf16"):
-        times = times_of(precision == "bf16", arguments.rounds)
+        times = times_of(precision == "bf16", arguments.rounds, *batch)
         print(f"{precision}\n\n{table_of(times)}\n")
 
 

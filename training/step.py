@@ -23,6 +23,7 @@ LOSSES: dict[str, Loss] = {
     "regression": functional.mse_loss,
 }
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IN_CACHE = 125  # images judged at a time on a CPU: what is made of more leaves its cache
 UNSCALED = torch.amp.GradScaler(enabled=False)
 
 
@@ -182,7 +183,9 @@ def evaluate(
     if ranks.size() > 1:
         images = images.take(torch.arange(ranks.rank(), len(images), ranks.size()))
     sums = torch.zeros(3, dtype=torch.float64, device=precision.device)
-    batches = evaluation_batches(images, mean, std, precision.device) if len(images) else ()
+    device = precision.device
+    at_once = IN_CACHE if device.type == "cpu" else 500
+    batches = evaluation_batches(images, mean, std, device, at_once) if len(images) else ()
     with mode(net, training=False):
         for inputs, targets in batches:
             with precision.autocast():
