@@ -202,16 +202,20 @@ def read_history(path: str | Path, records: int | None = None) -> list[Record]:
     """Read a history.jsonl file, or that of a run folder; all of it, or its first `records`.
 
     Raises:
-        ValueError: the file is missing or a line is not a record; the message names the line.
+        ValueError: the file is missing, a line is not a record, or its step is before that of the
+            line above; the message names the line.
     """
     path = Path(path)
     path = path / "history.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
-    found = []
+    found: list[Record] = []
     for number, line in enumerate(path.read_bytes().splitlines()[:records], start=1):
         try:
-            found.append(Record.from_dict(json.loads(line.decode())))
+            record = Record.from_dict(json.loads(line.decode()))
+            if found and record.step < found[-1].step:
+                raise ValueError(f"step must be at least {found[-1].step}, got {record.step}")
+            found.append(record)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return found

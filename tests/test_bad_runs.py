@@ -100,6 +100,8 @@ HISTORY: list[tuple[Change, str]] = [
     (line(spent=-0.1), "line 2: spent must be at least 0 and finite, got -0.1"),
     (line(spent=float("nan")), "line 2: spent must be at least 0 and finite, got nan"),
     (line(step=-1), "line 2: step must be at least 0, got -1"),
+    (line(step=0), "line 2: step must be at least "),  # the first record's
+    (line(step=10**6), "line 3: step must be at least 1000000, got "),
     (line(validation_loss=10**400), "line 2: validation_loss must be a number, got 1000"),
     (line(limit={"parameters": "many", "flops": 1}), "line 2: parameters of limit must be an"),
     (

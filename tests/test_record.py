@@ -62,13 +62,13 @@ def write(path, records):
 
 
 def test_records_survive_the_file(tmp_path):
-    read = read_history(write(tmp_path / "history.jsonl", [BARE, FULL, BARE]))
-    assert read == [BARE, FULL, BARE]
+    read = read_history(write(tmp_path / "history.jsonl", [BARE, BARE, FULL]))
+    assert read == [BARE, BARE, FULL]
     assert read_history(tmp_path) == read  # the folder of a run
-    assert read[1].decided[0].reason == FULL.decided[0].reason
-    assert read[1].decided[1].initializer == "xavier"
-    assert read[1].cost == FULL.cost
-    assert [record.to_dict() for record in read] == [r.to_dict() for r in (BARE, FULL, BARE)]
+    assert read[2].decided[0].reason == FULL.decided[0].reason
+    assert read[2].decided[1].initializer == "xavier"
+    assert read[2].cost == FULL.cost
+    assert [record.to_dict() for record in read] == [r.to_dict() for r in (BARE, BARE, FULL)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -145,7 +145,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_line_is_named(tmp_path, name):
-    path, broken = write(tmp_path / "history.jsonl", [FULL, BARE]), BROKEN[name]
+    path, broken = write(tmp_path / "history.jsonl", [BARE, FULL]), BROKEN[name]
     data = broken if isinstance(broken, bytes) else broken.encode()
     good = path.read_bytes()
     path.write_bytes(good + data + b"\n" + good)
