@@ -21,9 +21,9 @@ class Yoked(Policy):
     """Grows when a recorded run grew, by the same kinds of edit and FLOPs, at random sites.
 
     It separates *when* from *where*: what the recorded run has over this one, its places brought.
-    Start it from the same net, on the same
-    budget and records. Each growth makes up what the one before it missed in FLOPs, so that the two
-    nets stay equally expensive, as far as the limit's parameters allow it.
+    Start it from the same net, on the same budget and records. Each growth makes up what the one
+    before it missed in FLOPs, so that the two nets stay equally expensive, as far as the limit's
+    parameters allow it.
 
     Args:
         run: the folder of the recorded run; it is read when the policy decides.
