@@ -23,7 +23,7 @@ class Yoked(Policy):
     It separates *when* from *where*: what the recorded run has over this one, its places brought.
     Start it from the same net, on the same budget and records. Each growth makes up what the one
     before it missed in FLOPs, so that the two nets stay equally expensive, as far as the limit's
-    parameters allow it.
+    parameters allow it. Of our own comparisons none has such a row yet.
 
     Args:
         run: the folder of the recorded run; it is read when the policy decides.
