@@ -24,6 +24,7 @@ from training.data import (
     evaluation_batches,
     load,
     normalised,
+    part_of,
 )
 from training.sources import NAMES, Images, read
 
@@ -185,6 +186,15 @@ def test_a_division_never_takes_all_of_a_class():
     stays, held = divide(some_images(count=8, classes=4), 0.99, "validation")
     assert torch.bincount(stays.targets).tolist() == [1, 1, 1, 1]
     assert torch.bincount(held.targets).tolist() == [1, 1, 1, 1]
+
+
+def test_a_part_is_stratified_fixed_and_no_larger_than_asked():
+    images = some_images(count=200, classes=4)
+    part = part_of(images, 40)
+    assert torch.bincount(part.targets).tolist() == [10, 10, 10, 10]
+    assert rows(part) <= rows(images)
+    assert same(part, part_of(images, 40))
+    assert part_of(images, 200) is images
 
 
 def test_sine_is_a_fixed_regression():

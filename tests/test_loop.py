@@ -113,6 +113,29 @@ def test_a_grown_run_is_the_static_run_until_it_grows(tmp_path):
     assert grown[2].train_loss != static[2].train_loss
 
 
+def test_records_look_at_a_part_of_the_validation_split_and_the_last_at_all_of_it(
+    tmp_path, monkeypatch
+):
+    seen: list[int] = []
+    evaluate = training.loop.evaluate
+
+    def counted(net: Any, images: Any, *rest: Any) -> Any:
+        seen.append(len(images))
+        return evaluate(net, images, *rest)
+
+    monkeypatch.setattr(training.loop, "evaluate", counted)
+    whole = train(small(tmp_path / "whole"), quiet)
+    assert seen == [143] * 16  # the net and its average
+    seen.clear()
+    part = train(small(tmp_path / "part", validation_images=50), quiet)
+    assert len(seen) == 16
+    assert {*seen[:-2]} == {50}
+    assert seen[-2:] == [143, 143]
+    assert part["validation_loss"] == whole["validation_loss"]
+    first = [read_history(tmp_path / name)[0].validation_loss for name in ("whole", "part")]
+    assert first[0] != first[1]
+
+
 def test_history_tells_what_was_asked_for_done_and_refused(tmp_path):
     train(small(tmp_path), quiet)
     history = read_history(tmp_path)

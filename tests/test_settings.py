@@ -48,6 +48,7 @@ REFUSED = [
     ("ema", 1, "ema must be at least 0 and below 1, got 1"),
     ("ema", nan, "ema must be at least 0 and below 1, got nan"),
     ("observe_every", 0, "observe_every must be at least 1, got 0"),
+    ("validation_images", 0, "validation_images must be at least 1, got 0"),
     ("records", 0, "records must be at least 1, got 0"),
     ("records", 2.5, "records must be an integer"),
     ("threads", 0, "threads must be at least 1, got 0"),

@@ -115,6 +115,11 @@ def divide(images: Images, share: float, purpose: str) -> tuple[Images, Images]:
     return images.take(~held), images.take(held)
 
 
+def part_of(images: Images, most: int) -> Images:
+    """Give a fixed stratified part of some `most` images; all, if there are no more."""
+    return images if len(images) <= most else divide(images, most / len(images), "part")[1]
+
+
 def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     """Give mean and std of every channel, (C,) each, in pixel units; a std of 0 becomes 1."""
     if images.pixels.dtype == torch.uint8:  # counted by level: exact, and without a copy in floats

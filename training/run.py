@@ -20,13 +20,22 @@ from nets.initializers import generator_of
 from training import ranks
 from training.budget import Budget, Progress
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
-from training.data import Batches, Splits, augment_of, channel_statistics, evaluation_batches, load
+from training.data import (
+    Batches,
+    Splits,
+    augment_of,
+    channel_statistics,
+    evaluation_batches,
+    load,
+    part_of,
+)
 from training.finite import check_losses, check_state
 from training.folder import append_losses, binding, claim, cut_back
 from training.judgement import check_policy
 from training.locks import alone
 from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
+from training.sources import Images
 from training.step import LOSSES, Loss, Precision, make_optimizer
 
 PROBE = 128
@@ -47,6 +56,7 @@ class Run:
     folder: Path
     precision: Precision
     splits: Splits
+    judged: Images  # of the validation split: what all records but the last look at
     statistics: tuple[Tensor, Tensor]  # mean and std by channel
     batches: Batches
     loss: Loss
@@ -194,6 +204,7 @@ def _open(settings: Train, text: str, ground: Ground) -> Run:
         folder=folder,
         precision=ground.precision,
         splits=ground.splits,
+        judged=part_of(ground.splits.validation, settings.validation_images),
         statistics=ground.statistics,
         batches=ground.batches,
         loss=LOSSES[ground.splits.task],

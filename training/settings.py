@@ -79,6 +79,8 @@ class Common:
         initializer: of new weights: he, xavier, net2net, gradmax, or xavier-outgoing, which moves
             the outputs.
         observe_every: steps between readings of the layers.
+        validation_images: of the validation split that a record looks at: a fixed stratified part,
+            so that a record stays cheap beside an epoch. The last record looks at the whole split.
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
         nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or
@@ -110,6 +112,7 @@ class Common:
     weight_decay: float = 5e-4
     initializer: str = "he"
     observe_every: int = 10
+    validation_images: int = 2000
     precision: str = "auto"
     nonfinite: str = "stop"
     ema: float = 0.999
@@ -137,6 +140,7 @@ class Common:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
         check_count("observe_every", self.observe_every)
+        check_count("validation_images", self.validation_images)
         for name in ("records", "threads"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
