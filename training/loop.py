@@ -220,9 +220,7 @@ def _measure(run: Run, held_out: Images) -> Record:
     return with_probes(record, measured)
 
 
-def _validate(
-    run: Run, net: Network | None, held_out: Images
-) -> tuple[float | None, float | None]:
+def _validate(run: Run, net: Network | None, held_out: Images) -> tuple[float | None, float | None]:
     if net is None:
         return None, None
     return evaluate(net, held_out, *run.statistics, run.loss, run.precision)
