@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from analysis.layers import Layer
-from analysis.responses import Response, Responses, tells_variance
+from analysis.responses import Noted, Response, Responses, tells_variance
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 Values = list[tuple[tuple[int, ...], Tensor]]
 """Numbers on the device with the slots they belong to: layer * len(names) + statistic."""
+
+
+class Taken(NamedTuple):
+    """What one step gave: values of one's own statistics, and what the others follow from."""
+
+    values: Values
+    noted: Noted
 
 
 class ForwardHooks:
@@ -62,11 +69,15 @@ class ForwardHooks:
                 handle.remove()
             self._handles.clear()
 
-    def take(self) -> Values:
+    def take(self) -> Taken:
         """Give what was read, and begin the next step."""
-        values = [*self._values, *self._responses.take()] if self._responses else []
+        taken = Taken(self._values, self._responses.take())
         self._values, self._latest = [], {}
-        return values
+        return taken
+
+    def values_of(self, taken: Taken) -> Values:
+        """Give the statistics of a step; this may wait."""
+        return [*taken.values, *self._responses.values_of(taken.noted)]
 
     def _attach(self) -> None:
         self._norms = []
@@ -74,9 +85,9 @@ class ForwardHooks:
             source = self._net.get_submodule(layer.source or layer.path)
             if tells_variance(source):
                 self._norms.append(source)
-                self._handles.append(source.register_forward_pre_hook(self._before_norm))
             self._handles.append(source.register_forward_hook(self._reader(layer, index)))
         self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
+        self._handles.append(self._net.register_forward_hook(self._end_forward))
         paths = {layer.path for layer in self._layers}
         for layer in self._layers:
             if layer.shortcut and layer.shortcut not in paths:
@@ -88,8 +99,8 @@ class ForwardHooks:
         if self.trains():
             self._responses.hold(self._norms)
 
-    def _before_norm(self, norm: nn.Module, args: Any) -> None:
-        self._responses.before(norm, self.trains())
+    def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._responses.catch_up()
 
     def _reader(self, layer: Layer, index: int | None) -> Callable[..., None]:
         """Make the hook of a layer, or of a mere shortcut, which has no index."""

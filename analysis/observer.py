@@ -10,12 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from analysis.breaks import Breaks
-from analysis.hooks import Extra, ForwardHooks, Values
+from analysis.hooks import Extra, ForwardHooks, Taken, Values
 from analysis.layers import Layer, layers_of, unwrap
-from analysis.parameters import ParameterNorms
+from analysis.parameters import Noted, ParameterNorms
 from analysis.record import STATISTICS, LayerReading
 from nets.growth import Grown
 from nets.modules import Network
+
+WAITING = 16
+"""Steps whose statistics are worked out one after the other: amid training the code that does it
+has left the caches."""
+LARGE = 2**20
+"""Numbers noted in a step above which its statistics do not wait."""
 
 
 class Observer:
@@ -117,6 +123,7 @@ class Observer:
         If nothing was read since then, give the same readings again.
         """
         self._end_step_without_optimizer()
+        self._sum_up()
         if any(self._counts) or not self._last:
             totals = self._totals.tolist() if self._totals is not None else self._counts
             means = [total / count if count else None for total, count in zip(totals, self._counts)]
@@ -149,6 +156,7 @@ class Observer:
         Gives the layer's path, the statistic, and how many more layers broke in the same reading.
         Of these it is the first whose response broke, if any did: what comes after follows from it.
         """
+        self._sum_up()
         width, forward = len(self._names), ("response_mean", "response_std")
         broken = self._breaks.first()
         broken = [slot for slot in broken if self._names[slot % width] in forward] or broken
@@ -159,6 +167,7 @@ class Observer:
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
+        self._sum_up()
         totals = None if self._totals is None else self._totals.to("cpu", copy=True)
         window = {"start": self._window_start, "totals": totals, "counts": list(self._counts)}
         last = {path: {**asdict(r), "extra": dict(r.extra)} for path, r in self._last.items()}
@@ -188,6 +197,7 @@ class Observer:
         self.layers: list[Layer] = layers_of(self._inner)
         self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
         self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
+        self._steps: list[tuple[Taken, Noted | None]] = []  # read, but not yet in the totals
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(self._names))
         self._breaks = Breaks()
@@ -238,11 +248,20 @@ class Observer:
     def _after_update(self, *_: Any) -> None:
         self._end_step(self._parameters.after_update())
 
-    def _end_step(self, norms: Values) -> None:
+    def _end_step(self, norms: Noted | None) -> None:
         if self._hooks:
-            self._add([*self._hooks.take(), *norms])
+            taken = self._hooks.take()
+            self._steps.append((taken, norms))
+            if len(self._steps) == WAITING or taken.noted.entries > LARGE:
+                self._sum_up()
         self.step += 1
         self._prepare()
+
+    def _sum_up(self) -> None:
+        """Work out what the steps gave that were read, and add it to the window's totals."""
+        for taken, norms in self._steps:
+            self._add([*self._hooks.values_of(taken), *self._parameters.values_of(norms)])
+        self._steps.clear()
 
     def _add(self, found: Values) -> None:
         """Add a step's values to the window's totals."""

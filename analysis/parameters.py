@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,23 @@ class _Plan:
     """Which layers' the parameters with a gradient are; those of few entries come first."""
 
     indices: list[int]  # among all parameters
-    chosen: list[nn.Parameter]
+    chosen: list[Tensor]
     few: int
     layers: list[int]
     member: Tensor  # (layers, parameters)
     entries: Tensor  # (layers,) number of entries
+
+
+Norms = list[tuple[Tensor, ...]]
+"""The L2 norm of what there is for each parameter of a plan, 0-d, in parts by dtype."""
+
+
+class Noted(NamedTuple):
+    """What one step gave: norms by parameter, of gradients, weights and, if known, updates."""
+
+    plan: _Plan
+    norms: list[Norms]
+    scale: Tensor | None = None  # of the gradients
 
 
 class ParameterNorms:
@@ -52,7 +64,7 @@ class ParameterNorms:
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
         self._before: list[Tensor] = []
-        self._norms: tuple[_Plan, Tensor, Tensor] | None = None
+        self._noted: Noted | None = None
 
     def watch(self) -> None:
         """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
@@ -78,43 +90,51 @@ class ParameterNorms:
     @torch.no_grad()
     def before_update(self, grad_scale: Tensor | None) -> None:
         """Read gradients and weights as the optimizer finds them, and keep the weights."""
-        plan = self._plan(tuple(i for i, p in enumerate(self._parameters) if p.grad is not None))
+        found = [parameter.grad for parameter in self._parameters]
+        plan = self._plan(tuple(index for index, grad in enumerate(found) if grad is not None))
         if plan is None:
             return
         self._before = [torch.empty_like(parameter) for parameter in plan.chosen]
-        torch._foreach_copy_(self._before, [parameter.detach() for parameter in plan.chosen])
-        seen = [parameter.grad for parameter in plan.chosen if parameter.grad is not None]
-        gradients, weights = _norms(plan, seen, self._before)
-        if grad_scale is not None:  # a fused optimizer unscales inside its step
-            gradients = gradients / grad_scale
-        self._norms = plan, gradients / plan.entries.sqrt(), weights
+        torch._foreach_copy_(self._before, plan.chosen)
+        gradients = [grad for index in plan.indices if (grad := found[index]) is not None]
+        # a fused optimizer unscales inside its step, and the scale changes after it
+        scale = None if grad_scale is None else grad_scale.clone()
+        self._noted = Noted(plan, [_norms(plan, gradients), _norms(plan, self._before)], scale)
 
     @torch.no_grad()
-    def after_update(self) -> Values:
-        """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
-        if self._norms is None:
-            return []
-        plan, gradients, weights = self._norms
-        now = [parameter.detach() for parameter in plan.chosen]
-        (updates,) = _norms(plan, torch._foreach_sub(now, self._before))
-        self._norms, self._before = None, []
-        return [
-            self._of(plan, _GRADIENT, gradients),
-            self._of(plan, _WEIGHT, weights),
-            self._of(plan, _UPDATE, updates / weights),
-        ]
+    def after_update(self) -> Noted | None:
+        """Give what the step's statistics follow from; None if there was no gradient."""
+        noted, self._noted = self._noted, None
+        if noted is not None:
+            torch._foreach_sub_(self._before, noted.plan.chosen)
+            noted.norms.append(_norms(noted.plan, self._before))
+            self._before = []
+        return noted
 
     @torch.no_grad()
-    def of_gradients(self) -> Values:
-        """Give (slots, values) of the gradients that the hooks saw, and of the weights then."""
+    def of_gradients(self) -> Noted | None:
+        """Give the same of the gradients that the hooks saw, and of the weights then."""
         seen, self._seen = self._seen, {}
         plan = self._plan(tuple(sorted(seen)))
         if plan is None:
+            return None
+        lists = zip(*(seen[index] for index in plan.indices))
+        return Noted(plan, [_norms(plan, list(tensors)) for tensors in lists])
+
+    def values_of(self, noted: Noted | None) -> Values:
+        """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
+        if noted is None:
             return []
-        gradients, weights = _norms(plan, *zip(*(seen[index] for index in plan.indices)))
+        plan = noted.plan
+        lists = [torch.cat([torch.stack(part).double() for part in parts]) for parts in noted.norms]
+        norms = (torch.stack(lists).square() @ plan.member.T).sqrt()  # (lists, layers)
+        gradients, weights, *updates = norms
+        if noted.scale is not None:
+            gradients = gradients / noted.scale
         return [
             self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
             self._of(plan, _WEIGHT, weights),
+            *(self._of(plan, _UPDATE, update / weights) for update in updates),
         ]
 
     def _of(self, plan: _Plan, statistic: int, values: Tensor) -> tuple[tuple[int, ...], Tensor]:
@@ -125,7 +145,7 @@ class ParameterNorms:
             layers = sorted({layer for index in present for layer in self._owners[index]})
             indices = sorted(present, key=lambda index: not _has_few(self._parameters[index]))
             rows = [[float(layer in self._owners[i]) for i in indices] for layer in layers]
-            chosen = [self._parameters[index] for index in indices]
+            chosen: list[Tensor] = [self._parameters[index] for index in indices]
             sizes = torch.tensor([parameter.numel() for parameter in chosen], dtype=torch.float64)
             member = torch.tensor(rows, dtype=torch.float64).view(len(layers), -1)
             device = chosen[0].device
@@ -140,15 +160,9 @@ class ParameterNorms:
         return self._plans.get(present)
 
 
-def _norms(plan: _Plan, *lists: Sequence[Tensor]) -> Tensor:
-    """Give the L2 norm of each layer's entries in each list, (lists, layers) float64."""
-    parts = []
-    for dtype, place in ((torch.float32, slice(plan.few)), (torch.float64, slice(plan.few, None))):
-        tensors = [tensor for tensors in lists for tensor in tensors[place]]
-        if tensors:
-            norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
-            parts.append(norms.double().view(len(lists), -1))
-    return (torch.cat(parts, 1).square() @ plan.member.T).sqrt()
+def _norms(plan: _Plan, tensors: list[Tensor]) -> Norms:
+    parts = (torch.float32, tensors[: plan.few]), (torch.float64, tensors[plan.few :])
+    return [torch._foreach_norm(part, 2, dtype=dtype) for dtype, part in parts if part]
 
 
 def _has_few(parameter: Tensor) -> bool:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis.moments import RowSums, dead_fractions, moments_of, row_sums
@@ -23,7 +24,7 @@ _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # a subclass may norm
 _WIDE = (torch.float32, torch.float64)
 MOMENTUM = 0.01
 """Below, the running variance moves too little to tell the batch's variance."""
-TOGETHER = 8
+TOGETHER = 32
 """Outputs that are kept to be read one after the other on a CPU: amid a forward pass the code that
 reads one has left the caches, and fetching it takes longer than its arithmetic."""
 
@@ -35,14 +36,32 @@ class Response(NamedTuple):
     index: int
 
 
-@dataclass
-class _Tap:
-    """One forward of a norm: what it held before, its running variance after once it is known."""
+class _Tap(NamedTuple):
+    """One forward of a norm: what it held before, and its running variance after."""
 
-    norm: _BatchNorm
-    before: Tensor  # (3, C): running variance, weight, bias
+    before: Tensor  # (3, C): running variance, weight, bias; of several forwards, before the first
+    since: Tensor | None  # (C,): running variance before this one, where it is another
+    after: Tensor  # (C,)
     settings: tuple[float, float, float]  # momentum, eps, (n - 1) / n for n entries of a channel
-    after: Tensor | None = None  # (C,)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What one step gave, from which `Responses.values_of` works out its statistics.
+
+    A response's slot is the place of its mean in the list of statistics, that of its std follows.
+    """
+
+    taps: list[_Tap]
+    read: list[RowSums]
+    slots: dict[Response, int]
+    ratios: list[tuple[int, Response, Response]]
+    dead: list[tuple[int, Tensor]]
+
+    @property
+    def entries(self) -> int:
+        """Numbers held for what was read."""
+        return sum(sums.numel() for rows in self.read for sums in rows.sums)
 
 
 def tells_variance(norm: nn.Module) -> bool:
@@ -55,14 +74,10 @@ def tells_variance(norm: nn.Module) -> bool:
 
 
 class Responses:
-    """Collects one step's responses on the device; `take` computes all that follows, at once.
-
-    A response's slot is the place of its mean in the list of statistics, that of its std follows.
-    """
+    """Notes one step's responses on the device; what follows from them can be worked out later."""
 
     def __init__(self) -> None:
-        self._held: dict[nn.Module, Tensor] = {}  # (3, C): running variance, weight, bias
-        self._open: dict[nn.Module, _Tap] = {}
+        self._held: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}  # `before`, `since` of a tap
         self._taps: list[_Tap] = []
         self._read: dict[int, RowSums] = {}
         self._count = 0  # of what was read or waits to be
@@ -71,7 +86,7 @@ class Responses:
         self._ratios: list[tuple[int, Response, Response]] = []
         self._dead: list[tuple[int, Tensor]] = []
         self._doubtful: list[tuple[int, Tensor]] = []  # outputs that may have dead channels
-        self._constants: dict[tuple, Tensor] = {}
+        self._constants: dict[tuple, Any] = {}
 
     def __bool__(self) -> bool:
         return bool(self._taps or self._count)
@@ -84,30 +99,19 @@ class Responses:
         rows = [(norm.running_var, norm.weight, norm.bias) for norm in ready]
         entries = torch.cat([part.detach() for parts in zip(*rows) for part in parts]).view(3, -1)
         for norm, held in zip(ready, entries.split([norm.num_features for norm in ready], 1)):
-            self._close(norm, held[0])
-            self._held[norm] = held
-
-    def before(self, norm: nn.Module, wanted: bool) -> None:
-        """Prepare for a forward of a norm that may be one of several since `hold`."""
-        tap = self._open.get(norm)
-        if tap is not None and tap.norm.running_var is not None:
-            self._close(norm, tap.norm.running_var.clone())
-        if wanted and norm not in self._held:
-            self.hold([norm])
+            self._held[norm] = held, None
 
     def tap(self, norm: nn.Module, output: Tensor) -> Response | None:
         """Note a forward of a norm; None if its variance cannot be told."""
-        held = self._held.pop(norm, None)
-        if held is None or not isinstance(norm, _BatchNorm):
+        held = self._held.get(norm)
+        if held is None or not isinstance(norm, _BatchNorm) or norm.running_var is None:
             return None
+        before, since = held
         biased = 1 - norm.num_features / output.numel()
-        self._open[norm] = _Tap(norm, held, (norm.momentum or 0.0, norm.eps, biased))
-        self._taps.append(self._open[norm])
+        after = norm.running_var.clone()
+        self._taps.append(_Tap(before, since, after, (norm.momentum or 0.0, norm.eps, biased)))
+        self._held[norm] = before, after
         return Response(True, len(self._taps) - 1)
-
-    def _close(self, norm: nn.Module, after: Tensor) -> None:
-        if norm in self._open:
-            self._open.pop(norm).after = after
 
     def read(self, output: Tensor, near_zero: bool = False) -> Response:
         """Read an output's moments; see `row_sums`. One near zero must not be changed in place."""
@@ -117,15 +121,20 @@ class Responses:
         if near_zero and output.device.type == "cpu":
             self._waiting.append((index, output))
             if len(self._waiting) == TOGETHER:
-                self._catch_up()
+                self.catch_up()
         else:
             self._read[index] = row_sums(output, near_zero)
         return Response(False, index)
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Read what waits to be."""
         for index, output in self._waiting:
             self._read[index] = row_sums(output, near_zero=True)
         self._waiting.clear()
+        if self._doubtful:
+            slots, outputs = zip(*self._doubtful)
+            self._dead += zip(slots, dead_fractions(outputs))
+            self._doubtful.clear()
 
     def keep(self, slot: int, response: Response) -> None:
         """Say that a response is a layer's."""
@@ -142,44 +151,44 @@ class Responses:
         """
         self._doubtful.append((slot, output))
         if output.device.type != "cpu" or len(self._doubtful) == TOGETHER:
-            self._look()
+            self.catch_up()
 
-    def _look(self) -> None:
-        if self._doubtful:
-            slots, outputs = zip(*self._doubtful)
-            self._dead += zip(slots, dead_fractions(outputs))
-            self._doubtful.clear()
+    def take(self) -> Noted:
+        """Give what was noted, and begin the next step."""
+        self.catch_up()
+        read = [self._read[index] for index in range(self._count)]
+        noted = Noted(self._taps, read, self._slots, self._ratios, self._dead)
+        self._taps, self._read, self._slots, self._ratios, self._dead = [], {}, {}, [], []
+        self._count, self._held = 0, {}
+        return noted
 
-    def take(self) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Give (slots, values) of all that was noted, and begin the next step."""
-        self._catch_up()
-        self._look()
-        parts = [self._closed_form()] if self._taps else []
-        parts += [moments_of([self._read[n] for n in range(self._count)])] if self._count else []
-        table, start = torch.cat(parts), {True: 0, False: len(self._taps)}  # (responses, 2)
-        rows = self._index(tuple(start[where.tapped] + where.index for where in self._slots), table)
-        slots = tuple(place for slot in self._slots.values() for place in (slot, slot + 1))
+    def values_of(self, noted: Noted) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Give (slots, values) of all statistics that follow from what was noted in a step."""
+        parts = [self._closed_form(noted.taps)] if noted.taps else []
+        parts += [moments_of(noted.read)] if noted.read else []
+        table, start = torch.cat(parts), {True: 0, False: len(noted.taps)}  # (responses, 2)
+        rows = self._index(tuple(start[r.tapped] + r.index for r in noted.slots), table)
+        slots = tuple(place for slot in noted.slots.values() for place in (slot, slot + 1))
         found = [(slots, table[rows].flatten())]
-        if self._ratios:
-            slots, branches, shortcuts = zip(*self._ratios)
+        if noted.ratios:
+            slots, branches, shortcuts = zip(*noted.ratios)
             ends = tuple(start[where.tapped] + where.index for where in branches + shortcuts)
             above, below = table[:, 1][self._index(ends, table)].view(2, -1)
             found.append((slots, above / below))
-        if self._dead:
-            slots, shares = zip(*self._dead)
+        if noted.dead:
+            slots, shares = zip(*noted.dead)
             found.append((slots, torch.stack(shares)))
-        self._taps, self._read, self._slots, self._ratios, self._dead = [], {}, {}, [], []
-        self._count = 0
-        self._held, self._open = {}, {}
         return found
 
-    def _closed_form(self) -> Tensor:
+    def _closed_form(self, taps: list[_Tap]) -> Tensor:
         """Give mean and std of every tapped response, (taps, 2)."""
-        running, weight, bias = torch.cat([tap.before for tap in self._taps], 1).double()
-        now = [tap.norm.running_var if tap.after is None else tap.after for tap in self._taps]
-        after = torch.cat([variance for variance in now if variance is not None]).double()
-        widths = tuple(tap.norm.num_features for tap in self._taps)
-        momentum, eps, biased = self._settings(widths, tuple(t.settings for t in self._taps), after)
+        widths = tuple(len(tap.after) for tap in taps)
+        after = torch.cat([tap.after for tap in taps]).double()
+        running, weight, bias = torch.cat([tap.before for tap in taps], 1).double()
+        if any(tap.since is not None for tap in taps):
+            starts = [tap.before[0] if tap.since is None else tap.since for tap in taps]
+            running = torch.cat(starts).double()
+        momentum, eps, biased = self._settings(widths, tuple(tap.settings for tap in taps), after)
         moved = (after - (1 - momentum) * running) / momentum
         variance = (moved * biased).clamp_min(0)
         power = weight.square() * variance / (variance + eps)
@@ -200,15 +209,20 @@ class Responses:
 
     def _means(self, widths: tuple[int, ...], values: Tensor) -> Tensor:
         """Take the mean over each layer's channels, (rows, channels) -> (rows, layers)."""
+        most, total = max(widths), sum(widths)
 
-        def make() -> Tensor:
-            return torch.block_diag(*[values.new_full((width, 1), 1 / width) for width in widths])
+        def make() -> tuple[Tensor, Tensor]:
+            ends = [sum(widths[: n + 1]) for n in range(len(widths))]
+            places = [
+                [*range(end - width, end), *[total] * (most - width)]  # `total` is that of a 0
+                for end, width in zip(ends, widths)
+            ]
+            return values.new_tensor(widths), torch.tensor(places, device=values.device)
 
-        means = self._once(("means", *widths), make)
-        broken = (~values.isfinite()).double() @ means > 0  # 0 * nan would spoil every layer
-        return (values.nan_to_num(0, 0, 0) @ means).masked_fill(broken, torch.nan)
+        counts, places = self._once(("means", *widths), make)
+        return functional.pad(values, (0, 1))[:, places].sum(2) / counts
 
-    def _once(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._constants:
             self._constants[key] = make()
         return self._constants[key]

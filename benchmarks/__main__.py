@@ -39,7 +39,7 @@ SECTIONS = {
     "sweep": "Two workers against one",
 }
 TAKES_DATA = ("loop", "observer")
-MORE = {"growth": ["--batches", "10", "--rounds", "3"], "observer": ["--rounds", "40"]}
+MORE = {"growth": ["--batches", "10", "--rounds", "3"]}
 
 
 def words_of(name: str, data: str, data_dir: str) -> list[str]:

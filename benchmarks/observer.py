@@ -1,10 +1,11 @@
 """Step times of ResNet-20 under observers, as ratios to the bare step: one batch of 128 images.
 
 All ways take turns step by step, so that what slows the machine slows them alike; every way has a
-network of its own, trained on the same images. Compared are the best steps of each. "nothing again"
-is a second bare loop: how far its ratio is from 1 says how much of the others' is noise.
+network of its own, trained on the same images. A time is the mean of sixteen steps, for the
+observer works out its statistics every sixteen steps that it reads. "nothing again" is a second
+bare loop: how far its ratio is from 1 says how much of the others' is noise.
 
-    python -m benchmarks.observer --data folder:PATH --rounds 40
+    python -m benchmarks.observer --data folder:PATH
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any
 
@@ -24,11 +25,12 @@ from torch import nn
 from torch.nn import functional
 
 from analysis import Observer
+from analysis.observer import WAITING
 from analysis.tables import markdown
 from nets import build, preset
 from training.data import channel_statistics, load, normalised
 
-BATCH, CLASSES, EVERY = 128, 10, 10
+BATCH, CLASSES, EVERY, WARM = 128, 10, 10, 2
 Step = Callable[[], None]
 
 
@@ -119,7 +121,7 @@ def step_of(
 def times_of(
     half: bool, rounds: int, inputs: torch.Tensor, targets: torch.Tensor
 ) -> dict[str, list[float]]:
-    """Give the seconds of every step of every way."""
+    """Give the seconds of a step of every way, in the mean of each round."""
     if not half:
         inputs = inputs.contiguous()
     with ExitStack() as stack:
@@ -132,13 +134,13 @@ def times_of(
             stack.enter_context(way(net, optimizer))
             steps[name] = step_of(net, optimizer, half, inputs, targets)
         found: dict[str, list[float]] = {name: [] for name in steps}
-        for round_ in range(rounds + 2):
+        for _ in range(WARM + rounds * WAITING):
             for name, step in steps.items():
                 started = perf_counter()
                 step()
-                if round_ >= 2:  # the first ones warm up
-                    found[name].append(perf_counter() - started)
-    return found
+                found[name].append(perf_counter() - started)
+    starts = range(WARM, WARM + rounds * WAITING, WAITING)
+    return {name: [fmean(s[at : at + WAITING]) for at in starts] for name, s in found.items()}
 
 
 def table_of(times: dict[str, list[float]]) -> str:
@@ -165,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="cifar10", help="images of 32 x 32 in ten classes")
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--rounds", type=int, default=30, help="steps of each way")
+    parser.add_argument("--rounds", type=int, default=6, help="of sixteen steps of each way")
     parser.add_argument("--precision", choices=("float32", "bf16"), nargs="*")
     arguments = parser.parse_args()
     batch = batch_of(arguments.data, arguments.data_dir)

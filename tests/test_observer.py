@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from statistics import fmean
 
 import pytest
 import torch
@@ -287,6 +288,26 @@ def test_readings_are_means_over_every_kth_step(every, chosen):
     compare(found, mean_of([slow[step] for step in chosen]))
 
 
+def test_a_long_window_is_the_mean_of_its_steps():
+    def train(steps):
+        net = network_of("basic")
+        optimizer, found = sgd(net), []
+        with Observer(net, optimizer) as observer:
+            for step in range(40):
+                take_step(net, optimizer, *batch_of(net.architecture.image, step))
+                if (step + 1) % steps == 0:
+                    found.append(observer.readings())
+        return found
+
+    (whole,) = train(40)
+    single = train(1)
+    for path, reading in whole.items():
+        for name in STATISTICS:
+            values = [getattr(readings[path], name) for readings in single]
+            expected = None if values[0] is None else pytest.approx(fmean(values), rel=1e-12)
+            assert getattr(reading, name) == expected, (path, name)
+
+
 def test_a_window_begins_with_a_reading():
     net = network_of("basic")
     optimizer, twin = sgd(net), copy.deepcopy(net)
@@ -316,6 +337,18 @@ def test_readings_again_without_a_step_are_the_same():
 def read_moments(x, near_zero=False):
     (found,) = moments_of([row_sums(x, near_zero)])
     return found
+
+
+@pytest.mark.parametrize("entries", [2**22, 2**8 * 20_001, 5_000_011, 24_500, 3])
+@pytest.mark.parametrize("near_zero", [False, True])
+def test_sums_of_any_count_of_entries_are_exact(entries, near_zero):
+    x = 1 + torch.randn(entries, generator=torch.Generator().manual_seed(0))
+    rows = row_sums(x, near_zero)
+    assert rows.row <= 4096
+    (found,) = moments_of([rows])
+    wide = x.double()
+    assert found[0].item() == pytest.approx(wide.mean().item(), rel=1e-6)
+    assert found[1].item() == pytest.approx(wide.std(correction=0).item(), rel=1e-6)
 
 
 def test_sums_near_zero_are_exact_to_thirty_deviations_and_in_bfloat16_to_its_precision():
