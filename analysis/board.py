@@ -28,12 +28,13 @@ _REST = 60
 class Board:
     """A TensorBoard event file in `folder`; `purge_step` hides later events of an earlier try.
 
-    Scalars: loss/train, loss/validation, accuracy/train, accuracy/validation, learning_rate,
-    images_per_second, network/parameters, network/flops (of one image's forward pass),
-    network/train_flops (so far), growth/difference (of outputs on the probe batch), and every
-    number of every layer and block under the tag that `tag_of` gives. Custom scalars: one chart per
-    statistic. Text: growth, refused, growth_history. Images: pictures/<name>, as `pictures.draw`
-    names them. HParams: the settings beside the last values of METRICS.
+    Scalars: loss/train, loss/validation, accuracy/train, accuracy/validation, those on validation
+    also with _of_average (of the weights), learning_rate, images_per_second, network/parameters,
+    network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
+    outputs on the probe batch), and every number of every layer and block under the tag that
+    `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
+    Images: pictures/<name>, as `pictures.draw` names them. HParams: the settings beside the last
+    values of METRICS.
     """
 
     def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
@@ -41,13 +42,26 @@ class Board:
         self._charted = purge_step is not None and purge_step > 1  # by the try that is resumed
         self._drawn = perf_counter()
 
-    def record(self, record: Record, images_per_second: float | None = None) -> None:
-        """Write every number of a record at its step."""
+    def record(
+        self,
+        record: Record,
+        images_per_second: float | None = None,
+        average: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """Write every number of a record at its step.
+
+        Args:
+            record: what is not known in it is left out.
+            images_per_second: of the steps before it.
+            average: validation loss and accuracy of a running average of the weights.
+        """
         scalars: dict[str, float | None] = {
             "loss/train": record.train_loss,
             "loss/validation": record.validation_loss,
             "accuracy/train": record.train_accuracy,
             "accuracy/validation": record.validation_accuracy,
+            "loss/validation_of_average": average[0],
+            "accuracy/validation_of_average": average[1],
             "learning_rate": record.learning_rate,
             "images_per_second": images_per_second,
             "network/parameters": record.cost.parameters,

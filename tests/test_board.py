@@ -79,7 +79,7 @@ def texts_of(folder, tag):
 
 def test_a_record_gives_every_promised_tag(tmp_path):
     board = Board(tmp_path)
-    board.record(record(10), images_per_second=320.0)
+    board.record(record(10), images_per_second=320.0, average=(3.5, 0.75))
     board.growth(10, [Widen("stage1.block1", 2)], [], 0.03125)
     board.close()
     expected = {
@@ -87,6 +87,8 @@ def test_a_record_gives_every_promised_tag(tmp_path):
         "loss/validation": 2.5,
         "accuracy/train": 0.25,
         "accuracy/validation": 0.125,
+        "loss/validation_of_average": 3.5,
+        "accuracy/validation_of_average": 0.75,
         "learning_rate": 0.0625,
         "images_per_second": 320.0,
         "network/parameters": cost(FIRST).parameters,

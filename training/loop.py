@@ -128,7 +128,8 @@ def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     held_out = run.judged if run.spent < 1 else run.splits.validation
     record = _measure(run, held_out)
-    averaged = tuple(map(finite, _validate(run, run.ema, held_out)))
+    loss, accuracy = _validate(run, run.ema, held_out)
+    averaged = finite(loss), accuracy
     verdict, difference, failure = _decide_and_grow(run, record)
     record = replace(record, **vars(verdict))
     notes = first_refusals(run.history, record.refused)
@@ -138,7 +139,8 @@ def _record_and_grow(run: Run, speed: float) -> str:
     if run.board is not None:
         append_record(run.folder, record)
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
-        _write(run, run.board, record, speed, difference)
+        run.board.record(record, speed, averaged)
+        _write(run, run.board, record, difference)
     run.save()
     notes += [f"{run.progress.skipped} steps skipped"] if run.progress.skipped else []
     return "  ".join([line_of(record, speed), *notes])
@@ -175,9 +177,8 @@ def _decide_and_grow(run: Run, record: Record) -> tuple[Verdict, float | None, s
     return faded, _grow(run, faded), failure
 
 
-def _write(run: Run, board: Board, record: Record, speed: float, difference: float | None) -> None:
-    """Write a record to TensorBoard, with pictures when something has grown and at the end."""
-    board.record(record, speed)
+def _write(run: Run, board: Board, record: Record, difference: float | None) -> None:
+    """Write to TensorBoard what comes with a record; pictures after growth and at the end."""
     board.growth(record.step, record.applied, record.refused, difference)
     board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
     at_end = run.spent >= 1 and not run.record_due
