@@ -160,7 +160,7 @@ def _inspect(chosen: Namespace) -> int:
     first, last = history[0].cost, history[-1].cost
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
     print(f"{first.parameters:,} parameters at first, {last.parameters:,} at the end\n")
-    print(f"Growth\n\n{growth_table(history)}\n")
+    print(f"Growth and other edits\n\n{growth_table(history)}\n")
     refusals = Counter(why for at in history for _, why in at.refused)
     for why, times in refusals.items():
         print(f"refused {times} times: {why}\n")

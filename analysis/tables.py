@@ -9,8 +9,7 @@ from typing import Any
 
 from analysis.record import Record
 from analysis.timeline import statistics_of
-from nets import Action, action_to_dict, cost
-from nets.actions import adds_capacity
+from nets import Action, SetSurvival, action_to_dict, cost
 
 EXPLORATORY = 5
 """Below so many seeds a comparison is exploratory."""
@@ -59,13 +58,16 @@ def layer_table(record: Record) -> str:
 
 
 def growth_table(history: Sequence[Record]) -> str:
-    """Give every growth step: when, what, why, and the network's size afterwards."""
+    """Give what was added, taken away, held or thawed: when, why, and the network's size then.
+
+    Changes of survival probabilities are left out: some policies make them at every record.
+    """
     rows = []
     for record in history:
         architecture = record.architecture
         for action in record.applied:
             architecture = architecture.apply(action)
-            if adds_capacity(action):
+            if not isinstance(action, SetSurvival):
                 size, reason = cost(architecture).parameters, getattr(action, "reason", "")
                 when = [str(record.step), f"{record.spent:.0%}"]
                 rows.append([phrase(action), *when, f"{size:,}", reason])

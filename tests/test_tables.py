@@ -15,7 +15,7 @@ from analysis.tables import (
     number,
     phrase,
 )
-from nets import Insert, SetSurvival, Widen, cost, preset, seed_of
+from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 FIRST = seed_of(LIMIT)
@@ -93,21 +93,24 @@ def test_the_layer_table_has_the_columns_that_some_layer_has():
     assert cells_of(layer_table(record(1))) == [["layer", "role", "edited"]]
 
 
-def test_the_growth_table_tells_what_why_and_how_large():
+def test_the_growth_table_tells_every_edit_why_and_how_large():
     first = Widen("stage1.block1", 2, reason="narrow")
     second, third = Insert("stage2.block1", 8), Insert("stage1.block1", 4, reason="last")
+    hold, gone = Freeze("stage1", reason="held"), Remove("stage2.block2", steps=3)
     one = FIRST.apply(first)
     two, three = one.apply(second), one.apply(second).apply(third)
     history = [
         record(10, applied=(first, SetSurvival("stage1.block1", 0.5), second)),
         record(20, two, refused=((first, "no"),), decided=(first,)),
-        record(40, two, applied=(third,)),
+        record(40, two, applied=(third, hold, gone)),
     ]
     assert cells_of(growth_table(history)) == [
         ["action", "step", "spent", "parameters after", "reason"],
         [phrase(first), "10", "10%", f"{cost(one).parameters:,}", "narrow"],
         [phrase(second), "10", "10%", f"{cost(two).parameters:,}", ""],
         [phrase(third), "40", "40%", f"{cost(three).parameters:,}", "last"],
+        [phrase(hold), "40", "40%", f"{cost(three.apply(hold)).parameters:,}", "held"],
+        [phrase(gone), "40", "40%", f"{cost(three.apply(hold)).parameters:,}", ""],
     ]
     assert growth_table(history[1:2]) == "none"
     assert growth_table([]) == "none"
