@@ -130,7 +130,7 @@ def judge(
     grid = grid_of([curve for row in curves.values() for curve in row.values()])
     fixed = {name: list(curves[name].values()) for name in rows if name in static}
     best = frontier(fixed, grid) if fixed else None
-    goal = mean(validation[reference].values()) if reference else None
+    goal = mean(run.score[-1] for run in curves[reference].values()) if reference else None
     figures = {
         name: {
             seed: _figures(run, curves[name][seed], grid, best, goal) for seed, run in row.items()

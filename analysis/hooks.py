@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.layers import Layer
-from analysis.responses import Noted, Response, Responses, tells_variance
+from analysis.responses import ForwardNotes, Response, Responses, tells_variance
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
@@ -21,7 +21,7 @@ class Taken(NamedTuple):
     """What one step gave: values of one's own statistics, and what the others follow from."""
 
     values: Values
-    noted: Noted
+    notes: ForwardNotes
 
 
 class ForwardHooks:
@@ -77,7 +77,7 @@ class ForwardHooks:
 
     def values_of(self, taken: Taken) -> Values:
         """Give the statistics of a step; this may wait."""
-        return [*taken.values, *self._responses.values_of(taken.noted)]
+        return [*taken.values, *self._responses.values_of(taken.notes)]
 
     def _attach(self) -> None:
         self._norms = []
@@ -108,6 +108,7 @@ class ForwardHooks:
 
         def read(module: nn.Module, args: Any, output: Any) -> None:
             if not (self.trains() and isinstance(output, Tensor) and output.is_floating_point()):
+                self._responses.forget(module)
                 return
             response = self._responses.tap(module, output)
             if response is None:
@@ -123,7 +124,7 @@ class ForwardHooks:
                 self._responses.ratio(slots["residual_ratio"], *ends)
             for name, function in self._extra.items():
                 value = _scalar(name, function(output.detach()))
-                self._values.append(((slots[name],), value.double().view(1)))
+                self._values.append(((slots[name],), value.to(torch.float64, copy=True).view(1)))
 
         return read
 

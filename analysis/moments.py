@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 1024  # of a layer where they suit: as many for every layer, so all are finished at once
-LONG = 4096  # entries of a row, at most: they are summed in float32, the rows in float64
+ROWS = 2048  # of a layer where they suit: as many for every layer, so all are finished at once
+LONG = 1024  # entries of a row, at most: they are summed in float32, the rows in float64
 PIECE = 2**19  # entries at work at a time on a CPU: what is made of them stays in its cache
 LOOK = 512  # entries of a channel; one above 0 among them settles that the channel lives
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -57,7 +57,7 @@ def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
 
 def moments_of(layers: Sequence[RowSums]) -> Tensor:
     """Give mean and standard deviation over all entries, (layers, 2) float64."""
-    alike: dict[Any, list[int]] = {}
+    alike: dict[Any, list[int]] = {}  # layers of one size are finished together
     for index, layer in enumerate(layers):
         count = sum(sums.numel() for sums in layer.sums)
         alike.setdefault((layer.centred, layer.sums[0].dtype, count), []).append(index)
@@ -67,8 +67,8 @@ def moments_of(layers: Sequence[RowSums]) -> Tensor:
         norms = _stacked([layers[index].norms for index in indices])
         row = _on_device(tuple(layers[index].row for index in indices), sums.device)
         mean, square = sums.sum(1) / (row * count), norms.square().sum(1) / (row * count)
-        if centred:  # the mean square of the rows' means is not in the norms
-            square += sums.square().sum(1) / (row * row * count)
+        if centred:  # what the norms lack: the mean square of the rows' means, sums / row
+            square += (sums / row[:, None]).square().mean(1)
         std = (square - mean.square()).clamp_min(0).sqrt()
         found |= zip(indices, torch.stack([mean, std], 1))
     return torch.stack([found[index] for index in range(len(layers))])
@@ -147,10 +147,15 @@ def _peaks(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _row(entries: int) -> int:
-    """Give how long the rows are that so many entries are summed in."""
-    count = math.gcd(entries, max(ROWS, 1 << (entries // LONG).bit_length()))
-    suits = 4 * count >= ROWS and entries // count <= LONG
-    return entries // count if suits else math.gcd(entries, ROWS)
+    """Give how long the rows are that so many entries are summed in.
+
+    There are ROWS of them, or the least power of two with which none is longer than LONG. Where
+    the entries can't be divided so, rows are as long as the factors that they share with LONG.
+    """
+    wanted = max(ROWS, 1 << (max(0, entries - 1) // LONG).bit_length())
+    rows = math.gcd(entries, wanted)
+    suits = 4 * rows >= ROWS and 0 < entries // rows <= LONG
+    return entries // rows if suits else math.gcd(entries, LONG)
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

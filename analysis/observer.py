@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from analysis.breaks import Breaks
 from analysis.hooks import Extra, ForwardHooks, Taken, Values
 from analysis.layers import Layer, layers_of, unwrap
-from analysis.parameters import Noted, ParameterNorms
+from analysis.parameters import ParameterNorms, ParameterNotes
 from analysis.record import STATISTICS, LayerReading
 from nets.growth import Grown
 from nets.modules import Network
@@ -20,7 +20,7 @@ from nets.modules import Network
 WAITING = 16
 """Steps whose statistics are worked out one after the other: amid training the code that does it
 has left the caches."""
-LARGE = 2**20
+LARGE = 2**18
 """Numbers noted in a step above which its statistics do not wait."""
 
 
@@ -181,6 +181,9 @@ class Observer:
                 f"state must hold {size} counts, a layer's {len(self._names)} statistics for each "
                 f"of {len(self.layers)} layers, got {len(window['counts'])}"
             )
+        self._hooks.take()  # what was read before is not of this window
+        self._steps.clear()
+        self._breaks = Breaks()
         self.step, self.edited = state["step"], dict(state["edited"])
         self._window_start, self._counts = window["start"], list(window["counts"])
         device = next(self.net.parameters()).device
@@ -197,7 +200,8 @@ class Observer:
         self.layers: list[Layer] = layers_of(self._inner)
         self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
         self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
-        self._steps: list[tuple[Taken, Noted | None]] = []  # read, but not yet in the totals
+        # read, but not yet in the totals
+        self._steps: list[tuple[Taken, ParameterNotes | None]] = []
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(self._names))
         self._breaks = Breaks()
@@ -248,20 +252,21 @@ class Observer:
     def _after_update(self, *_: Any) -> None:
         self._end_step(self._parameters.after_update())
 
-    def _end_step(self, norms: Noted | None) -> None:
+    def _end_step(self, norms: ParameterNotes | None) -> None:
         if self._hooks:
             taken = self._hooks.take()
             self._steps.append((taken, norms))
-            if len(self._steps) == WAITING or taken.noted.entries > LARGE:
+            if len(self._steps) >= WAITING or taken.notes.entries > LARGE:
                 self._sum_up()
         self.step += 1
         self._prepare()
 
     def _sum_up(self) -> None:
         """Work out what the steps gave that were read, and add it to the window's totals."""
-        for taken, norms in self._steps:
-            self._add([*self._hooks.values_of(taken), *self._parameters.values_of(norms)])
-        self._steps.clear()
+        with torch.inference_mode(False), torch.no_grad():
+            while self._steps:
+                taken, norms = self._steps.pop(0)
+                self._add([*self._hooks.values_of(taken), *self._parameters.values_of(norms)])
 
     def _add(self, found: Values) -> None:
         """Add a step's values to the window's totals."""

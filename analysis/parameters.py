@@ -36,7 +36,7 @@ Norms = list[tuple[Tensor, ...]]
 """The L2 norm of what there is for each parameter of a plan, 0-d, in parts by dtype."""
 
 
-class Noted(NamedTuple):
+class ParameterNotes(NamedTuple):
     """What one step gave: norms by parameter, of gradients, weights and, if known, updates."""
 
     plan: _Plan
@@ -64,7 +64,7 @@ class ParameterNorms:
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
         self._before: list[Tensor] = []
-        self._noted: Noted | None = None
+        self._notes: ParameterNotes | None = None
 
     def watch(self) -> None:
         """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
@@ -99,38 +99,40 @@ class ParameterNorms:
         gradients = [grad for index in plan.indices if (grad := found[index]) is not None]
         # a fused optimizer unscales inside its step, and the scale changes after it
         scale = None if grad_scale is None else grad_scale.clone()
-        self._noted = Noted(plan, [_norms(plan, gradients), _norms(plan, self._before)], scale)
+        self._notes = ParameterNotes(
+            plan, [_norms(plan, gradients), _norms(plan, self._before)], scale
+        )
 
     @torch.no_grad()
-    def after_update(self) -> Noted | None:
+    def after_update(self) -> ParameterNotes | None:
         """Give what the step's statistics follow from; None if there was no gradient."""
-        noted, self._noted = self._noted, None
-        if noted is not None:
-            torch._foreach_sub_(self._before, noted.plan.chosen)
-            noted.norms.append(_norms(noted.plan, self._before))
+        notes, self._notes = self._notes, None
+        if notes is not None:
+            torch._foreach_sub_(self._before, notes.plan.chosen)
+            notes.norms.append(_norms(notes.plan, self._before))
             self._before = []
-        return noted
+        return notes
 
     @torch.no_grad()
-    def of_gradients(self) -> Noted | None:
+    def of_gradients(self) -> ParameterNotes | None:
         """Give the same of the gradients that the hooks saw, and of the weights then."""
         seen, self._seen = self._seen, {}
         plan = self._plan(tuple(sorted(seen)))
         if plan is None:
             return None
         lists = zip(*(seen[index] for index in plan.indices))
-        return Noted(plan, [_norms(plan, list(tensors)) for tensors in lists])
+        return ParameterNotes(plan, [_norms(plan, list(tensors)) for tensors in lists])
 
-    def values_of(self, noted: Noted | None) -> Values:
+    def values_of(self, notes: ParameterNotes | None) -> Values:
         """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
-        if noted is None:
+        if notes is None:
             return []
-        plan = noted.plan
-        lists = [torch.cat([torch.stack(part).double() for part in parts]) for parts in noted.norms]
+        plan = notes.plan
+        lists = [torch.cat([torch.stack(part).double() for part in parts]) for parts in notes.norms]
         norms = (torch.stack(lists).square() @ plan.member.T).sqrt()  # (lists, layers)
         gradients, weights, *updates = norms
-        if noted.scale is not None:
-            gradients = gradients / noted.scale
+        if notes.scale is not None:
+            gradients = gradients / notes.scale
         return [
             self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
             self._of(plan, _WEIGHT, weights),

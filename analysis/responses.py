@@ -37,16 +37,16 @@ class Response(NamedTuple):
 
 
 class _Tap(NamedTuple):
-    """One forward of a norm: what it held before, and its running variance after."""
+    """One forward of a norm of C channels."""
 
-    before: Tensor  # (3, C): running variance, weight, bias; of several forwards, before the first
-    since: Tensor | None  # (C,): running variance before this one, where it is another
+    before: Tensor  # (C,): the running variance
     after: Tensor  # (C,)
+    scales: Tensor  # (2, C): weight, bias
     settings: tuple[float, float, float]  # momentum, eps, (n - 1) / n for n entries of a channel
 
 
 @dataclass(frozen=True)
-class Noted:
+class ForwardNotes:
     """What one step gave, from which `Responses.values_of` works out its statistics.
 
     A response's slot is the place of its mean in the list of statistics, that of its std follows.
@@ -68,7 +68,9 @@ def tells_variance(norm: nn.Module) -> bool:
     """Say whether the running variance will tell what the norm's next forward computes."""
     if not isinstance(norm, _BatchNorm) or type(norm) not in _EXACT or not norm.training:
         return False
-    if norm.momentum is None or not MOMENTUM <= norm.momentum <= 1 or not norm.affine:
+    if norm.momentum is None or not MOMENTUM <= norm.momentum <= 1:
+        return False
+    if not (norm.affine and norm.track_running_stats):
         return False
     return norm.running_var is not None and norm.running_var.dtype in _WIDE
 
@@ -77,7 +79,7 @@ class Responses:
     """Notes one step's responses on the device; what follows from them can be worked out later."""
 
     def __init__(self) -> None:
-        self._held: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}  # `before`, `since` of a tap
+        self._held: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # `before` and `scales` of a tap
         self._taps: list[_Tap] = []
         self._read: dict[int, RowSums] = {}
         self._count = 0  # of what was read or waits to be
@@ -93,25 +95,30 @@ class Responses:
 
     def hold(self, norms: Sequence[nn.Module]) -> None:
         """Copy what the norms hold before they run; all at once is much faster than one by one."""
+        self._held.clear()
         ready = [norm for norm in norms if isinstance(norm, _BatchNorm) and tells_variance(norm)]
         if not ready:
             return
         rows = [(norm.running_var, norm.weight, norm.bias) for norm in ready]
         entries = torch.cat([part.detach() for parts in zip(*rows) for part in parts]).view(3, -1)
-        for norm, held in zip(ready, entries.split([norm.num_features for norm in ready], 1)):
-            self._held[norm] = held, None
+        widths = [norm.num_features for norm in ready]
+        self._held.update(zip(ready, zip(entries[0].split(widths), entries[1:].split(widths, 1))))
 
     def tap(self, norm: nn.Module, output: Tensor) -> Response | None:
         """Note a forward of a norm; None if its variance cannot be told."""
         held = self._held.get(norm)
-        if held is None or not isinstance(norm, _BatchNorm) or norm.running_var is None:
+        if held is None or not isinstance(norm, _BatchNorm) or not tells_variance(norm):
             return None
-        before, since = held
+        assert norm.running_var is not None
+        after, (before, scales) = norm.running_var.clone(), held
         biased = 1 - norm.num_features / output.numel()
-        after = norm.running_var.clone()
-        self._taps.append(_Tap(before, since, after, (norm.momentum or 0.0, norm.eps, biased)))
-        self._held[norm] = before, after
+        self._taps.append(_Tap(before, after, scales, (norm.momentum or 0.0, norm.eps, biased)))
+        self._held[norm] = after, scales
         return Response(True, len(self._taps) - 1)
+
+    def forget(self, norm: nn.Module) -> None:
+        """Say that the norm's running variance may have moved unseen."""
+        self._held.pop(norm, None)
 
     def read(self, output: Tensor, near_zero: bool = False) -> Response:
         """Read an output's moments; see `row_sums`. One near zero must not be changed in place."""
@@ -153,43 +160,42 @@ class Responses:
         if output.device.type != "cpu" or len(self._doubtful) == TOGETHER:
             self.catch_up()
 
-    def take(self) -> Noted:
+    def take(self) -> ForwardNotes:
         """Give what was noted, and begin the next step."""
         self.catch_up()
         read = [self._read[index] for index in range(self._count)]
-        noted = Noted(self._taps, read, self._slots, self._ratios, self._dead)
+        notes = ForwardNotes(self._taps, read, self._slots, self._ratios, self._dead)
         self._taps, self._read, self._slots, self._ratios, self._dead = [], {}, {}, [], []
         self._count, self._held = 0, {}
-        return noted
+        return notes
 
-    def values_of(self, noted: Noted) -> list[tuple[tuple[int, ...], Tensor]]:
+    def values_of(self, notes: ForwardNotes) -> list[tuple[tuple[int, ...], Tensor]]:
         """Give (slots, values) of all statistics that follow from what was noted in a step."""
-        parts = [self._closed_form(noted.taps)] if noted.taps else []
-        parts += [moments_of(noted.read)] if noted.read else []
-        table, start = torch.cat(parts), {True: 0, False: len(noted.taps)}  # (responses, 2)
-        rows = self._index(tuple(start[r.tapped] + r.index for r in noted.slots), table)
-        slots = tuple(place for slot in noted.slots.values() for place in (slot, slot + 1))
+        parts = [self._closed_form(notes.taps)] if notes.taps else []
+        parts += [moments_of(notes.read)] if notes.read else []
+        table, start = torch.cat(parts), {True: 0, False: len(notes.taps)}  # (responses, 2)
+        rows = self._index(tuple(start[r.tapped] + r.index for r in notes.slots), table)
+        slots = tuple(place for slot in notes.slots.values() for place in (slot, slot + 1))
         found = [(slots, table[rows].flatten())]
-        if noted.ratios:
-            slots, branches, shortcuts = zip(*noted.ratios)
+        if notes.ratios:
+            slots, branches, shortcuts = zip(*notes.ratios)
             ends = tuple(start[where.tapped] + where.index for where in branches + shortcuts)
             above, below = table[:, 1][self._index(ends, table)].view(2, -1)
             found.append((slots, above / below))
-        if noted.dead:
-            slots, shares = zip(*noted.dead)
+        if notes.dead:
+            slots, shares = zip(*notes.dead)
             found.append((slots, torch.stack(shares)))
         return found
 
     def _closed_form(self, taps: list[_Tap]) -> Tensor:
         """Give mean and std of every tapped response, (taps, 2)."""
         widths = tuple(len(tap.after) for tap in taps)
-        after = torch.cat([tap.after for tap in taps]).double()
-        running, weight, bias = torch.cat([tap.before for tap in taps], 1).double()
-        if any(tap.since is not None for tap in taps):
-            starts = [tap.before[0] if tap.since is None else tap.since for tap in taps]
-            running = torch.cat(starts).double()
+        before, after = (
+            torch.cat(ends).double() for ends in zip(*((tap.before, tap.after) for tap in taps))
+        )
+        weight, bias = torch.cat([tap.scales for tap in taps], 1).double()
         momentum, eps, biased = self._settings(widths, tuple(tap.settings for tap in taps), after)
-        moved = (after - (1 - momentum) * running) / momentum
+        moved = (after - (1 - momentum) * before) / momentum
         variance = (moved * biased).clamp_min(0)
         power = weight.square() * variance / (variance + eps)
         mean, square = self._means(widths, torch.stack([bias, power + bias.square()]))
@@ -214,13 +220,14 @@ class Responses:
         def make() -> tuple[Tensor, Tensor]:
             ends = [sum(widths[: n + 1]) for n in range(len(widths))]
             places = [
-                [*range(end - width, end), *[total] * (most - width)]  # `total` is that of a 0
+                [*range(end - width, end), *[total] * (most - width)]
                 for end, width in zip(ends, widths)
             ]
             return values.new_tensor(widths), torch.tensor(places, device=values.device)
 
         counts, places = self._once(("means", *widths), make)
-        return functional.pad(values, (0, 1))[:, places].sum(2) / counts
+        padded = functional.pad(values, (0, 1))  # a 0 at `total` fills up what is narrower
+        return padded[:, places].sum(2) / counts
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._constants:

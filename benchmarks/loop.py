@@ -28,6 +28,7 @@ from analysis.tables import markdown
 from benchmarks.timing import interleaved, ratios
 from nets import build
 from policies import Plateau
+from training.data import part_of
 from training.loop import _record_and_grow, _step
 from training.run import Run, open_run
 from training.settings import Start, Train
@@ -119,11 +120,12 @@ def main() -> None:
         # So long a budget that nothing ends; Plateau is asked at every record and finds no room.
         settings = Train(**given, epochs=10_000, policy=Plateau(), start=Start(1, None), out=folder)
         run = open_run(settings)
-        run.judged = run.splits.train.take(torch.arange(settings.validation_images))
+        run.judged = part_of(run.splits.train, settings.validation_images)
 
         def steps() -> None:
             for _ in range(STEPS):
                 _step(run)
+            run.observer.readings()  # else a record would work out what was read in these steps
 
         def record() -> None:
             _record_and_grow(run, 0.0)

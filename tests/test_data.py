@@ -188,13 +188,22 @@ def test_a_division_never_takes_all_of_a_class():
     assert torch.bincount(held.targets).tolist() == [1, 1, 1, 1]
 
 
-def test_a_part_is_stratified_fixed_and_no_larger_than_asked():
+def test_a_part_is_stratified_and_fixed():
     images = some_images(count=200, classes=4)
     part = part_of(images, 40)
     assert torch.bincount(part.targets).tolist() == [10, 10, 10, 10]
     assert rows(part) <= rows(images)
     assert same(part, part_of(images, 40))
     assert part_of(images, 200) is images
+
+
+@pytest.mark.parametrize("classes", [1, 3, 50, 100, 200])
+@pytest.mark.parametrize("most", [1, 7, 99, 199])
+def test_a_part_has_as_many_images_as_asked_for(classes, most):
+    part = part_of(some_images(count=200, classes=classes), most)
+    counts = torch.bincount(part.targets, minlength=classes)
+    assert len(part) == most
+    assert counts.max() <= -(-most // classes) + 1
 
 
 def test_sine_is_a_fixed_regression():

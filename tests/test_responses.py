@@ -159,3 +159,55 @@ def test_a_transformer_block():
         assert found[path].response_std == pytest.approx(spread, rel=1e-5), path
         assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5), path
     assert found["0.self_attn.out_proj"].gradient_norm > 0
+
+
+class InModes(nn.Module):
+    """Calls one norm after the other as the letters say: training, in eval mode, or under no_grad.
+
+    Every call has inputs of another size. Keeps the std of what trains, the truth, in `seen`.
+    """
+
+    def __init__(self, calls):
+        super().__init__()
+        self.norm, self.head, self.calls, self.seen = nn.BatchNorm1d(5), nn.Linear(5, 1), calls, []
+        self.norm.momentum, self.norm.eps = 0.3, 0.3
+        nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+    def forward(self, x):
+        total = 0
+        for place, call in enumerate(self.calls):
+            self.norm.train(call != "e")
+            with torch.set_grad_enabled(call != "n"):
+                output = self.norm(x * 3**place)
+            if call != "n":
+                self.seen.append(output.detach().double().std(correction=0).item())
+            total = total + self.head(output).square().mean()
+        self.norm.train()
+        return total
+
+
+@pytest.mark.parametrize("calls", ["t", "tt", "te", "et", "tnt", "nt", "tet", "ttn", "tete"])
+@pytest.mark.parametrize("forwards", [1, 2])
+def test_a_norm_that_ran_unseen_or_in_eval_mode_is_read_from_its_outputs(calls, forwards):
+    torch.manual_seed(0)
+    net = InModes(calls)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with Observer(net, optimizer) as observer:
+        for _ in range(forwards):
+            net(torch.randn(16, 5)).backward()
+        optimizer.step()
+        found = observer.readings()["norm"].response_std
+    assert found == pytest.approx(sum(net.seen) / len(net.seen), rel=1e-5)
+
+
+def test_a_norm_without_running_statistics_is_read_from_its_outputs():
+    torch.manual_seed(0)
+    net = InModes("t")
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with Observer(net, optimizer) as observer:
+        net(torch.randn(16, 5)).backward()
+        net.norm.track_running_stats = False
+        net(torch.randn(16, 5)).backward()
+        optimizer.step()
+        found = observer.readings()["norm"].response_std
+    assert found == pytest.approx(sum(net.seen) / 2, rel=1e-5)

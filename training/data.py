@@ -102,9 +102,7 @@ def divide(images: Images, share: float, purpose: str) -> tuple[Images, Images]:
         ValueError: no class has two images.
     """
     generator = generator_of("split", purpose)
-    strata = images.targets.flatten()
-    if strata.is_floating_point():
-        strata = torch.zeros(len(images), dtype=torch.int64)
+    strata = _strata(images)
     held = torch.zeros(len(images), dtype=torch.bool)
     for stratum in strata.unique():
         members = (strata == stratum).nonzero().flatten()
@@ -116,8 +114,24 @@ def divide(images: Images, share: float, purpose: str) -> tuple[Images, Images]:
 
 
 def part_of(images: Images, most: int) -> Images:
-    """Give a fixed stratified part of some `most` images; all, if there are no more."""
-    return images if len(images) <= most else divide(images, most / len(images), "part")[1]
+    """Give a fixed stratified part of `most` images, in their order; all, if there are no more."""
+    if len(images) <= most:
+        return images
+    order = torch.randperm(len(images), generator=generator_of("split", "part"))
+    strata = _strata(images)[order]
+    place = torch.empty(len(images), dtype=torch.float64)  # within the class, from 0 to 1
+    for stratum in strata.unique():
+        members = strata == stratum
+        count = int(members.sum())
+        place[members] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    chosen = order[place.argsort(stable=True)[:most]]
+    return images.take(chosen.sort().values)
+
+
+def _strata(images: Images) -> Tensor:
+    """Give the classes, (N,) int64; a regression counts as one."""
+    strata = images.targets.flatten()
+    return torch.zeros(len(images), dtype=torch.int64) if strata.is_floating_point() else strata
 
 
 def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,6 @@ from training.model import model_of
 from training.pictures import reference_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
-from training.sources import Images
 from training.step import average, evaluate, means_of, train_step
 from training.summary import finish, finished, hyperparameters
 
@@ -126,9 +125,8 @@ def _step(run: Run) -> None:
 
 def _record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
-    held_out = run.judged if run.spent < 1 else run.splits.validation
-    record = _measure(run, held_out)
-    loss, accuracy = _validate(run, run.ema, held_out)
+    record = _measure(run)
+    loss, accuracy = _validate(run, run.ema)
     averaged = finite(loss), accuracy
     verdict, difference, failure = _decide_and_grow(run, record)
     record = replace(record, **vars(verdict))
@@ -189,7 +187,7 @@ def _write(run: Run, board: Board, record: Record, difference: float | None) -> 
     board.flush()
 
 
-def _measure(run: Run, held_out: Images) -> Record:
+def _measure(run: Run) -> Record:
     progress, settings = run.progress, run.settings
     progress.boundary = int(run.spent * settings.record_count)
     classification = run.splits.task == "classification"
@@ -198,7 +196,7 @@ def _measure(run: Run, held_out: Images) -> Record:
     run.window.zero_()
     run.trace = [run.window.clone()]
     ranks.share_buffers(run.net, run.ema)
-    validation = _validate(run, run.net, held_out)
+    validation = _validate(run, run.net)
     check_validation(run, validation[0])
     check_state(run)
     measured = measure_probes(run)
@@ -221,10 +219,10 @@ def _measure(run: Run, held_out: Images) -> Record:
     return with_probes(record, measured)
 
 
-def _validate(run: Run, net: Network | None, held_out: Images) -> tuple[float | None, float | None]:
+def _validate(run: Run, net: Network | None) -> tuple[float | None, float | None]:
     if net is None:
         return None, None
-    return evaluate(net, held_out, *run.statistics, run.loss, run.precision)
+    return evaluate(net, run.judged, *run.statistics, run.loss, run.precision)
 
 
 def _grow(run: Run, verdict: Verdict) -> float | None:

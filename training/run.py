@@ -56,7 +56,7 @@ class Run:
     folder: Path
     precision: Precision
     splits: Splits
-    judged: Images  # of the validation split: what all records but the last look at
+    judged: Images  # of the validation split: what records look at
     statistics: tuple[Tensor, Tensor]  # mean and std by channel
     batches: Batches
     loss: Loss

@@ -80,7 +80,7 @@ class Common:
             the outputs.
         observe_every: steps between readings of the layers.
         validation_images: of the validation split that a record looks at: a fixed stratified part,
-            so that a record stays cheap beside an epoch. The last record looks at the whole split.
+            so that records stay cheap beside an epoch. The summary looks at the whole split.
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
         nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or

@@ -48,6 +48,9 @@ def finish(run: Run) -> Mapping[str, Any]:
         ],
     }
     how = (*run.statistics, run.loss, run.precision)
+    if len(run.judged) < len(run.splits.validation):
+        loss, accuracy = evaluate(run.net, run.splits.validation, *how)
+        summary.update(validation_loss=finite(loss), validation_accuracy=accuracy)
     if run.ema is not None:
         read = evaluate(run.ema, run.splits.validation, *how)
         summary.update(ema_validation_loss=finite(read[0]), ema_validation_accuracy=read[1])
