@@ -7,8 +7,8 @@
 `draw` prints each comparison's table and draws the comparisons side by side: error.png, the error
 on validation against epochs and against training FLOPs; for the sine also fits.png, what the
 networks of the first seed give. `gap` prints how far training accuracy is ahead of validation
-accuracy where all rows have the same training loss. `quarter` copies a folder of images with every
-fourth training image.
+accuracy, beside a static net of the same training loss. `quarter` copies a folder of images with
+every fourth training image.
 """
 
 from __future__ import annotations
@@ -150,35 +150,38 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def gap(folder: Path) -> str:
-    """Give training minus validation accuracy, in points, at one training loss for all runs.
+    """Give training minus validation accuracy, in points, beside a static net's of equal loss.
 
-    The loss is the highest of the runs' lowest: each of them has had it. Both accuracies are those
-    of the first record at or below it; training accuracy is a mean over the steps before.
+    All runs are taken at their ends, where the learning rate has fallen to 0: under a high rate
+    validation swings by ten points from record to record. The static rows' gaps are joined by
+    straight lines over their training losses; where a row's loss lies outside of these, there is
+    none to compare with. Training numbers are means over the steps since the record before.
     """
-    rows = rows_of(folder)
-    losses = {run: column(run, "train_loss") for runs in rows.values() for run in runs}
-    level = max(float(np.nanmin(values)) for values in losses.values())
+    summaries = {
+        row: [json.loads((run / "summary.json").read_text()) for run in runs]
+        for row, runs in rows_of(folder).items()
+    }
+    losses = {row: mean(run["train_loss"] for run in runs) for row, runs in summaries.items()}
+    gaps = {
+        row: [100 * (run["train_accuracy"] - run["validation_accuracy"]) for run in runs]
+        for row, runs in summaries.items()
+    }
+    static = [row for row, runs in summaries.items() if all(r["policy"] == "Never" for r in runs)]
+    line = sorted((losses[row], mean(gaps[row])) for row in static)
     lines = []
-    for row, runs in rows.items():
-        at = [int(np.argmax(losses[run] <= level)) for run in runs]
-        parts = ("train_accuracy", "validation_accuracy", "spent")
-        train, held, spent = (
-            [float(column(run, part)[place]) for run, place in zip(runs, at)] for part in parts
+    for row, runs in summaries.items():
+        told = "-"
+        if row not in static and line and line[0][0] <= losses[row] <= line[-1][0]:
+            told = f"{np.interp(losses[row], *zip(*line)):+.2f}"
+        spread = f" ± {stdev(gaps[row]):.2f}" if len(runs) > 1 else ""
+        accuracies = (
+            f"{100 * mean(run[f'{part}_accuracy'] for run in runs):.2f}"
+            for part in ("train", "validation")
         )
-        gaps = [100 * (a - b) for a, b in zip(train, held)]
-        spread = f" ± {stdev(gaps):.2f}" if len(gaps) > 1 else ""
-        lines.append(
-            [
-                row,
-                f"{mean(spent):.0%}",
-                f"{100 * mean(train):.2f}",
-                f"{100 * mean(held):.2f}",
-                f"{mean(gaps):+.2f}{spread}",
-                str(len(runs)),
-            ]
-        )
-    header = ["run", "spent", "training accuracy %", "validation accuracy %", "gap", "seeds"]
-    return f"At training loss {level:.4g}:\n\n{markdown(header, lines)}"
+        own = f"{mean(gaps[row]):+.2f}{spread}"
+        lines.append([row, f"{losses[row]:.3f}", *accuracies, own, told, str(len(runs))])
+    header = ["run", "training loss", "training accuracy %", "validation accuracy %", "gap"]
+    return markdown([*header, "static net of that loss", "seeds"], lines)
 
 
 def quarter(source: Path, target: Path) -> int:

@@ -124,20 +124,29 @@ def fake(folder: Path, runs: dict[str, list[tuple[float, float, float]]]) -> Pat
         with (folder / row / "seed0" / "metrics.csv").open("w", newline="") as file:
             table = [[k / len(records), *r, ""] for k, r in enumerate(records, start=1)]
             csv.writer(file).writerows([names, *table])
+        summary = dict(zip(names[1:], records[-1])) | {"policy": row.split("-")[0]}
+        (folder / row / "seed0" / "summary.json").write_text(json.dumps(summary))
     with (folder / "comparison.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
     return folder
 
 
-def test_the_gap_is_read_at_a_training_loss_that_every_run_has_had(tmp_path):
-    slow = [(1.0, 0.5, 0.5), (0.5, 0.8, 0.7)]
-    fast = [(0.6, 0.7, 0.65), (0.4, 0.85, 0.75), (0.1, 0.99, 0.8)]
-    told = thesis.gap(fake(tmp_path, {"slow": slow, "fast": fast}))
-    assert told.startswith("At training loss 0.5:")
-    cells = {line.split("|")[1].strip(): line for line in told.splitlines()[4:]}
-    assert "+10.00" in cells["slow"]
-    assert " 67% " in cells["fast"]
-    assert "85.00" in cells["fast"]
+def test_the_gap_stands_beside_that_of_a_static_net_of_equal_loss(tmp_path):
+    ends = {
+        "Never-small": (0.5, 0.8, 0.7),
+        "Never-large": (1.0, 0.6, 0.58),
+        "Plateau": (0.75, 0.7, 0.62),
+        "Plateau-low": (0.25, 0.9, 0.75),
+    }
+    told = thesis.gap(fake(tmp_path, {row: [(2.0, 0.1, 0.1), end] for row, end in ends.items()}))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()[2:]]
+    assert [line[4:6] for line in cells] == [
+        ["+10.00", "-"],
+        ["+2.00", "-"],
+        ["+8.00", "+6.00"],
+        ["+15.00", "-"],
+    ]
+    assert cells[2][:4] == ["Plateau", "0.750", "70.00", "62.00"]
 
 
 def test_the_error_of_a_classifier_is_in_percent(tmp_path):
