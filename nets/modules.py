@@ -12,7 +12,7 @@ from torch.nn import functional
 from nets.architecture import Architecture
 from nets.blocks import KERNELS, Block, Stage
 from nets.held import split_values
-from nets.initializers import hash_of
+from nets.initializers import Initializer, hash_of, initializer_of
 from nets.layers import ACTIVATIONS, Axis, Draw, layer_of, norm_of, uniform
 
 
@@ -220,17 +220,27 @@ def _stem(architecture: Architecture, outgoing: Axis) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-def build(architecture: Architecture, seed: int = 0) -> Network:
+def build(
+    architecture: Architecture, seed: int = 0, *, initializer: str | Initializer = "he"
+) -> Network:
     """Build the network on torch's default device; values depend on (seed, entry name) alone.
 
-    Convolutions and linear layers start from He et al.'s normal distribution, BatchNorm from weight
-    1 and bias 0.
+    Args:
+        architecture: what to build.
+        seed: of its values.
+        initializer: of convolutions and linear layers: he (He et al.'s normal distribution) or
+            xavier, or a function of (shape, generator); net2net and gradmax, which say how to grow,
+            begin like he. BatchNorm starts from weight 1 and bias 0.
+
+    Raises:
+        ValueError: an unknown name of an initializer.
     """
     from nets.carry import fresh_values
 
+    draw = initializer_of(initializer)
     with torch.device("meta"):
         network, whole = Network(architecture), Network(architecture.thawed())
-    values = fresh_values(whole, seed)
+    values = fresh_values(whole, seed, draw)
     values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
     network.load_state_dict(split_values(network, values), assign=True)
     return network

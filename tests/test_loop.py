@@ -17,7 +17,7 @@ import training.loop
 import training.measuring
 import training.summary
 from analysis import Record, read_history
-from nets import Action, Architecture, Insert, SetSurvival, Widen, cost, preset, seed_of
+from nets import Action, Architecture, Insert, SetSurvival, Widen, build, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
 from training.loop import line_of, train
 from training.settings import Start, Train
@@ -67,6 +67,21 @@ def test_the_same_seed_gives_the_same_run(tmp_path, precision):
     texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("a", "b")]
     assert texts[0] == texts[1]
     assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+
+
+def test_the_first_weights_are_those_of_the_initializer(tmp_path, monkeypatch):
+    first: list[torch.Tensor] = []
+    step = training.loop.train_step
+
+    def stepped(net: Any, *rest: Any) -> Any:
+        first.append(net.stem.conv.weight.detach().clone())
+        return step(net, *rest)
+
+    monkeypatch.setattr(training.loop, "train_step", stepped)
+    train(small(tmp_path, initializer="xavier"), quiet)
+    expected = build(seed_of(LIMIT), initializer="xavier").stem.conv.weight
+    assert torch.equal(first[0], expected)
+    assert not torch.equal(first[0], build(seed_of(LIMIT)).stem.conv.weight)
 
 
 def test_another_seed_gives_another_run(tmp_path):

@@ -82,6 +82,22 @@ def test_a_built_net_knows_its_architecture_and_starts_in_train_mode():
     assert net(images()).shape == (4, 3)
 
 
+def test_the_first_weights_are_drawn_as_asked():
+    architecture = preset("resnet8", image=(1, 8, 8))
+    weights = build(architecture, initializer="xavier").get_submodule("stage3.block1.conv1").weight
+    outputs, inputs, *kernel = weights.shape
+    bound = (6 / ((outputs + inputs) * kernel[0] * kernel[1])) ** 0.5
+    assert 0.99 * bound < weights.abs().max() <= bound
+    ones = build(architecture, initializer=lambda shape, generator: torch.ones(shape))
+    assert (ones.stem.conv.weight == 1).all()
+    normal = build(architecture).state_dict()
+    for name in ("he", "net2net", "gradmax"):
+        other = build(architecture, initializer=name).state_dict()
+        assert all(torch.equal(other[key], value) for key, value in normal.items())
+    with pytest.raises(ValueError, match="initializer must be one of he, xavier, "):
+        build(architecture, initializer="zero")
+
+
 def test_building_obeys_the_default_device():
     with torch.device("meta"):
         assert {value.device.type for value in build(small()).state_dict().values()} == {"meta"}

@@ -262,7 +262,11 @@ def _networks(
     device: torch.device,
 ) -> tuple[Network, Network | None]:
     """Give the network and, if asked for, the running average of its weights."""
-    net, ema = build(first, settings.seed) if state is None else network_of(state, path), None
+    if state is None:
+        net = build(first, settings.seed, initializer=settings.initializer)
+    else:
+        net = network_of(state, path)
+    ema = None
     if settings.ema:
         ema = deepcopy(net) if state is None else network_of(state, path, "ema")
         ema = ema.requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
