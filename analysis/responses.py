@@ -107,9 +107,10 @@ class Responses:
     def tap(self, norm: nn.Module, output: Tensor) -> Response | None:
         """Note a forward of a norm; None if its variance cannot be told."""
         held = self._held.get(norm)
-        if held is None or not isinstance(norm, _BatchNorm) or not tells_variance(norm):
+        if held is None or not isinstance(norm, _BatchNorm) or norm.running_var is None:
             return None
-        assert norm.running_var is not None
+        if not (norm.training and norm.track_running_stats):  # it may have changed since `hold`
+            return None
         after, (before, scales) = norm.running_var.clone(), held
         biased = 1 - norm.num_features / output.numel()
         self._taps.append(_Tap(before, after, scales, (norm.momentum or 0.0, norm.eps, biased)))
