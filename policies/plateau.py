@@ -34,8 +34,8 @@ class Plateau(Policy):
     Our runs (docs/thesis.md) show no gain in accuracy: on CIFAR-10 images, with 4 epochs of
     ResNet-14's FLOPs, it is level with the net that it starts from (-0.19 points, 5 seeds) where it
     grew in one run of five, and 2.4 points behind it where a patience of 2 made it grow in all (3
-    seeds); on MNIST level with the full net, behind the quarter net; on the sine behind the small
-    net. On these two it was nearer to the best size over the whole budget than the full net
+    seeds); on MNIST level with the full net, behind the quarter net; on the sine behind both
+    static nets. On these two it was nearer to the best size over the whole budget than the full net
     (anytime regret). `freeze` without a thaw cost accuracy in every experiment; a thaw won a part
     of it back, on the sine all of it.
 
