@@ -22,7 +22,9 @@ class GrowAndPrune(Policy):
     branch fades and goes, or, where the block must stay, it loses channels. (After Dai et al. 2019,
     NeST, arXiv 1711.02017: growth by gradient, then pruning.) In our runs it paid for a large net
     that it then took apart: 42 and 64 % on CIFAR-10 images on a short and a long budget, where
-    growth at random sites that stopped early had 61 and 72 % (docs/thesis.md, 5.4).
+    growth at random sites that stopped early had 61 and 72 % (docs/thesis.md, 5.4). Pruning a large
+    net alone, to half of its parameters, ended 6 points below growing a small one up to as many at
+    equal FLOPs, by whatever saliency (docs/thesis.md, chapter 3).
 
     Args:
         statistic, pick, every, share, cooldown: of the growth, as for LayerStatistic.
