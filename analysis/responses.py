@@ -125,7 +125,6 @@ class Responses:
         """Read an output's moments; see `row_sums`. One near zero must not be changed in place."""
         index = self._count
         self._count += 1
-
         if near_zero and output.device.type == "cpu":
             self._waiting.append((index, output))
             if len(self._waiting) == TOGETHER:

@@ -76,9 +76,8 @@ class Common:
         lr: the largest learning rate; by default 0.1 for sgd, 0.001 for the others.
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
-        initializer: of the first weights and of new ones: he or xavier; or of new ones alone:
-            net2net, gradmax, or xavier-outgoing, which moves the outputs (the first weights are
-            then those of he, he and xavier).
+        initializer: of the first weights and of new ones: he, xavier; net2net or gradmax, which
+            begin like he; or xavier-outgoing, which begins like xavier and moves the outputs.
         observe_every: steps between readings of the layers.
         validation_images: of the validation split that a record looks at: a fixed stratified part,
             so that records stay cheap beside an epoch. The summary looks at the whole split.
