@@ -9,19 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from analysis.layers import Layer
-from analysis.responses import ForwardNotes, Response, Responses, tells_variance
+from analysis.responses import ForwardNotes, Response, Responses, values_of
+from analysis.taps import tells_variance
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 Values = list[tuple[tuple[int, ...], Tensor]]
-"""Numbers on the device with the slots they belong to: layer * len(names) + statistic."""
+"""Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
 
 
 class Taken(NamedTuple):
     """What one step gave: values of one's own statistics, and what the others follow from."""
 
-    values: Values
+    own: list[tuple[int, Tensor]]  # slot, (1,)
     notes: ForwardNotes
+
+    @property
+    def form(self) -> tuple:
+        """What steps that are worked out together have in common."""
+        return tuple(slot for slot, _ in self.own), self.notes.form
 
 
 class ForwardHooks:
@@ -43,7 +49,7 @@ class ForwardHooks:
         self._norms: list[nn.Module] = []  # whose variance may be told
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
-        self._values: Values = []
+        self._own: list[tuple[int, Tensor]] = []
 
     def __bool__(self) -> bool:
         """Say whether anything was read since the last `take`."""
@@ -71,13 +77,19 @@ class ForwardHooks:
 
     def take(self) -> Taken:
         """Give what was read, and begin the next step."""
-        taken = Taken(self._values, self._responses.take())
-        self._values, self._latest = [], {}
+        taken = Taken(self._own, self._responses.take())
+        self._own = []
+        self._latest.clear()
         return taken
 
-    def values_of(self, taken: Taken) -> Values:
-        """Give the statistics of a step; this may wait."""
-        return [*taken.values, *self._responses.values_of(taken.notes)]
+    def values_of(self, steps: Sequence[Taken]) -> Values:
+        """Give the statistics of steps of one form; this may wait."""
+        found = values_of([taken.notes for taken in steps])
+        if steps[0].own:
+            values = torch.cat([value for taken in steps for _, value in taken.own])
+            slots = tuple(slot for slot, _ in steps[0].own)
+            found.append((slots, values.view(len(steps), -1)))
+        return found
 
     def _attach(self) -> None:
         self._norms = []
@@ -85,7 +97,7 @@ class ForwardHooks:
             source = self._net.get_submodule(layer.source or layer.path)
             if tells_variance(source):
                 self._norms.append(source)
-            self._handles.append(source.register_forward_hook(self._reader(layer, index)))
+            self._handles.append(self._listen_to(source, layer, index))
         self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
         self._handles.append(self._net.register_forward_hook(self._end_forward))
         paths = {layer.path for layer in self._layers}
@@ -93,40 +105,46 @@ class ForwardHooks:
             if layer.shortcut and layer.shortcut not in paths:
                 module = self._net.get_submodule(layer.shortcut)
                 shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
-                self._handles.append(module.register_forward_hook(self._reader(shortcut, None)))
+                self._handles.append(self._listen_to(module, shortcut, None))
 
     def _hold_norms(self, module: nn.Module, args: Any) -> None:
         if self.trains():
             self._responses.hold(self._norms)
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._responses.catch_up()
+        self._responses.end_forward()
 
-    def _reader(self, layer: Layer, index: int | None) -> Callable[..., None]:
-        """Make the hook of a layer, or of a mere shortcut, which has no index."""
+    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
+        """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
         slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
+        first, dead, ratio = (
+            slots[name] for name in ("response_mean", "dead_fraction", "residual_ratio")
+        )
+        responses, latest, extra = self._responses, self._latest, list(self._extra.items())
 
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            if not (self.trains() and isinstance(output, Tensor) and output.is_floating_point()):
-                self._responses.forget(module)
+        def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            inputs = args or tuple(kwargs.values())
+            if not (self.trains() and isinstance(output, Tensor)):
+                responses.forget(module, inputs)
                 return
-            response = self._responses.tap(module, output)
+            response = responses.tap(module, inputs, output)
             if response is None:
-                response = self._responses.read(output, layer.near_zero)
-            self._latest[layer.path] = response
+                if not output.is_floating_point():
+                    return
+                response = responses.read(output, layer.near_zero)
+            latest[layer.path] = response
             if index is None:
                 return
-            self._responses.keep(slots["response_mean"], response)
+            responses.keep(first, response)
             if layer.rectified:
-                self._responses.dead(slots["dead_fraction"], output)
-            if layer.branch in self._latest and layer.shortcut in self._latest:
-                ends = self._latest[layer.branch], self._latest[layer.shortcut]
-                self._responses.ratio(slots["residual_ratio"], *ends)
-            for name, function in self._extra.items():
+                responses.dead(dead, output)
+            if layer.branch in latest and layer.shortcut in latest:
+                responses.ratio(ratio, latest[layer.branch], latest[layer.shortcut])
+            for name, function in extra:
                 value = _scalar(name, function(output.detach()))
-                self._values.append(((slots[name],), value.to(torch.float64, copy=True).view(1)))
+                self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
 
-        return read
+        return source.register_forward_hook(read, with_kwargs=True)
 
 
 _holding: set[ForwardHooks] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ from nets.growth import Grown
 from nets.modules import Network
 
 WAITING = 16
-"""Steps whose statistics are worked out one after the other: amid training the code that does it
-has left the caches."""
+"""Steps whose statistics are worked out together: it takes little longer than for one."""
 LARGE = 2**18
 """Numbers noted in a step above which its statistics do not wait."""
 
@@ -262,21 +262,35 @@ class Observer:
         self._prepare()
 
     def _sum_up(self) -> None:
-        """Work out what the steps gave that were read, and add it to the window's totals."""
+        """Work out what the steps gave that were read, and add it to the window's totals.
+
+        Of a step the values are the same to the last bit whichever steps it is worked out with.
+        """
+        steps, self._steps = self._steps, []
         with torch.inference_mode(False), torch.no_grad():
-            while self._steps:
-                taken, norms = self._steps.pop(0)
-                self._add([*self._hooks.values_of(taken), *self._parameters.values_of(norms)])
+            for _, alike in groupby(steps, key=_form):
+                taken, norms = zip(*alike)
+                found = self._hooks.values_of(taken)
+                if norms[0] is not None:
+                    found += self._parameters.values_of(norms)
+                self._add(found)
 
     def _add(self, found: Values) -> None:
-        """Add a step's values to the window's totals."""
+        """Add the values of some steps to the window's totals, one step after the other."""
         slots = tuple(slot for places, _ in found for slot in places)
-        values = torch.cat([value for _, value in found])
+        values = torch.cat([value for _, value in found], 1)
         if slots not in self._indices:
             self._indices[slots] = torch.tensor(slots, device=values.device)
-        if self._totals is None:
-            self._totals = values.new_zeros(len(self._counts))
-        self._totals.index_add_(0, self._indices[slots], values)
-        self._breaks.add(self._totals)
+        readings = values.new_zeros(len(values), len(self._counts))
+        readings.index_add_(1, self._indices[slots], values)
+        for reading in readings:
+            self._totals = reading if self._totals is None else self._totals + reading
+            self._breaks.add(self._totals)
         for slot in slots:
-            self._counts[slot] += 1
+            self._counts[slot] += len(values)
+
+
+def _form(step: tuple[Taken, ParameterNotes | None]) -> tuple:
+    """Give what steps that are worked out together have in common."""
+    taken, norms = step
+    return taken.form, norms and norms.form

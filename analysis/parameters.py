@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from analysis.hooks import Values
 from analysis.layers import Layer
@@ -18,30 +19,29 @@ _GRADIENT, _WEIGHT, _UPDATE = (
 )
 
 FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
+NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once
+SMALL = 2**22  # entries of a network up to which the room for them is kept from step to step
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which layers' the parameters with a gradient are; those of few entries come first."""
+class _Plan(NamedTuple):
+    """Which layers have parameters with a gradient, and where in a room's norms these are."""
 
-    indices: list[int]  # among all parameters
-    chosen: list[Tensor]
-    few: int
     layers: list[int]
-    member: Tensor  # (layers, parameters)
-    entries: Tensor  # (layers,) number of entries
-
-
-Norms = list[tuple[Tensor, ...]]
-"""The L2 norm of what there is for each parameter of a plan, 0-d, in parts by dtype."""
+    member: Tensor  # (layers, most), filled up with the number of norms
+    entries: Tensor  # (layers,): how many there are of such parameters
 
 
 class ParameterNotes(NamedTuple):
-    """What one step gave: norms by parameter, of gradients, weights and, if known, updates."""
+    """What one step gave: a room's norms of gradients, weights and, if known, updates."""
 
     plan: _Plan
-    norms: list[Norms]
+    norms: list[list[Tensor]]
     scale: Tensor | None = None  # of the gradients
+
+    @property
+    def form(self) -> tuple[int, int, bool]:
+        """What steps that are worked out together have in common."""
+        return id(self.plan), len(self.norms), self.scale is None
 
 
 class ParameterNorms:
@@ -52,7 +52,7 @@ class ParameterNorms:
 
     def __init__(self, net: nn.Module, layers: list[Layer], width: int = len(STATISTICS)) -> None:
         self._width = width
-        self._parameters = list(net.parameters())
+        self._parameters: list[Tensor] = list(net.parameters())
         position = {id(parameter): index for index, parameter in enumerate(self._parameters)}
         owners: list[list[int]] = [[] for _ in self._parameters]
         for number, layer in enumerate(layers):
@@ -63,7 +63,8 @@ class ParameterNorms:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
-        self._before: list[Tensor] = []
+        self._rooms: list[_Room] = []  # free ones
+        self._kept: _Room | None = None  # the weights before an update
         self._notes: ParameterNotes | None = None
 
     def watch(self) -> None:
@@ -91,48 +92,52 @@ class ParameterNorms:
     def before_update(self, grad_scale: Tensor | None) -> None:
         """Read gradients and weights as the optimizer finds them, and keep the weights."""
         found = [parameter.grad for parameter in self._parameters]
-        plan = self._plan(tuple(index for index, grad in enumerate(found) if grad is not None))
-        if plan is None:
+        present = tuple(index for index, grad in enumerate(found) if grad is not None)
+        if not present:
             return
-        self._before = [torch.empty_like(parameter) for parameter in plan.chosen]
-        torch._foreach_copy_(self._before, plan.chosen)
-        gradients = [grad for index in plan.indices if (grad := found[index]) is not None]
+        self._kept = room = self._room()
+        found = [grad for grad in found if grad is not None]
+        room.keep(present, [grad.to_dense() if grad.is_sparse else grad for grad in found])
+        gradients = room.norms()
+        room.keep(present, [self._parameters[index] for index in present])
         # a fused optimizer unscales inside its step, and the scale changes after it
         scale = None if grad_scale is None else grad_scale.clone()
-        self._notes = ParameterNotes(
-            plan, [_norms(plan, gradients), _norms(plan, self._before)], scale
-        )
+        self._notes = ParameterNotes(self._plan(present, room), [gradients, room.norms()], scale)
 
     @torch.no_grad()
     def after_update(self) -> ParameterNotes | None:
         """Give what the step's statistics follow from; None if there was no gradient."""
         notes, self._notes = self._notes, None
-        if notes is not None:
-            torch._foreach_sub_(self._before, notes.plan.chosen)
-            notes.norms.append(_norms(notes.plan, self._before))
-            self._before = []
+        kept, self._kept = self._kept, None
+        if notes is not None and kept is not None:
+            kept.subtract(self._parameters)
+            notes.norms.append(kept.norms())
+            self._free(kept)
         return notes
 
     @torch.no_grad()
     def of_gradients(self) -> ParameterNotes | None:
         """Give the same of the gradients that the hooks saw, and of the weights then."""
         seen, self._seen = self._seen, {}
-        plan = self._plan(tuple(sorted(seen)))
-        if plan is None:
+        if not seen:
             return None
-        lists = zip(*(seen[index] for index in plan.indices))
-        return ParameterNotes(plan, [_norms(plan, list(tensors)) for tensors in lists])
+        present, room, norms = tuple(sorted(seen)), self._room(), []
+        for tensors in zip(*(seen[index] for index in present)):
+            room.keep(present, [t.to_dense() if t.is_sparse else t for t in tensors])
+            norms.append(room.norms())
+        self._free(room)
+        return ParameterNotes(self._plan(present, room), norms)
 
-    def values_of(self, notes: ParameterNotes | None) -> Values:
-        """Give (slots, values): gradient norms, weight norms and update ratios of the layers."""
-        if notes is None:
-            return []
-        plan = notes.plan
-        lists = [torch.cat([torch.stack(part).double() for part in parts]) for parts in notes.norms]
-        norms = (torch.stack(lists).square() @ plan.member.T).sqrt()  # (lists, layers)
-        gradients, weights, *updates = norms
-        if notes.scale is not None:
-            gradients = gradients / notes.scale
+    def values_of(self, steps: Sequence[ParameterNotes]) -> Values:
+        """Give the layers' gradient norms, weight norms and update ratios in steps of one form."""
+        plan, lists = steps[0].plan, len(steps[0].norms)
+        parts = [part for notes in steps for norms in notes.norms for part in norms]
+        squares = torch.cat(parts).double().view(len(steps), lists, -1).square()
+        filled = functional.pad(squares, (0, 1))  # a 0 fills up layers of few parameters
+        gradients, weights, *updates = filled[..., plan.member].sum(-1).sqrt().unbind(1)
+        scales = [notes.scale for notes in steps if notes.scale is not None]
+        if scales:
+            gradients = gradients / torch.stack(scales).view(-1, 1)
         return [
             self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
             self._of(plan, _WEIGHT, weights),
@@ -142,30 +147,73 @@ class ParameterNorms:
     def _of(self, plan: _Plan, statistic: int, values: Tensor) -> tuple[tuple[int, ...], Tensor]:
         return tuple(layer * self._width + statistic for layer in plan.layers), values
 
-    def _plan(self, present: tuple[int, ...]) -> _Plan | None:
-        if present and present not in self._plans:
-            layers = sorted({layer for index in present for layer in self._owners[index]})
-            indices = sorted(present, key=lambda index: not _has_few(self._parameters[index]))
-            rows = [[float(layer in self._owners[i]) for i in indices] for layer in layers]
-            chosen: list[Tensor] = [self._parameters[index] for index in indices]
-            sizes = torch.tensor([parameter.numel() for parameter in chosen], dtype=torch.float64)
-            member = torch.tensor(rows, dtype=torch.float64).view(len(layers), -1)
-            device = chosen[0].device
+    def _plan(self, present: tuple[int, ...], room: _Room) -> _Plan:
+        if present not in self._plans:
+            owned: dict[int, list[int]] = {}  # by layer
+            for index in present:
+                for layer in self._owners[index]:
+                    owned.setdefault(layer, []).append(index)
+            layers, none = sorted(owned), len(self._parameters)
+            most = max(map(len, owned.values()), default=0)
+            places = {index: place for place, index in enumerate(room.order)}
+            member = [
+                [*(places[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
+                for layer in layers
+            ]
+            entries = [sum(self._parameters[i].numel() for i in owned[layer]) for layer in layers]
+            device = room.entries.device
             self._plans[present] = _Plan(
-                indices,
-                chosen,
-                sum(map(_has_few, chosen)),
                 layers,
-                member.to(device),
-                (member @ sizes).to(device),
+                torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
+                torch.tensor(entries, dtype=torch.float64, device=device),
             )
-        return self._plans.get(present)
+        return self._plans[present]
+
+    def _room(self) -> _Room:
+        return self._rooms.pop() if self._rooms else _Room(self._parameters)
+
+    def _free(self, room: _Room) -> None:
+        if room.entries.numel() <= SMALL:
+            self._rooms.append(room)
 
 
-def _norms(plan: _Plan, tensors: list[Tensor]) -> Norms:
-    parts = (torch.float32, tensors[: plan.few]), (torch.float64, tensors[plan.few :])
-    return [torch._foreach_norm(part, 2, dtype=dtype) for dtype, part in parts if part]
+class _Room:
+    """Room for a number from every entry of the parameters, as a row for each.
 
+    To copy all to here and take the norms of rows of one size at once is faster than a norm each.
+    """
 
-def _has_few(parameter: Tensor) -> bool:
-    return parameter.numel() <= FEW and parameter.dtype != torch.float64
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        sizes: dict[int, list[int]] = {}
+        for index, parameter in enumerate(parameters):
+            sizes.setdefault(max(NARROW, parameter.numel()), []).append(index)
+        self.order = [index for indices in sizes.values() for index in indices]  # of the norms
+        dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
+        wide = torch.promote_types(dtype, torch.float64)
+        total = sum(size * len(indices) for size, indices in sizes.items())
+        self.entries = torch.zeros(total, dtype=dtype, device=parameters[0].device)
+        self._rows: list[tuple[Tensor, torch.dtype]] = []  # (rows, size), what to sum in
+        views: dict[int, Tensor] = {}
+        start = 0
+        for size, indices in sizes.items():
+            rows = self.entries[start : start + size * len(indices)].view(-1, size)
+            self._rows.append((rows, dtype if size <= FEW else wide))
+            for row, index in zip(rows, indices):
+                like = parameters[index]
+                views[index] = row.as_strided(like.shape, torch.empty_like(like).stride())
+            start += rows.numel()
+        self._views = [views[index] for index in range(len(parameters))]
+
+    def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
+        """Copy to here what belongs to the parameters of these indices."""
+        every = len(indices) == len(self._views)
+        views = self._views if every else [self._views[index] for index in indices]
+        torch._foreach_copy_(views, tensors)
+
+    def subtract(self, tensors: list[Tensor]) -> None:
+        """Take from what is here what belongs to all parameters."""
+        torch._foreach_sub_(self._views, tensors)
+
+    def norms(self) -> list[Tensor]:
+        """Give the L2 norms of what is here of each parameter, in parts; see `order`."""
+        return [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows, dtype in self._rows]

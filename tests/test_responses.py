@@ -10,14 +10,14 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from analysis import Observer
-from analysis.responses import tells_variance
+from analysis.taps import tells_variance
 
 
 def read(net, batches, told=True, monkeypatch=None):
     """Readings over the batches, with or without what the norms tell."""
     if not told:
         monkeypatch.setattr("analysis.hooks.tells_variance", lambda norm: False)
-        monkeypatch.setattr("analysis.responses.tells_variance", lambda norm: False)
+        monkeypatch.setattr("analysis.taps.tells_variance", lambda norm: False)
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for batch in batches:
