@@ -3,7 +3,9 @@
 All ways take turns step by step, so that what slows the machine slows them alike; every way has a
 network of its own, trained on the same images. A time is the mean of sixteen steps, for the
 observer works out its statistics every sixteen steps that it reads. "nothing again" is a second
-bare loop: how far its ratio is from 1 says how much of the others' is noise.
+bare loop: how far its ratio is from 1 says how much of the others' is noise. Freed memory stays with
+the process: how much of it glibc gives back and takes anew in a step is a matter of luck, which can
+make a bare step a tenth slower from one run to the next.
 
     python -m benchmarks.observer --data folder:PATH
 """
@@ -11,11 +13,12 @@ bare loop: how far its ratio is from 1 says how much of the others' is noise.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from statistics import fmean, median
 from time import perf_counter
 from typing import Any
@@ -72,6 +75,14 @@ def delve(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         tracker = SaturationTracker(folder, save_to="csv", modules=net, device="cpu")
         yield
         tracker.close()
+
+
+def keep_memory() -> None:
+    """Let freed memory stay with the process, where that is glibc (see mallopt)."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-3, 2**30)
 
 
 def ways() -> dict[str, Any]:
@@ -132,14 +143,16 @@ def times_of(
             optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
             stack.enter_context(way(net, optimizer))
             steps[name] = step_of(net, optimizer, half, inputs, targets)
+        for step in steps.values():
+            step()
         found: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(WARM + rounds * WAITING):
+        for _ in range(rounds):
             for name, step in steps.items():
                 started = perf_counter()
-                step()
-                found[name].append(perf_counter() - started)
-    starts = range(WARM, WARM + rounds * WAITING, WAITING)
-    return {name: [fmean(s[at : at + WAITING]) for at in starts] for name, s in found.items()}
+                for _ in range(WAITING):
+                    step()
+                found[name].append((perf_counter() - started) / WAITING)
+    return found
 
 
 def table_of(times: dict[str, list[float]]) -> str:
@@ -169,6 +182,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of sixteen steps of each way")
     parser.add_argument("--precision", choices=("float32", "bf16"), nargs="*")
     arguments = parser.parse_args()
+    keep_memory()
     batch = batch_of(arguments.data, arguments.data_dir)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.data}\n")
     for precision in arguments.precision or ("float32", "bf16"):

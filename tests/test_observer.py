@@ -865,6 +865,77 @@ def test_a_resumed_window_goes_on_exactly(name, cut):
         assert (observer.readings(), observer.step) == expected
 
 
+@pytest.mark.parametrize("name", ["basic", "dense", "resnet18"])
+def test_steps_give_the_same_whichever_they_are_worked_out_with(name, monkeypatch):
+    torch.manual_seed(0)
+    net = resnet18(num_classes=CLASSES) if name == "resnet18" else network_of(name)
+    image = (3, 32, 32) if name == "resnet18" else net.architecture.image
+    batches = [batch_of(image, step) for step in range(5)]
+    found = []
+    for waiting in (1, 2, 16):
+        monkeypatch.setattr("analysis.observer.WAITING", waiting)
+        twin = copy.deepcopy(net)
+        with Observer(twin, optimizer := sgd(twin)) as observer:
+            for batch in batches:
+                take_step(twin, optimizer, *batch)
+            found.append(observer.readings())
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_broken_gradient_is_its_layers_own():
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        inputs, targets = batch_of(net.architecture.image)
+        functional.cross_entropy(net(inputs), targets).backward()
+        net.get_submodule("stage1.block2.conv1").weight.grad[0, 0] = math.nan
+        optimizer.step()
+        found = observer.readings()
+    broken = {path for path, reading in found.items() if math.isnan(reading.gradient_norm)}
+    assert broken == {"stage1.block2", "stage1.block2.bn1"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_sparse_gradients_are_read(known):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.LayerNorm(4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with Observer(net, optimizer if known else None) as observer:
+        net(torch.tensor([1, 1, 3])).square().sum().backward()
+        gradients = [net[2].weight.grad.double(), net[2].bias.grad.double()]
+        optimizer.step()
+        found = observer.readings()["2"].gradient_norm
+    expected = torch.cat([g.flatten() for g in gradients]).square().mean().sqrt().item()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parameters_of_any_size_layout_and_dtype(dtype):
+    torch.manual_seed(0)
+    sizes = [(1, 1), (7, 9), (8, 8), (5, 13), (300, 300)]
+    net = nn.ModuleDict({str(n): nn.Linear(a, b, False) for n, (a, b) in enumerate(sizes)})
+    net["4"].weight.data = net["4"].weight.data.T.contiguous().T
+    net["2"].to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), 0.5)
+    before = {name: p.detach().double().clone() for name, p in net.named_parameters()}
+    with Observer(net, optimizer) as observer:
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for layer in net.values():  # which makes it a step of training
+            layer(torch.ones(1, layer.in_features, dtype=layer.weight.dtype))
+        optimizer.step()
+        found = observer.readings()
+    for path, reading in found.items():
+        old, new = before[f"{path}.weight"], net[path].weight.detach().double()
+        gradient = net[path].weight.grad.double()
+        assert reading.weight_norm == pytest.approx(old.norm().item(), rel=1e-6)
+        assert reading.gradient_norm == pytest.approx(
+            gradient.square().mean().sqrt().item(), rel=1e-6
+        )
+        ratio = ((new - old).norm() / old.norm()).item()
+        assert reading.update_ratio == pytest.approx(ratio, rel=1e-5)
+
+
 def test_a_resumed_observer_gives_the_last_readings_again():
     net = network_of("basic")
     optimizer = sgd(net)

@@ -167,9 +167,10 @@ class InModes(nn.Module):
     Every call has inputs of another size. Keeps the std of what trains, the truth, in `seen`.
     """
 
-    def __init__(self, calls):
+    def __init__(self, calls, named=False):
         super().__init__()
         self.norm, self.head, self.calls, self.seen = nn.BatchNorm1d(5), nn.Linear(5, 1), calls, []
+        self.named = named
         self.norm.momentum, self.norm.eps = 0.3, 0.3
         nn.init.uniform_(self.norm.weight, 0.5, 2)
 
@@ -178,7 +179,8 @@ class InModes(nn.Module):
         for place, call in enumerate(self.calls):
             self.norm.train(call != "e")
             with torch.set_grad_enabled(call != "n"):
-                output = self.norm(x * 3**place)
+                inputs = x * 3**place
+                output = self.norm(input=inputs) if self.named else self.norm(inputs)
             if call != "n":
                 self.seen.append(output.detach().double().std(correction=0).item())
             total = total + self.head(output).square().mean()
@@ -188,9 +190,10 @@ class InModes(nn.Module):
 
 @pytest.mark.parametrize("calls", ["t", "tt", "te", "et", "tnt", "nt", "tet", "ttn", "tete"])
 @pytest.mark.parametrize("forwards", [1, 2])
-def test_a_norm_that_ran_unseen_or_in_eval_mode_is_read_from_its_outputs(calls, forwards):
+@pytest.mark.parametrize("named", [False, True], ids=["", "by name"])
+def test_a_norm_that_ran_unseen_or_in_eval_mode_is_read_all_the_same(calls, forwards, named):
     torch.manual_seed(0)
-    net = InModes(calls)
+    net = InModes(calls, named)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     with Observer(net, optimizer) as observer:
         for _ in range(forwards):
