@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from analysis.layers import Layer
-from analysis.responses import ForwardNotes, Response, Responses, values_of
+from analysis.responses import ForwardForm, Response, Responses
+from analysis.responses import values_of as responses_of
 from analysis.taps import tells_variance
 
 Extra = Callable[[Tensor], Tensor]
@@ -18,16 +19,12 @@ Values = list[tuple[tuple[int, ...], Tensor]]
 """Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
 
 
-class Taken(NamedTuple):
-    """What one step gave: values of one's own statistics, and what the others follow from."""
+class HookForm(NamedTuple):
+    """What the numbers of a step are: those of the responses, then statistics of one's own."""
 
-    own: list[tuple[int, Tensor]]  # slot, (1,)
-    notes: ForwardNotes
-
-    @property
-    def form(self) -> tuple:
-        """What steps that are worked out together have in common."""
-        return tuple(slot for slot, _ in self.own), self.notes.form
+    responses: ForwardForm
+    own: tuple[int, ...]  # slots
+    count: int  # of all
 
 
 class ForwardHooks:
@@ -75,21 +72,14 @@ class ForwardHooks:
                 handle.remove()
             self._handles.clear()
 
-    def take(self) -> Taken:
-        """Give what was read, and begin the next step."""
-        taken = Taken(self._own, self._responses.take())
-        self._own = []
+    def take(self) -> tuple[HookForm, list[Tensor]]:
+        """Give what was read, numbers in 1-D parts, and begin the next step."""
+        form, numbers = self._responses.take()
+        own, self._own = self._own, []
         self._latest.clear()
-        return taken
-
-    def values_of(self, steps: Sequence[Taken]) -> Values:
-        """Give the statistics of steps of one form; this may wait."""
-        found = values_of([taken.notes for taken in steps])
-        if steps[0].own:
-            values = torch.cat([value for taken in steps for _, value in taken.own])
-            slots = tuple(slot for slot, _ in steps[0].own)
-            found.append((slots, values.view(len(steps), -1)))
-        return found
+        numbers += [value for _, value in own]
+        count = sum(map(len, numbers))
+        return HookForm(form, tuple(slot for slot, _ in own), count), numbers
 
     def _attach(self) -> None:
         self._norms = []
@@ -145,6 +135,12 @@ class ForwardHooks:
                 self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
 
         return source.register_forward_hook(read, with_kwargs=True)
+
+
+def values_of(form: HookForm, numbers: Tensor) -> Values:
+    """Give the statistics that follow from the numbers of some steps, (steps, numbers) float64."""
+    responses, own = numbers.split([numbers.shape[1] - len(form.own), len(form.own)], 1)
+    return [*responses_of(form.responses, responses), (form.own, own)]
 
 
 _holding: set[ForwardHooks] = set()

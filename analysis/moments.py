@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -20,13 +21,19 @@ LONG = 4096  # entries of a row, at most: they are summed in float32, the rows i
 PIECE = 2**19  # entries at work at a time on a CPU: what is made of them stays in its cache
 
 
-class RowSums(NamedTuple):
-    """Sums of the rows of a tensor's memory, and their L2 norms, about their means if `centred`."""
+class Rows(NamedTuple):
+    """How a tensor's memory was summed in rows, and whether about their means."""
 
-    count: int  # of rows
-    row: int  # entries of one
+    count: int
+    length: int  # entries of one
     centred: bool
-    sums: list[Tensor]  # in pieces
+
+
+class RowSums(NamedTuple):
+    """Sums of rows, and their L2 norms, about their means if these are `centred`; in pieces."""
+
+    rows: Rows
+    sums: list[Tensor]
     norms: list[Tensor]
 
 
@@ -40,54 +47,78 @@ def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
             row's float32 sum is rounded to 8 bits, which evens out over rows to 1e-4.
     """
     rows = _rows_of(x)
-    count, row = rows.shape
+    count, length = rows.shape
     if near_zero and x.dtype != torch.float16:
         sums, norms = [rows.sum(1)], [torch.linalg.vector_norm(rows, dim=1)]
-        return RowSums(count, row, False, sums, norms)
+        return RowSums(Rows(count, length, False), sums, norms)
     half = x.dtype in (torch.bfloat16, torch.float16)
     sums, norms = [], []
-    for piece in rows.split(max(1, PIECE // row)) if x.device.type == "cpu" else (rows,):
+    for piece in rows.split(max(1, PIECE // length)) if x.device.type == "cpu" else (rows,):
         wide = piece.float() if half else piece
         sums.append(wide.sum(1))
         if not near_zero:
-            mean = sums[-1][:, None] / row
+            mean = sums[-1][:, None] / length
             wide = wide.sub_(mean) if half else wide - mean  # a widened piece is ours
         norms.append(torch.linalg.vector_norm(wide, dim=1))
-    return RowSums(count, row, not near_zero, sums, norms)
+    return RowSums(Rows(count, length, not near_zero), sums, norms)
 
 
-def moments_of(layers: Sequence[RowSums]) -> Tensor:
-    """Give mean and standard deviation over all entries, (layers, 2) float64."""
-    alike: dict[Any, list[int]] = {}  # layers of one size are finished together
-    for index, layer in enumerate(layers):
-        kind = layer.centred, layer.sums[0].dtype, layer.count
-        alike.setdefault(kind, []).append(index)
+def numbers_of(layers: Sequence[RowSums]) -> Tensor:
+    """Give all that was summed in one row, 1-D: a layer's sums, its norms, the next layer's."""
+    return torch.cat([part for layer in layers for parts in layer[1:] for part in parts])
+
+
+def moments_of(layers: tuple[Rows, ...], numbers: Tensor) -> Tensor:
+    """Give mean and standard deviation over all entries of layers, (steps, layers, 2) float64.
+
+    Args:
+        layers: how each was summed.
+        numbers: what `numbers_of` gave in each of some steps, (steps, numbers) float64.
+    """
     found = []
-    for (centred, _, count), indices in alike.items():
-        chosen = [layers[index] for index in indices]
-        sums = _joined([layer.sums for layer in chosen], count)
-        norms = _joined([layer.norms for layer in chosen], count)
-        row = _on_device(tuple(layer.row for layer in chosen), sums.device)
-        mean, square = sums.sum(1) / (row * count), norms.square().sum(1) / (row * count)
-        if centred:  # what the norms lack: the mean square of the rows' means, sums / row
-            square += (sums / row[:, None]).square().mean(1)
+    for rows, places, lengths in _alike(layers, numbers.device):
+        sums, norms = numbers[:, places].unbind(2)  # (steps, layers, rows)
+        entries = lengths * rows.count
+        mean, square = sums.sum(-1) / entries, norms.square().sum(-1) / entries
+        if rows.centred:  # what the norms lack: the mean square of the rows' means, sums / length
+            square += (sums / lengths[:, None]).square().mean(-1)
         std = (square - mean.square()).clamp_min(0).sqrt()
-        found.append(torch.stack([mean, std], 1))
-    order = [index for indices in alike.values() for index in indices]
+        found.append(torch.stack([mean, std], -1))
+    return torch.cat(found, 1)[:, _order(layers, numbers.device)]
+
+
+def _kinds(layers: tuple[Rows, ...]) -> list[list[int]]:
+    """Give the indices of layers that can be finished together."""
+    kinds: dict[Any, list[int]] = {}
+    for index, rows in enumerate(layers):
+        kinds.setdefault((rows.count, rows.centred), []).append(index)
+    return list(kinds.values())
+
+
+# What stays the same from step to step is sent to the device once.
+
+
+@lru_cache(maxsize=64)
+def _alike(layers: tuple[Rows, ...], device: torch.device) -> list[tuple[Rows, Tensor, Tensor]]:
+    """Give one of each kind, where its numbers are, (alike, 2, rows), and the rows' lengths."""
+    ends = list(accumulate(2 * rows.count for rows in layers))
+    found = []
+    for kind in _kinds(layers):
+        one = layers[kind[0]]
+        size = 2 * one.count
+        places = [list(range(ends[index] - size, ends[index])) for index in kind]
+        lengths = torch.tensor([layers[index].length for index in kind], device=device)
+        places = torch.tensor(places, dtype=torch.long, device=device)
+        found.append((one, places.view(len(kind), 2, one.count), lengths))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _order(layers: tuple[Rows, ...], device: torch.device) -> Tensor:
+    """Give where each layer is among those in the order of kinds."""
+    order = [index for kind in _kinds(layers) for index in kind]
     places = sorted(range(len(order)), key=order.__getitem__)
-    return torch.cat(found)[_on_device(tuple(places), found[0].device)]
-
-
-def _joined(layers: Sequence[list[Tensor]], rows: int) -> Tensor:
-    """Join the pieces of layers of one size, (layers, rows) float64."""
-    pieces = [piece for layer in layers for piece in layer]
-    return torch.cat(pieces).double().view(len(layers), rows)
-
-
-@lru_cache(maxsize=256)
-def _on_device(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Send what stays the same from step to step to the device once."""
-    return torch.tensor(values, device=device)
+    return torch.tensor(places, device=device)
 
 
 def _rows_of(x: Tensor) -> Tensor:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from analysis.breaks import Breaks
-from analysis.hooks import Extra, ForwardHooks, Taken, Values
+from analysis.hooks import Extra, ForwardHooks, Values, values_of
 from analysis.layers import Layer, layers_of, unwrap
 from analysis.parameters import ParameterNorms, ParameterNotes
 from analysis.record import STATISTICS, LayerReading
+from analysis.waiting import Waiting
 from nets.growth import Grown
 from nets.modules import Network
-
-WAITING = 16
-"""Steps whose statistics are worked out together: it takes little longer than for one."""
-LARGE = 2**18
-"""Numbers noted in a step above which its statistics do not wait."""
 
 
 class Observer:
@@ -182,7 +177,7 @@ class Observer:
                 f"of {len(self.layers)} layers, got {len(window['counts'])}"
             )
         self._hooks.take()  # what was read before is not of this window
-        self._steps.clear()
+        self._waiting.take()
         self._breaks = Breaks()
         self.step, self.edited = state["step"], dict(state["edited"])
         self._window_start, self._counts = window["start"], list(window["counts"])
@@ -200,8 +195,7 @@ class Observer:
         self.layers: list[Layer] = layers_of(self._inner)
         self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
         self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
-        # read, but not yet in the totals
-        self._steps: list[tuple[Taken, ParameterNotes | None]] = []
+        self._waiting = Waiting()  # read, but not yet in the totals
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(self._names))
         self._breaks = Breaks()
@@ -252,11 +246,14 @@ class Observer:
     def _after_update(self, *_: Any) -> None:
         self._end_step(self._parameters.after_update())
 
-    def _end_step(self, norms: ParameterNotes | None) -> None:
+    def _end_step(self, notes: ParameterNotes | None) -> None:
         if self._hooks:
-            taken = self._hooks.take()
-            self._steps.append((taken, norms))
-            if len(self._steps) >= WAITING or taken.notes.entries > LARGE:
+            hooks, numbers = self._hooks.take()
+            parameters, norms = notes or (None, [])
+            if self._waiting.form != (hooks, parameters):
+                self._sum_up()
+            self._waiting.add((hooks, parameters), numbers + norms)
+            if self._waiting.full:
                 self._sum_up()
         self.step += 1
         self._prepare()
@@ -266,14 +263,15 @@ class Observer:
 
         Of a step the values are the same to the last bit whichever steps it is worked out with.
         """
-        steps, self._steps = self._steps, []
+        numbers = self._waiting.take()
+        if not len(numbers):
+            return
+        hooks, parameters = self._waiting.form
         with torch.inference_mode(False), torch.no_grad():
-            for _, alike in groupby(steps, key=_form):
-                taken, norms = zip(*alike)
-                found = self._hooks.values_of(taken)
-                if norms[0] is not None:
-                    found += self._parameters.values_of(norms)
-                self._add(found)
+            found = values_of(hooks, numbers[:, : hooks.count])
+            if parameters is not None:
+                found += self._parameters.values_of(parameters, numbers[:, hooks.count :])
+            self._add(found)
 
     def _add(self, found: Values) -> None:
         """Add the values of some steps to the window's totals, one step after the other."""
@@ -288,9 +286,3 @@ class Observer:
             self._breaks.add(self._totals)
         for slot in slots:
             self._counts[slot] += len(values)
-
-
-def _form(step: tuple[Taken, ParameterNotes | None]) -> tuple:
-    """Give what steps that are worked out together have in common."""
-    taken, norms = step
-    return taken.form, norms and norms.form

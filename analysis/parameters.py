@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ NARROW = 64  # entries; room for fewer is as wide, so that all have their norms 
 SMALL = 2**22  # entries of a network up to which the room for them is kept from step to step
 
 
-class _Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Plan:
     """Which layers have parameters with a gradient, and where in a room's norms these are."""
 
     layers: list[int]
@@ -31,17 +33,16 @@ class _Plan(NamedTuple):
     entries: Tensor  # (layers,): how many there are of such parameters
 
 
-class ParameterNotes(NamedTuple):
-    """What one step gave: a room's norms of gradients, weights and, if known, updates."""
+class ParameterForm(NamedTuple):
+    """What the numbers of a step are: norms of gradients, weights and perhaps updates; a scale."""
 
     plan: _Plan
-    norms: list[list[Tensor]]
-    scale: Tensor | None = None  # of the gradients
+    lists: int  # of norms
+    scaled: bool  # whether the scale of the gradients follows
 
-    @property
-    def form(self) -> tuple[int, int, bool]:
-        """What steps that are worked out together have in common."""
-        return id(self.plan), len(self.norms), self.scale is None
+
+ParameterNotes = tuple[ParameterForm, list[Tensor]]
+"""What one step gave, numbers in 1-D parts."""
 
 
 class ParameterNorms:
@@ -65,7 +66,7 @@ class ParameterNorms:
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
         self._rooms: list[_Room] = []  # free ones
         self._kept: _Room | None = None  # the weights before an update
-        self._notes: ParameterNotes | None = None
+        self._notes: tuple[_Plan, list[Tensor], list[Tensor]] | None = None  # norms; scale, if any
 
     def watch(self) -> None:
         """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
@@ -98,22 +99,25 @@ class ParameterNorms:
         self._kept = room = self._room()
         found = [grad for grad in found if grad is not None]
         room.keep(present, [grad.to_dense() if grad.is_sparse else grad for grad in found])
-        gradients = room.norms()
+        norms = room.norms()
         room.keep(present, [self._parameters[index] for index in present])
+        norms += room.norms()
         # a fused optimizer unscales inside its step, and the scale changes after it
-        scale = None if grad_scale is None else grad_scale.clone()
-        self._notes = ParameterNotes(self._plan(present, room), [gradients, room.norms()], scale)
+        scale = [] if grad_scale is None else [grad_scale.clone().view(1)]
+        self._notes = self._plan(present, room), norms, scale
 
     @torch.no_grad()
     def after_update(self) -> ParameterNotes | None:
         """Give what the step's statistics follow from; None if there was no gradient."""
         notes, self._notes = self._notes, None
         kept, self._kept = self._kept, None
-        if notes is not None and kept is not None:
-            kept.subtract(self._parameters)
-            notes.norms.append(kept.norms())
-            self._free(kept)
-        return notes
+        if notes is None or kept is None:
+            return None
+        plan, norms, scale = notes
+        kept.subtract(self._parameters)
+        norms += kept.norms()
+        self._free(kept)
+        return ParameterForm(plan, 3, bool(scale)), [torch.cat(norms), *scale]
 
     @torch.no_grad()
     def of_gradients(self) -> ParameterNotes | None:
@@ -124,20 +128,23 @@ class ParameterNorms:
         present, room, norms = tuple(sorted(seen)), self._room(), []
         for tensors in zip(*(seen[index] for index in present)):
             room.keep(present, [t.to_dense() if t.is_sparse else t for t in tensors])
-            norms.append(room.norms())
+            norms += room.norms()
         self._free(room)
-        return ParameterNotes(self._plan(present, room), norms)
+        return ParameterForm(self._plan(present, room), 2, False), [torch.cat(norms)]
 
-    def values_of(self, steps: Sequence[ParameterNotes]) -> Values:
-        """Give the layers' gradient norms, weight norms and update ratios in steps of one form."""
-        plan, lists = steps[0].plan, len(steps[0].norms)
-        parts = [part for notes in steps for norms in notes.norms for part in norms]
-        squares = torch.cat(parts).double().view(len(steps), lists, -1).square()
+    def values_of(self, form: ParameterForm, numbers: Tensor) -> Values:
+        """Give gradient norms, weight norms and update ratios by layer.
+
+        Args:
+            form: of the numbers.
+            numbers: of some steps, (steps, numbers) float64.
+        """
+        plan, lists, scaled = form
+        squares = numbers[:, : numbers.shape[1] - scaled].view(len(numbers), lists, -1).square()
         filled = functional.pad(squares, (0, 1))  # a 0 fills up layers of few parameters
         gradients, weights, *updates = filled[..., plan.member].sum(-1).sqrt().unbind(1)
-        scales = [notes.scale for notes in steps if notes.scale is not None]
-        if scales:
-            gradients = gradients / torch.stack(scales).view(-1, 1)
+        if scaled:
+            gradients = gradients / numbers[:, -1:]
         return [
             self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
             self._of(plan, _WEIGHT, weights),

@@ -7,7 +7,6 @@ read from the outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from analysis.dead import dead_fractions
-from analysis.moments import RowSums, moments_of, row_sums
-from analysis.taps import TapNotes, Taps, moments_of_taps
+from analysis.moments import Rows, RowSums, moments_of, numbers_of, row_sums
+from analysis.taps import Tap, Taps, moments_of_taps
 
 TOGETHER = 32
 """Outputs that are kept to be looked at one after the other on a CPU: amid a forward pass the code
@@ -30,29 +29,17 @@ class Response(NamedTuple):
     index: int
 
 
-@dataclass(frozen=True)
-class ForwardNotes:
-    """What one step gave, from which `values_of` works out its statistics.
+class ForwardForm(NamedTuple):
+    """What the numbers of a step are: of taps, of what was read, and of dead channels.
 
     A response's slot is the place of its mean in the list of statistics, that of its std follows.
     """
 
-    tapped: TapNotes
-    read: list[RowSums]
-    slots: dict[Response, int]
-    ratios: list[tuple[int, Response, Response]]
-    dead: list[tuple[tuple[int, ...], Tensor]]  # of several slots each
-
-    @property
-    def entries(self) -> int:
-        """Numbers held for what was read."""
-        return sum(rows.count for rows in self.read)
-
-    @property
-    def form(self) -> tuple:
-        """What steps that are worked out together have in common."""
-        dead = tuple(slots for slots, _ in self.dead)
-        return self.tapped.taps, len(self.read), self.slots, self.ratios, dead
+    taps: tuple[Tap, ...]
+    read: tuple[Rows, ...]
+    slots: tuple[tuple[Response, int], ...]
+    ratios: tuple[tuple[int, Response, Response], ...]
+    dead: tuple[int, ...]  # slots
 
 
 class Responses:
@@ -61,9 +48,9 @@ class Responses:
     def __init__(self) -> None:
         self._taps = Taps()
         self._read: list[RowSums] = []
-        self._slots: dict[Response, int] = {}
+        self._slots: list[tuple[Response, int]] = []
         self._ratios: list[tuple[int, Response, Response]] = []
-        self._dead: list[tuple[tuple[int, ...], Tensor]] = []
+        self._dead: list[tuple[tuple[int, ...], Tensor]] = []  # of several slots each
         self._doubtful: list[tuple[int, Tensor]] = []  # outputs that may have dead channels
 
     def __bool__(self) -> bool:
@@ -89,7 +76,7 @@ class Responses:
 
     def keep(self, slot: int, response: Response) -> None:
         """Say that a response is a layer's."""
-        self._slots[response] = slot
+        self._slots.append((response, slot))
 
     def ratio(self, slot: int, branch: Response, shortcut: Response) -> None:
         """Note a residual ratio: the std of one response over that of another."""
@@ -115,40 +102,46 @@ class Responses:
             self._dead.append((slots, dead_fractions(outputs)))
             self._doubtful.clear()
 
-    def take(self) -> ForwardNotes:
-        """Give what was noted, and begin the next step."""
+    def take(self) -> tuple[ForwardForm, list[Tensor]]:
+        """Give what was noted, numbers in 1-D parts, and begin the next step."""
         self._look_for_dead()
-        notes = ForwardNotes(self._taps.take(), self._read, self._slots, self._ratios, self._dead)
-        self._read, self._slots, self._ratios, self._dead = [], {}, [], []
-        return notes
+        taps, numbers = self._taps.take()
+        numbers += [numbers_of(self._read)] if self._read else []
+        numbers += [shares for _, shares in self._dead]
+        form = ForwardForm(
+            taps,
+            tuple(sums.rows for sums in self._read),
+            tuple(self._slots),
+            tuple(self._ratios),
+            tuple(slot for slots, _ in self._dead for slot in slots),
+        )
+        self._read, self._slots, self._ratios, self._dead = [], [], [], []
+        return form, numbers
 
 
-def values_of(steps: Sequence[ForwardNotes]) -> list[tuple[tuple[int, ...], Tensor]]:
-    """Give all statistics that follow from what was noted in steps of one form.
+def values_of(form: ForwardForm, numbers: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+    """Give all statistics that follow from the numbers of some steps, (steps, numbers) float64.
 
     As (slots, values), values (steps, slots).
     """
-    one, count = steps[0], len(steps)
-    parts = [moments_of_taps([notes.tapped for notes in steps])] if one.tapped.taps else []
-    if one.read:
-        read = moments_of([rows for notes in steps for rows in notes.read])
-        parts.append(read.view(count, -1, 2))
+    steps, dead = len(numbers), len(form.dead)
+    read = sum(2 * rows.count for rows in form.read)
+    tapped, summed, shares = numbers.split([numbers.shape[1] - read - dead, read, dead], 1)
+    parts = [moments_of_taps(form.taps, tapped)] if form.taps else []
+    parts += [moments_of(form.read, summed)] if form.read else []
     table = torch.cat(parts, 1)  # (steps, responses, 2)
 
     def of(responses: Sequence[Response]) -> Tensor:
-        start = {True: 0, False: len(one.tapped.taps)}
+        start = {True: 0, False: len(form.taps)}
         return _index(tuple(start[r.tapped] + r.index for r in responses), table.device)
 
-    slots = tuple(place for slot in one.slots.values() for place in (slot, slot + 1))
-    found = [(slots, table[:, of(list(one.slots))].flatten(1))]
-    if one.ratios:
-        slots, branches, shortcuts = zip(*one.ratios)
-        above, below = table[:, of(branches + shortcuts), 1].view(count, 2, -1).unbind(1)
+    responses, firsts = zip(*form.slots)
+    slots = tuple(place for slot in firsts for place in (slot, slot + 1))
+    found = [(slots, table[:, of(responses)].flatten(1)), (form.dead, shares)]
+    if form.ratios:
+        slots, branches, shortcuts = zip(*form.ratios)
+        above, below = table[:, of(branches + shortcuts), 1].view(steps, 2, -1).unbind(1)
         found.append((slots, above / below))
-    if one.dead:
-        slots = tuple(slot for slots, _ in one.dead for slot in slots)
-        shares = torch.cat([part for notes in steps for _, part in notes.dead])
-        found.append((slots, shares.view(count, -1)))
     return found
 
 

@@ -36,13 +36,6 @@ class Tap(NamedTuple):
     settings: tuple[float, float, float]  # momentum, eps, (n - 1) / n for n entries of a channel
 
 
-class TapNotes(NamedTuple):
-    """What the taps of one step gave."""
-
-    numbers: list[Tensor]  # 1-D, what taps point into
-    taps: tuple[Tap, ...]
-
-
 def tells_variance(norm: nn.Module) -> TypeGuard[_BatchNorm]:
     """Say whether the running variance will tell what the norm's next forward computes."""
     if type(norm) not in _EXACT or not norm.training or not norm.affine:
@@ -120,12 +113,12 @@ class Taps:
             self._close(norm, at, width)
             at += width
 
-    def take(self) -> TapNotes:
-        """Give what was noted, and begin the next step."""
+    def take(self) -> tuple[tuple[Tap, ...], list[Tensor]]:
+        """Give the step's taps and the numbers they point into, and begin the next step."""
         self.look()
-        notes = TapNotes(self._numbers, tuple(tap for tap in self._taps if tap is not None))
+        taps, numbers = tuple(tap for tap in self._taps if tap is not None), self._numbers
         self._held, self._taps, self._numbers, self._length = {}, [], [], 0
-        return notes
+        return taps, numbers
 
     def _look_back(self, norm: Any, inputs: Sequence[Any]) -> None:
         """Note the running variance as it was before the norm ran once more, on these inputs."""
@@ -150,12 +143,15 @@ class Taps:
         return self._length - length
 
 
-def moments_of_taps(steps: Sequence[TapNotes]) -> Tensor:
-    """Give mean and std of every tapped response in steps of the same taps, (steps, taps, 2)."""
-    taps = steps[0].taps
-    numbers = torch.cat([part for notes in steps for part in notes.numbers])
+def moments_of_taps(taps: tuple[Tap, ...], numbers: Tensor) -> Tensor:
+    """Give mean and std of every tapped response, (steps, taps, 2).
+
+    Args:
+        taps: what `take` gave.
+        numbers: what they point into in each of some steps, (steps, numbers) float64.
+    """
     places, settings, spread, widths = _constants(taps, numbers.device)
-    before, after, weight, bias = numbers.view(len(steps), -1)[:, places].double().unbind(1)
+    before, after, weight, bias = numbers[:, places].unbind(1)
     momentum, eps, biased = settings
     moved = (after - (1 - momentum) * before) / momentum
     variance = (moved * biased).clamp_min(0)

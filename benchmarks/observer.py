@@ -1,11 +1,9 @@
 """Step times of ResNet-20 under observers, as ratios to the bare step: one batch of 128 images.
 
-All ways take turns step by step, so that what slows the machine slows them alike; every way has a
-network of its own, trained on the same images. A time is the mean of sixteen steps, for the
-observer works out its statistics every sixteen steps that it reads. "nothing again" is a second
-bare loop: how far its ratio is from 1 says how much of the others' is noise. Freed memory stays with
-the process: how much of it glibc gives back and takes anew in a step is a matter of luck, which can
-make a bare step a tenth slower from one run to the next.
+All ways take turns, sixteen steps at a time, so that what slows the machine slows them alike; every
+way has a network of its own, trained on the same images. A time is the mean of sixteen steps, for
+the observer works out its statistics every sixteen steps that it reads. "nothing again" is a second
+bare loop: how far its ratio is from 1 says how much of the others' is noise.
 
     python -m benchmarks.observer --data folder:PATH
 """
@@ -13,13 +11,12 @@ make a bare step a tenth slower from one run to the next.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from statistics import fmean, median
+from contextlib import ExitStack, contextmanager
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -28,8 +25,8 @@ from torch import nn
 from torch.nn import functional
 
 from analysis import Observer
-from analysis.observer import WAITING
 from analysis.tables import markdown
+from analysis.waiting import STEPS
 from nets import build, preset
 from training.data import channel_statistics, load, normalised
 
@@ -75,14 +72,6 @@ def delve(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         tracker = SaturationTracker(folder, save_to="csv", modules=net, device="cpu")
         yield
         tracker.close()
-
-
-def keep_memory() -> None:
-    """Let freed memory stay with the process, where that is glibc (see mallopt)."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**31 - 1)
-        libc.mallopt(-3, 2**30)
 
 
 def ways() -> dict[str, Any]:
@@ -149,9 +138,9 @@ def times_of(
         for _ in range(rounds):
             for name, step in steps.items():
                 started = perf_counter()
-                for _ in range(WAITING):
+                for _ in range(STEPS):
                     step()
-                found[name].append((perf_counter() - started) / WAITING)
+                found[name].append((perf_counter() - started) / STEPS)
     return found
 
 
@@ -182,7 +171,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of sixteen steps of each way")
     parser.add_argument("--precision", choices=("float32", "bf16"), nargs="*")
     arguments = parser.parse_args()
-    keep_memory()
     batch = batch_of(arguments.data, arguments.data_dir)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.data}\n")
     for precision in arguments.precision or ("float32", "bf16"):

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
+import analysis.observer
 from analysis import LayerReading, Observer
 from analysis.dead import dead_fractions
-from analysis.moments import LONG, moments_of, row_sums
-from analysis.observer import WAITING
+from analysis.moments import LONG, moments_of, numbers_of, row_sums
 from analysis.record import STATISTICS
+from analysis.waiting import STEPS
 from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, Widen, build, grow
 
 CLASSES = 4
@@ -337,7 +338,8 @@ def test_readings_again_without_a_step_are_the_same():
 
 
 def read_moments(x, near_zero=False):
-    (found,) = moments_of([row_sums(x, near_zero)])
+    sums = row_sums(x, near_zero)
+    ((found,),) = moments_of((sums.rows,), numbers_of([sums]).double()[None])
     return found
 
 
@@ -345,9 +347,8 @@ def read_moments(x, near_zero=False):
 @pytest.mark.parametrize("near_zero", [False, True])
 def test_sums_of_any_count_of_entries_are_exact(entries, near_zero):
     x = 1 + torch.randn(entries, generator=torch.Generator().manual_seed(0))
-    rows = row_sums(x, near_zero)
-    assert rows.row <= LONG
-    (found,) = moments_of([rows])
+    assert row_sums(x, near_zero).rows.length <= LONG
+    found = read_moments(x, near_zero)
     wide = x.double()
     assert found[0].item() == pytest.approx(wide.mean().item(), rel=1e-6)
     assert found[1].item() == pytest.approx(wide.std(correction=0).item(), rel=1e-6)
@@ -525,7 +526,7 @@ def test_nothing_is_read_on_the_host_within_a_step():
                     inputs = torch.empty(3, *architecture.image)
                     targets = torch.empty(3, dtype=torch.int64)
                     # so many that statistics are worked out within a step
-                    steps = WAITING + 1 if name == "basic" else 2
+                    steps = STEPS + 1 if name == "basic" else 2
                     for _ in range(steps):
                         take_step(net, optimizer, inputs, targets, clip=None)
                     assert observer.step == (steps if known else steps - 1), name
@@ -538,10 +539,10 @@ def test_nothing_is_read_on_the_host_within_a_step_of_any_module():
         net = resnet18(num_classes=CLASSES)
         optimizer = sgd(net, foreach=True)
         with Observer(net, optimizer, extra={"largest": torch.amax}) as observer:
-            for _ in range(WAITING + 1):
+            for _ in range(STEPS + 1):
                 inputs, targets = torch.empty(3, 3, 32, 32), torch.empty(3, dtype=torch.int64)
                 take_step(net, optimizer, inputs, targets, clip=None)
-            assert observer.step == WAITING + 1
+            assert observer.step == STEPS + 1
 
 
 def test_steps_that_are_not_read_have_no_hooks_on_the_layers():
@@ -873,7 +874,7 @@ def test_steps_give_the_same_whichever_they_are_worked_out_with(name, monkeypatc
     batches = [batch_of(image, step) for step in range(5)]
     found = []
     for waiting in (1, 2, 16):
-        monkeypatch.setattr("analysis.observer.WAITING", waiting)
+        monkeypatch.setattr("analysis.waiting.STEPS", waiting)
         twin = copy.deepcopy(net)
         with Observer(twin, optimizer := sgd(twin)) as observer:
             for batch in batches:
@@ -988,20 +989,20 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
     with Observer(net, optimizer) as observer:
         for step in range(3):
             take_step(net, optimizer, *batch_of(net.architecture.image, step))
-        values_of, calls = observer._hooks.values_of, []
+        values_of, calls = analysis.observer.values_of, []
 
-        def failing(steps):
-            calls.extend(steps)
+        def failing(form, numbers):
+            calls.extend(numbers.tolist())
             if len(calls) == 3:
                 raise RuntimeError("out of memory")
-            return values_of(steps)
+            return values_of(form, numbers)
 
-        monkeypatch.setattr(observer._hooks, "values_of", failing)
+        monkeypatch.setattr(analysis.observer, "values_of", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             observer.readings()
         take_step(net, optimizer, *batch_of(net.architecture.image, 3))
         assert observer.readings()["stem"].response_std is not None
-    assert len(calls) == len({id(taken) for taken in calls}) == 4
+    assert len(calls) == len(set(map(tuple, calls))) == 4
 
 
 def test_an_output_of_no_entries_is_no_failure():
