@@ -3,7 +3,9 @@
 All ways take turns, sixteen steps at a time, so that what slows the machine slows them alike; every
 way has a network of its own, trained on the same images. A time is the mean of sixteen steps, for
 the observer works out its statistics every sixteen steps that it reads. "nothing again" is a second
-bare loop: how far its ratio is from 1 says how much of the others' is noise.
+bare loop: how far its ratio is from 1 says how much of the others' is noise. Freed memory stays
+with the process: how much of it glibc gives back and takes anew in a step is a matter of luck that
+makes all steps of a run up to a tenth slower or none.
 
     python -m benchmarks.observer --data folder:PATH
 """
@@ -11,11 +13,12 @@ bare loop: how far its ratio is from 1 says how much of the others' is noise.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -72,6 +75,15 @@ def delve(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         tracker = SaturationTracker(folder, save_to="csv", modules=net, device="cpu")
         yield
         tracker.close()
+
+
+def keep_memory() -> None:
+    """Let freed memory stay with the process, where glibc's mallopt is there to ask."""
+    trim_threshold, mmap_threshold = -1, -3
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
 
 
 def ways() -> dict[str, Any]:
@@ -168,9 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="cifar10", help="images of 32 x 32 in ten classes")
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--rounds", type=int, default=6, help="of sixteen steps of each way")
+    parser.add_argument("--rounds", type=int, default=12, help="of sixteen steps of each way")
     parser.add_argument("--precision", choices=("float32", "bf16"), nargs="*")
     arguments = parser.parse_args()
+    keep_memory()
     batch = batch_of(arguments.data, arguments.data_dir)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.data}\n")
     for precision in arguments.precision or ("float32", "bf16"):
