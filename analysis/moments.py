@@ -63,9 +63,9 @@ def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
     return RowSums(Rows(count, length, not near_zero), sums, norms)
 
 
-def numbers_of(layers: Sequence[RowSums]) -> Tensor:
-    """Give all that was summed in one row, 1-D: a layer's sums, its norms, the next layer's."""
-    return torch.cat([part for layer in layers for parts in layer[1:] for part in parts])
+def numbers_of(layers: Sequence[RowSums]) -> list[Tensor]:
+    """Give all that was summed, in 1-D parts: a layer's sums, its norms, the next layer's."""
+    return [part for _, sums, norms in layers for part in (*sums, *norms)]
 
 
 def moments_of(layers: tuple[Rows, ...], numbers: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def moments_of(layers: tuple[Rows, ...], numbers: Tensor) -> Tensor:
 
     Args:
         layers: how each was summed.
-        numbers: what `numbers_of` gave in each of some steps, (steps, numbers) float64.
+        numbers: what `numbers_of` gave in each of some steps, joined, (steps, numbers) float64.
     """
     found = []
     for rows, places, lengths in _alike(layers, numbers.device):

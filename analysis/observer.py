@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from analysis.breaks import Breaks
-from analysis.hooks import Extra, ForwardHooks, Values, values_of
+from analysis.hooks import Extra, ForwardHooks, HookForm, Values, values_of
 from analysis.layers import Layer, layers_of, unwrap
-from analysis.parameters import ParameterNorms, ParameterNotes
+from analysis.parameters import ParameterForm, ParameterNorms, ParameterNotes
 from analysis.record import STATISTICS, LayerReading
 from analysis.waiting import Waiting
 from nets.growth import Grown
@@ -118,7 +118,7 @@ class Observer:
         If nothing was read since then, give the same readings again.
         """
         self._end_step_without_optimizer()
-        self._sum_up()
+        self._waiting.flush()
         if any(self._counts) or not self._last:
             totals = self._totals.tolist() if self._totals is not None else self._counts
             means = [total / count if count else None for total, count in zip(totals, self._counts)]
@@ -151,7 +151,7 @@ class Observer:
         Gives the layer's path, the statistic, and how many more layers broke in the same reading.
         Of these it is the first whose response broke, if any did: what comes after follows from it.
         """
-        self._sum_up()
+        self._waiting.flush()
         width, forward = len(self._names), ("response_mean", "response_std")
         broken = self._breaks.first()
         broken = [slot for slot in broken if self._names[slot % width] in forward] or broken
@@ -162,7 +162,7 @@ class Observer:
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
-        self._sum_up()
+        self._waiting.flush()
         totals = None if self._totals is None else self._totals.to("cpu", copy=True)
         window = {"start": self._window_start, "totals": totals, "counts": list(self._counts)}
         last = {path: {**asdict(r), "extra": dict(r.extra)} for path, r in self._last.items()}
@@ -177,7 +177,7 @@ class Observer:
                 f"of {len(self.layers)} layers, got {len(window['counts'])}"
             )
         self._hooks.take()  # what was read before is not of this window
-        self._waiting.take()
+        self._waiting.drop()
         self._breaks = Breaks()
         self.step, self.edited = state["step"], dict(state["edited"])
         self._window_start, self._counts = window["start"], list(window["counts"])
@@ -195,7 +195,7 @@ class Observer:
         self.layers: list[Layer] = layers_of(self._inner)
         self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
         self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
-        self._waiting = Waiting()  # read, but not yet in the totals
+        self._waiting = Waiting(self._work_out)  # read, but not yet in the totals
         self._totals: Tensor | None = None  # over the window
         self._counts = [0] * (len(self.layers) * len(self._names))
         self._breaks = Breaks()
@@ -250,23 +250,16 @@ class Observer:
         if self._hooks:
             hooks, numbers = self._hooks.take()
             parameters, norms = notes or (None, [])
-            if self._waiting.form != (hooks, parameters):
-                self._sum_up()
             self._waiting.add((hooks, parameters), numbers + norms)
-            if self._waiting.full:
-                self._sum_up()
         self.step += 1
         self._prepare()
 
-    def _sum_up(self) -> None:
-        """Work out what the steps gave that were read, and add it to the window's totals.
+    def _work_out(self, form: tuple[HookForm, ParameterForm | None], numbers: Tensor) -> None:
+        """Add what the steps gave that were read to the window's totals.
 
         Of a step the values are the same to the last bit whichever steps it is worked out with.
         """
-        numbers = self._waiting.take()
-        if not len(numbers):
-            return
-        hooks, parameters = self._waiting.form
+        hooks, parameters = form
         with torch.inference_mode(False), torch.no_grad():
             found = values_of(hooks, numbers[:, : hooks.count])
             if parameters is not None:

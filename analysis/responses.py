@@ -106,7 +106,7 @@ class Responses:
         """Give what was noted, numbers in 1-D parts, and begin the next step."""
         self._look_for_dead()
         taps, numbers = self._taps.take()
-        numbers += [numbers_of(self._read)] if self._read else []
+        numbers += numbers_of(self._read)
         numbers += [shares for _, shares in self._dead]
         form = ForwardForm(
             taps,

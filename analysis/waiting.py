@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,35 +19,43 @@ class Waiting:
 
     Kept as they came, small pieces between large ones, they would keep the memory of activations
     from being used again in the next step.
+
+    Args:
+        work_out: is given what waited, a form and (steps, numbers) float64, when a step of another
+            form comes, when no other has room and by `flush`.
     """
 
-    def __init__(self) -> None:
-        self.form: Any = None
+    def __init__(self, work_out: Callable[[Any, Tensor], None]) -> None:
+        self._work_out = work_out
+        self._form: Any = None
         self._table = torch.empty(0, 0)
         self._count = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether no other step has room."""
-        return self._count == len(self._table)
-
     @torch.no_grad()
     def add(self, form: Any, parts: list[Tensor]) -> None:
-        """Add a step: of another form only where none waits, and none where it is `full`.
+        """Add a step.
 
         Args:
             form: what the numbers are.
             parts: the numbers, 1-D, on one device.
         """
-        if form != self.form or self._table.device != parts[0].device:
+        if form != self._form or self._table.device != parts[0].device:
+            self.flush()
             size = sum(map(len, parts))
             steps = max(1, min(STEPS, LARGE // max(1, size)))
             self._table = torch.empty(steps, size, dtype=torch.float64, device=parts[0].device)
-            self.form = form
+            self._form = form
         torch.cat(parts, out=self._table[self._count])
         self._count += 1
+        if self._count == len(self._table):
+            self.flush()
 
-    def take(self) -> Tensor:
-        """Give what waits, (steps, numbers) float64, until the next `add`."""
+    def flush(self) -> None:
+        """Have what waits worked out; should that fail, it is lost."""
         count, self._count = self._count, 0
-        return self._table[:count]
+        if count:
+            self._work_out(self._form, self._table[:count])
+
+    def drop(self) -> None:
+        """Forget what waits."""
+        self._count = 0

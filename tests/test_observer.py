@@ -339,7 +339,7 @@ def test_readings_again_without_a_step_are_the_same():
 
 def read_moments(x, near_zero=False):
     sums = row_sums(x, near_zero)
-    ((found,),) = moments_of((sums.rows,), numbers_of([sums]).double()[None])
+    ((found,),) = moments_of((sums.rows,), torch.cat(numbers_of([sums])).double()[None])
     return found
 
 
