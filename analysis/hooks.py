@@ -89,7 +89,8 @@ class ForwardHooks:
                 self._norms.append(source)
             self._handles.append(self._listen_to(source, layer, index))
         self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
-        self._handles.append(self._net.register_forward_hook(self._end_forward))
+        end = self._net.register_forward_hook(self._end_forward, always_call=True)
+        self._handles.append(end)  # also where the forward fails: what follows may restore the net
         paths = {layer.path for layer in self._layers}
         for layer in self._layers:
             if layer.shortcut and layer.shortcut not in paths:
@@ -98,7 +99,7 @@ class ForwardHooks:
                 self._handles.append(self._listen_to(module, shortcut, None))
 
     def _hold_norms(self, module: nn.Module, args: Any) -> None:
-        if self.trains():
+        if self.on and self.trains():  # it is called once more where a hook before it removed it
             self._responses.hold(self._norms)
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:

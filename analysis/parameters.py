@@ -92,6 +92,7 @@ class ParameterNorms:
     @torch.no_grad()
     def before_update(self, grad_scale: Tensor | None) -> None:
         """Read gradients and weights as the optimizer finds them, and keep the weights."""
+        self._notes = self._kept = None  # of a step that failed
         found = [parameter.grad for parameter in self._parameters]
         present = tuple(index for index, grad in enumerate(found) if grad is not None)
         if not present:

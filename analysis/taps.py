@@ -4,6 +4,8 @@ A BatchNorm has computed the variance v of its input already; by how much its ru
 tells it, and from it the moments of the norm's output follow: mean(b), and the root of
 mean(w^2 v / (v + eps)) + var(b), over channels. A running variance r is rounded, so v is known to
 1e-7 r / (momentum v); eps / (v + eps) of that error, usually next to nothing, reaches the response.
+It is much where a layer's variance has fallen a millionfold in a few steps, and a running variance
+that is not finite tells nothing any more.
 """
 
 from __future__ import annotations

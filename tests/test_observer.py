@@ -883,6 +883,27 @@ def test_steps_give_the_same_whichever_they_are_worked_out_with(name, monkeypatc
     assert found[0] == found[1] == found[2]
 
 
+def test_an_update_that_failed_leaves_nothing_to_the_next():
+    net = network_of("basic")
+    optimizer = sgd(net)
+
+    def failing(*_):
+        raise RuntimeError("no update")
+
+    with Observer(net, optimizer) as observer:
+        inputs, targets = batch_of(net.architecture.image)
+        functional.cross_entropy(net(inputs), targets).backward()
+        handle = optimizer.register_step_pre_hook(failing)
+        with pytest.raises(RuntimeError, match="no update"):
+            optimizer.step()
+        handle.remove()
+        observer.skip()
+        optimizer.zero_grad()
+        net(inputs)
+        optimizer.step()
+        assert observer.readings()["head"].gradient_norm is None
+
+
 def test_a_broken_gradient_is_its_layers_own():
     net = network_of("basic")
     optimizer = sgd(net)

@@ -203,6 +203,39 @@ def test_a_norm_that_ran_unseen_or_in_eval_mode_is_read_all_the_same(calls, forw
     assert found == pytest.approx(sum(net.seen) / len(net.seen), rel=1e-5)
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_norms_are_read_in_every_kth_step(known, every):
+    torch.manual_seed(0)
+    net = InModes("t")
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with Observer(net, optimizer if known else None, every) as observer:
+        for step in range(6):
+            optimizer.zero_grad()
+            net((1 + step) * torch.randn(16, 5)).backward()
+            optimizer.step()
+        found = observer.readings()["norm"].response_std
+    read = net.seen[::every]
+    assert found == pytest.approx(sum(read) / len(read), rel=1e-5)
+
+
+def test_a_net_that_is_restored_after_a_forward_failed():
+    torch.manual_seed(0)
+    net = InModes("t")
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    state = copy.deepcopy(net.state_dict())
+    with Observer(net, optimizer) as observer:
+        head, net.head = net.head, None
+        with pytest.raises(TypeError):
+            net(5 * torch.randn(16, 5))
+        net.head = head
+        net.load_state_dict(state)
+        net(torch.randn(16, 5)).backward()
+        optimizer.step()
+        found = observer.readings()["norm"].response_std
+    assert found == pytest.approx(sum(net.seen) / 2, rel=1e-5)
+
+
 def test_a_norm_without_running_statistics_is_read_from_its_outputs():
     torch.manual_seed(0)
     net = InModes("t")
