@@ -76,7 +76,8 @@ def moments_of(layers: tuple[Rows, ...], numbers: Tensor) -> Tensor:
         numbers: what `numbers_of` gave in each of some steps, joined, (steps, numbers) float64.
     """
     found = []
-    for rows, places, lengths in _alike(layers, numbers.device):
+    kinds, order = _constants(layers, numbers.device)
+    for rows, places, lengths in kinds:
         sums, norms = numbers[:, places].unbind(2)  # (steps, layers, rows)
         entries = lengths * rows.count
         mean, square = sums.sum(-1) / entries, norms.square().sum(-1) / entries
@@ -84,41 +85,33 @@ def moments_of(layers: tuple[Rows, ...], numbers: Tensor) -> Tensor:
             square += (sums / lengths[:, None]).square().mean(-1)
         std = (square - mean.square()).clamp_min(0).sqrt()
         found.append(torch.stack([mean, std], -1))
-    return torch.cat(found, 1)[:, _order(layers, numbers.device)]
-
-
-def _kinds(layers: tuple[Rows, ...]) -> list[list[int]]:
-    """Give the indices of layers that can be finished together."""
-    kinds: dict[Any, list[int]] = {}
-    for index, rows in enumerate(layers):
-        kinds.setdefault((rows.count, rows.centred), []).append(index)
-    return list(kinds.values())
-
-
-# What stays the same from step to step is sent to the device once.
+    return torch.cat(found, 1)[:, order]
 
 
 @lru_cache(maxsize=64)
-def _alike(layers: tuple[Rows, ...], device: torch.device) -> list[tuple[Rows, Tensor, Tensor]]:
-    """Give one of each kind, where its numbers are, (alike, 2, rows), and the rows' lengths."""
+def _constants(
+    layers: tuple[Rows, ...], device: torch.device
+) -> tuple[list[tuple[Rows, Tensor, Tensor]], Tensor]:
+    """Send what stays the same from step to step to the device once.
+
+    For each kind of layers, which are finished together: one of it, where its numbers are, (alike,
+    2, rows), and how long the rows are; then where each layer is in the order of kinds.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for index, rows in enumerate(layers):
+        kinds.setdefault((rows.count, rows.centred), []).append(index)
     ends = list(accumulate(2 * rows.count for rows in layers))
     found = []
-    for kind in _kinds(layers):
+    for kind in kinds.values():
         one = layers[kind[0]]
         size = 2 * one.count
         places = [list(range(ends[index] - size, ends[index])) for index in kind]
         lengths = torch.tensor([layers[index].length for index in kind], device=device)
         places = torch.tensor(places, dtype=torch.long, device=device)
         found.append((one, places.view(len(kind), 2, one.count), lengths))
-    return found
-
-
-@lru_cache(maxsize=64)
-def _order(layers: tuple[Rows, ...], device: torch.device) -> Tensor:
-    """Give where each layer is among those in the order of kinds."""
-    order = [index for kind in _kinds(layers) for index in kind]
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return torch.tensor(places, device=device)
+    order = [index for kind in kinds.values() for index in kind]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return found, torch.tensor(back, device=device)
 
 
 def _rows_of(x: Tensor) -> Tensor:

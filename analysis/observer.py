@@ -32,8 +32,8 @@ class Observer:
             grown = grow(net, actions, optimizer)
             observer.follow(grown)
 
-    A BatchNorm's response is told by its running statistics where they can (see `responses`): to
-    1e-5, and in half precision as it was before rounding.
+    A BatchNorm's response is told by its running statistics where they can, to 1e-5, and in half
+    precision as it was before rounding; `analysis/taps.py` says where that is too little.
 
     A net under `torch.compile` runs uncompiled in the steps that are read (and only in these: take
     `every=10` or more). Around DistributedDataParallel each process reads its own batches. Layers

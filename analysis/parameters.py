@@ -99,7 +99,7 @@ class ParameterNorms:
             return
         self._kept = room = self._room()
         found = [grad for grad in found if grad is not None]
-        room.keep(present, [grad.to_dense() if grad.is_sparse else grad for grad in found])
+        room.keep(present, _dense(found))
         norms = room.norms()
         room.keep(present, [self._parameters[index] for index in present])
         norms += room.norms()
@@ -128,7 +128,7 @@ class ParameterNorms:
             return None
         present, room, norms = tuple(sorted(seen)), self._room(), []
         for tensors in zip(*(seen[index] for index in present)):
-            room.keep(present, [t.to_dense() if t.is_sparse else t for t in tensors])
+            room.keep(present, _dense(tensors))
             norms += room.norms()
         self._free(room)
         return ParameterForm(self._plan(present, room), 2, False), [torch.cat(norms)]
@@ -183,6 +183,10 @@ class ParameterNorms:
     def _free(self, room: _Room) -> None:
         if room.entries.numel() <= SMALL:
             self._rooms.append(room)
+
+
+def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
 
 
 class _Room:
