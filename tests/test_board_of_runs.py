@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import analysis.board
 from analysis import read_history
-from policies import Never, Periodic, Plateau
+from policies import Never, Periodic
 from training.loop import train
 from training.pictures import reference_of, write_pictures
 from training.settings import Start, Train
@@ -123,7 +123,7 @@ def test_pictures_are_written_whole_or_refused(tmp_path):
 
 
 def test_a_resumed_run_draws_once(tmp_path, monkeypatch):
-    settings = small(tmp_path, Plateau(patience=1))
+    settings = small(tmp_path, Periodic())
 
     def stop(*_):
         raise RuntimeError("stopped")

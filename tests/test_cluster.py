@@ -111,7 +111,7 @@ def test_a_ray_comparison_survives_the_death_of_a_node(tmp_path, mark):
     wait_until(lambda: workers(mark) and workers(f"{mark}-second"), 240)  # both take part
     for number in marked(f"{mark}-second"):
         os.kill(number, signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     assert "8/8" in output
     assert rows_of(tmp_path / "c") == whole(tmp_path)

@@ -276,7 +276,7 @@ def test_each_is_short_cites_its_paper_and_says_how_it_deviates(path):
 
 @pytest.mark.parametrize("path", NAMES)
 def test_each_grows_a_net_on_digits(example, tmp_path, capsys, path):
-    settings = {"ash.Ash": ["--policy.trigger", "1"], "north.North": ["--policy.threshold", "0.5"]}
+    settings = {"ash.Ash": ["--policy.trigger", "1e9"], "north.North": ["--policy.threshold", "0"]}
     words = "train --net resnet8 --epochs 0.3 --records 6 --batch_size 64 --device cpu --threads 1"
     words += f" --policy {path} --out {tmp_path / 'run'}"
     assert run.main([*words.split(), *settings.get(path, [])]) == 0

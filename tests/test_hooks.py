@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_observer import NETS, batch_of, hooks_of, network_of, sgd, take_step
+from test_observer import NETS, batch_of, hooks_of, in_double, network_of, sgd, take_step
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -29,7 +29,8 @@ def stance():
 @pytest.mark.parametrize("way", ["wrapped", "in place", "elsewhere"])
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_compiled_net_is_read_at_every_sampled_step_and_compiled_once(way, every):
-    net = network_of("basic")
+    batches = [batch_of(NETS["basic"].image, step) for step in range(7)]
+    net, batches = in_double(network_of("basic"), batches)
     twin = copy.deepcopy(net)
     called, counter = compiled(net, way)
     optimizer, other = sgd(net), sgd(twin)
@@ -39,8 +40,7 @@ def test_a_compiled_net_is_read_at_every_sampled_step_and_compiled_once(way, eve
         Observer(watched, optimizer, every=every) as observer,
         Observer(twin, other, every=every) as expected,
     ):
-        for step in range(7):
-            batch = batch_of(net.architecture.image, step)
+        for batch in batches:
             take_step(called, optimizer, *batch)
             take_step(twin, other, *batch)
             frames.append(counter.frame_count)

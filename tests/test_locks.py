@@ -101,11 +101,11 @@ def test_two_real_commands_and_the_first_killed(tmp_path):
     assert first.stdout is not None
     assert first.stdout.readline().startswith("step ")
     second = real([*words, "--resume"])
-    (line,) = second.communicate(timeout=100)[1].splitlines()
+    (line,) = second.communicate(timeout=1200)[1].splitlines()
     assert second.returncode == 2
     assert line.startswith(f"run.py: error: out: {tmp_path} is in use by process {first.pid} on ")
     first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
+    first.communicate(timeout=1200)
     resumed = [*words, "--resume"]
     assert exit_code(resumed, "training.loop.train_step", 3, signal.SIGINT) == 130
 

@@ -69,6 +69,11 @@ def batch_of(image, step=0, count=12):
     return inputs, torch.randint(CLASSES, (count,), generator=generator)
 
 
+def in_double(net, batches):
+    """Both in float64: two trainings side by side then stay together to far below the tolerance."""
+    return net.double(), [(inputs.double(), targets) for inputs, targets in batches]
+
+
 def sgd(net, **options):
     return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, **options)
 
@@ -226,13 +231,10 @@ def mean_of(readings):
 
 
 def read_steps(net, optimizer_of, batches, every=1, clip=CLIP):
-    """Readings of the observer over the batches, and the slow ones of every step on a twin."""
-    twin = copy.deepcopy(net)
-    optimizer, other = optimizer_of(net), optimizer_of(twin)
-    slow = [slowly(twin, Step(other, batch, clip)) for batch in batches]
+    """Readings of the observer over the batches, and the slow ones of the very same steps."""
+    optimizer = optimizer_of(net)
     with Observer(net, optimizer, every=every) as observer:
-        for batch in batches:
-            take_step(net, optimizer, *batch, clip)
+        slow = [slowly(net, Step(optimizer, batch, clip)) for batch in batches]
         return observer.readings(), slow
 
 
@@ -312,10 +314,10 @@ def test_a_long_window_is_the_mean_of_its_steps():
 
 
 def test_a_window_begins_with_a_reading():
-    net = network_of("basic")
+    batches = [batch_of(NETS["basic"].image, step) for step in range(6)]
+    net, batches = in_double(network_of("basic"), batches)
     optimizer, twin = sgd(net), copy.deepcopy(net)
     other = sgd(twin)
-    batches = [batch_of(net.architecture.image, step) for step in range(6)]
     slow = [slowly(twin, Step(other, batch)) for batch in batches]
     with Observer(net, optimizer, every=4) as observer:
         for length, begin in ((2, 0), (1, 2), (3, 3)):
@@ -563,10 +565,10 @@ def test_steps_that_are_not_read_have_no_hooks_on_the_layers():
 
 
 def test_without_an_optimizer_every_training_forward_is_a_step():
-    net = network_of("basic")
+    batches = [batch_of(NETS["basic"].image, step) for step in range(3)]
+    net, batches = in_double(network_of("basic"), batches)
     optimizer, twin = sgd(net), copy.deepcopy(net)
     other = sgd(twin)
-    batches = [batch_of(net.architecture.image, step) for step in range(3)]
     slow = [slowly(twin, Step(other, batch, clip=None)) for batch in batches]
     # the weights are read when the step ends: with the next forward or with the readings
     shown = [{p: replace_in(r, update_ratio=None) for p, r in step.items()} for step in slow]

@@ -91,7 +91,7 @@ def test_a_browser_opens_it_and_asks_for_nothing_else(folder, tmp_path, width):
     address = f"http://127.0.0.1:{server.server_port}/report.html"
     command = [*words.split(), *more, "--virtual-time-budget=3000", "--dump-dom", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     finally:
         server.shutdown()
         server.server_close()

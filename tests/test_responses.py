@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_observer import CLASSES, batch_of, hooks_of, network_of, sgd, take_step
+from test_observer import CLASSES, batch_of, hooks_of, in_double, network_of, sgd, take_step
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
@@ -36,8 +36,8 @@ def test_what_norms_tell_is_what_hooks_read(name, last, monkeypatch):
             norm.eps = 0.3  # so that the variance matters
     if last:
         net = net.to(memory_format=torch.channels_last)
+    net, batches = in_double(net, [batch_of(image, step) for step in range(5)])
     twin = copy.deepcopy(net)
-    batches = [batch_of(image, step) for step in range(5)]
     told, seen = read(net, batches), read(twin, batches, False, monkeypatch)
     assert list(told) == list(seen)
     for path, reading in seen.items():

@@ -231,7 +231,7 @@ def test_kill_9_from_outside_at_some_record(tmp_path, whole):
     for _ in range(2):
         assert process.stdout.readline().startswith("step ")
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=1200)
     assert process.returncode == -signal.SIGKILL
     assert exit_code(command(tmp_path, "Periodic", "--resume")) == 0
     assert not differences(ending(tmp_path), whole["Periodic"])
@@ -243,7 +243,7 @@ def test_ctrl_c_ends_the_real_command_with_one_line(tmp_path):
     assert process.stdout is not None
     assert process.stdout.readline().startswith("step ")
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=1200)
     assert process.returncode == 130
     (line,) = errors.splitlines()
     assert line.startswith("stopped at step ")
@@ -270,7 +270,7 @@ CRASHED = [
         14,
     ),
     (
-        {"policy": Plateau(patience=1), "schedule": "hold", "lr": 1.0},
+        {"policy": Plateau(patience=1), "schedule": "hold"},
         "training.loop.train_step",
         20,
     ),

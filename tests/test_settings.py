@@ -220,7 +220,7 @@ def test_every_setting_is_explained():
 
 def test_reading_settings_imports_no_torch():
     code = "import sys, run, training.settings; run.make_parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=1200).returncode == 0
 
 
 def test_a_run_may_start_from_a_recorded_architecture(tmp_path):
