@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,32 +17,32 @@ from nets.resnet_parts import check_layers, check_parts, entries, pair
 from nets.taps import mode
 
 _STEMS = {((7, 7), (2, 2), "MaxPool2d"): "imagenet", ((3, 3), (1, 1), "Identity"): "cifar"}
-_SIDE = 64  # of the probe: what a ResNet does with a pixel does not hang on the image's size
+_SIDE = 64  # of the images compared, at the most: the layers are the same at every size
 _TOLERANCE = 1e-6  # rounding in float64 stays far below, also behind fifty BatchNorms
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def from_torchvision(model: nn.Module, image: tuple[int, ...] | None = None) -> Network:
+def from_torchvision(model: nn.Module, image: Sequence[int] | None = None) -> Network:
     """Take over a torchvision ResNet with its weights: same outputs, ready to grow.
 
-    Each part is held against what our networks do, and then the outputs of both networks on a small
-    seeded batch, in eval and in train mode. What differs is refused. Modes (a BatchNorm in eval
-    mode, say) and requires_grad come over, module by module and parameter by parameter; device,
-    dtypes and memory format are kept. The model stays as it is; nothing is shared with it.
+    Each part is compared with ours, and then the outputs of both networks for two seeded images, in
+    eval and in train mode; what differs is refused. Modes (a BatchNorm in eval mode, say) and
+    requires_grad come over, module by module and parameter by parameter; device, dtypes and memory
+    format are kept. The model stays as it is, and nothing is shared with it.
 
     Args:
         model: of `torchvision.models`: resnet18/34/50/101/152, wide_resnet50_2, wide_resnet101_2 or
             another `ResNet`, with any number of classes and of input channels, also with the stem
             that CIFAR users give it (a 3x3 convolution of stride 1, `maxpool` an `nn.Identity`).
-        image: shape of one input, (channels, height, width); costs are counted on it. By default
-            height and width are 224 for torchvision's own stem. CIFAR's stem says nothing about
-            its images, so it has no default.
+        image: shape of one input, (channels, height, width), on which costs are counted. By
+            default height and width are 224 with torchvision's own stem; CIFAR's, which serves
+            images of 28 to 96 pixels, has no default.
 
     Raises:
-        ValueError: it is no torchvision ResNet, or a part of it is not as our blocks have it
-            (groups, dilation, another normalisation, head or pooling, hooks, shared weights), or
-            `image` does not fit. The message names the part.
+        ValueError: the model is no torchvision ResNet, or one with a part that ours lack (groups,
+            dilation, another normalisation, head or pooling, hooks, shared weights), which the
+            message names; or `image` does not fit.
     """
     check_parts(model)
     architecture = _architecture(model, image)
@@ -49,6 +50,13 @@ def from_torchvision(model: nn.Module, image: tuple[int, ...] | None = None) -> 
         net = Network(architecture)
     homes = _homes(net)
     check_layers(model, net, homes)
+    _take_over(model, net, homes)
+    _check_outputs(model, net)
+    return net
+
+
+def _take_over(model: nn.Module, net: Network, homes: Mapping[str, str]) -> None:
+    """Give `net` copies of the model's values, its modes and its requires_grad."""
     values = {
         f"{ours}.{leaf}": value.detach().clone()
         for theirs, ours in homes.items()
@@ -62,8 +70,6 @@ def from_torchvision(model: nn.Module, image: tuple[int, ...] | None = None) -> 
         twin.training = module.training
         for leaf, parameter in twin.named_parameters(recurse=False):
             parameter.requires_grad_(getattr(module, leaf).requires_grad)
-    _check_outputs(model, net)
-    return net
 
 
 def _architecture(model: Any, image: Any) -> Architecture:
@@ -107,14 +113,14 @@ def _architecture(model: Any, image: Any) -> Architecture:
 def _image(image: Any, channels: int, stem: str) -> tuple[int, ...]:
     if image is None and stem == "cifar":
         raise ValueError(
-            "image must be given for a model with CIFAR's stem, which says nothing about the size "
-            f"of its images, such as ({channels}, 32, 32), got None"
+            "image must be given for a model with CIFAR's stem, whose images may have any size: "
+            f"image=({channels}, 32, 32), say; got None"
         )
     if image is None:
         return (channels, 224, 224)
     if not isinstance(image, tuple | list) or len(image) != 3 or image[0] != channels:
-        got = tuple(image) if isinstance(image, tuple | list) else image
-        got = type(got).__name__ if isinstance(got, Tensor) else repr(got)
+        plain = isinstance(image, tuple | list | int | float | str)
+        got = repr(image) if plain else type(image).__name__
         raise ValueError(
             f"image must be (channels, height, width) with {channels} channels, as model takes, "
             f"got {got}"
@@ -159,9 +165,8 @@ def _check_outputs(model: nn.Module, net: Network) -> None:
         difference = _difference(old, new)
         if not difference <= _TOLERANCE:
             raise ValueError(
-                "model must do what its parts say, as torchvision's ResNet does: outputs of model "
-                f"and of what was taken over must be the same, got {difference:.1e} of the largest "
-                f"as their difference in {name} mode"
+                "outputs of model must be those of its parts under torchvision's forward, but "
+                f"differ by {difference:.1e} of the largest in {name} mode"
             )
 
 
@@ -173,7 +178,7 @@ def _outputs(net: nn.Module, inputs: Tensor) -> list[Tensor]:
     }
     outputs = []
     for training in (False, True):
-        with mode(net, training):
+        with mode(net, training), torch.random.fork_rng([]):
             outputs.append(functional_call(net, values, (inputs,)))
     return outputs
 

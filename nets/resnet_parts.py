@@ -41,13 +41,24 @@ _SETTINGS = {
 }
 _POOLS = {"maxpool": nn.MaxPool2d(3, 2, 1), "avgpool": nn.AdaptiveAvgPool2d(1)}
 _PAIRS = {"kernel_size", "stride", "padding", "dilation", "output_size"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 _OWN_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def pair(size: Any) -> Any:
-    """Give a size in the form (height, width)."""
-    return (size, size) if isinstance(size, int) else size
+    """Give a size in the form (height, width); a padding may be a word."""
+    if isinstance(size, tuple | list):
+        return tuple(size)
+    return size if isinstance(size, str) else (size, size)
 
 
 def check_parts(model: Any) -> None:
@@ -90,7 +101,8 @@ def check_layers(model: nn.Module, net: nn.Module, homes: Mapping[str, str]) -> 
         _check_settings(path, module, twin)
         found, wanted = entries(module), entries(twin) if type(module) in _SETTINGS else {}
         if found.keys() != wanted.keys():
-            raise _refusal(path, f"with the entries {_names(wanted)}", _names(found))
+            tensors = f"parameters and buffers{' of ' if path else ''}{path}"
+            raise _refusal(tensors, _names(wanted), _names(found))
         for leaf, value in found.items():
             name = f"{path}.{leaf}"
             _check_value(name, value, wanted[leaf])
@@ -120,7 +132,7 @@ def _check_model(model: Any) -> None:
         got = f"{kind.__module__}.{kind.__name__}"
         advice = f"; pass model.{inner}" if inner else ""
         if any(_is_resnet(base) for base in kind.__mro__):
-            advice = "; a subclass may do anything: load its weights into a ResNet itself"
+            advice = "; a subclass may do anything, so load its weights into such a ResNet"
     else:
         got = repr(model) if model is None or isinstance(model, str) else kind.__name__
         advice = ""
@@ -164,7 +176,8 @@ def _check_untouched(path: str, module: nn.Module) -> None:
         raise _refusal(path, "not compiled; compile what is taken over", "one after compile()")
     for name in vars(module):
         if callable(getattr(type(module), name, None)):
-            raise _refusal(path, f"with {name} as torchvision has it", f"a {name} of its own")
+            method = f"{name} of {path}" if path else name
+            raise _refusal(method, "the method of its class", "one put in its place")
 
 
 def _check_settings(path: str, module: nn.Module, twin: Any) -> None:
@@ -204,4 +217,6 @@ def _called(hook: Any) -> str:
 
 
 def _line(module: Any) -> str:
-    return str(module).splitlines()[0].removesuffix("(")
+    line, home = str(module).splitlines()[0].removesuffix("("), type(module).__module__
+    own = isinstance(module, nn.Module) and not home.startswith("torch.nn.")
+    return f"{home}.{line}" if own else line
