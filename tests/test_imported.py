@@ -130,7 +130,7 @@ def plain(block=BasicBlock):
 
 
 def changed(block=BasicBlock, **parts):
-    """One with other parts: layer1__0__relu is the path of one; what is no module is called."""
+    """One with other parts; layer1__0__relu is the path of one."""
     model = plain(block)
     for name, part in parts.items():
         parent, _, leaf = name.rpartition("__")
@@ -497,7 +497,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*|.*spectral_norm.*:FutureWarning")
 def test_what_our_blocks_cannot_express_is_refused_in_one_line(case):
     make, said = REFUSED[case]
     with pytest.raises(ValueError, match=said) as refused:
