@@ -18,6 +18,9 @@ Bands = tuple[tuple[int, int], ...]
 """What is held of an entry, from its first row on: (rows, leading columns held in these)."""
 
 
+THIN = 8
+
+
 class Piece(NamedTuple):
     """A part of an entry: its name in the module, its place in the entry, whether it is held."""
 
@@ -144,11 +147,34 @@ class JoiningConv2d(_Joining, nn.Conv2d):
     """A convolution whose weight is held in part."""
 
 
+class ThinConv2d(nn.Conv2d):
+    """A strided 1x1 convolution of few channels; on a CPU, one of stride 1 on the pixels it takes.
+
+    oneDNN's kernels for AVX2 give wrong weight gradients (by up to 50 %, anew each time, and write
+    outside of their memory) for stride 2, fewer than `THIN` channels and channels_last.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Take (N, C, H, W) and give (N, outgoing, H / stride, W / stride)."""
+        if input.device.type != "cpu":
+            return super().forward(input)
+        rows, columns = self.stride
+        return functional.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+
+
+class JoiningThinConv2d(_Joining, ThinConv2d):
+    """A strided 1x1 convolution of few channels whose weight is held in part."""
+
+
 class JoiningLinear(_Joining, nn.Linear):
     """A linear layer whose weight is held in part."""
 
 
-_JOINING: dict[type, type] = {nn.Conv2d: JoiningConv2d, nn.Linear: JoiningLinear}
+_JOINING: dict[type, type] = {
+    nn.Conv2d: JoiningConv2d,
+    ThinConv2d: JoiningThinConv2d,
+    nn.Linear: JoiningLinear,
+}
 
 
 class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):
