@@ -19,6 +19,7 @@ Bands = tuple[tuple[int, int], ...]
 
 
 THIN = 8
+"""Channels from which on oneDNN is right; see `StridedConv2d`."""
 
 
 class Piece(NamedTuple):
@@ -147,23 +148,28 @@ class JoiningConv2d(_Joining, nn.Conv2d):
     """A convolution whose weight is held in part."""
 
 
-class ThinConv2d(nn.Conv2d):
-    """A strided 1x1 convolution of few channels; on a CPU, one of stride 1 on the pixels it takes.
+class StridedConv2d(nn.Conv2d):
+    """A convolution that leaves out pixels, around what oneDNN 3.12 computes wrongly on a CPU.
 
-    oneDNN's kernels for AVX2 give wrong weight gradients (by up to 50 %, anew each time, and write
-    outside of their memory) for stride 2, fewer than `THIN` channels and channels_last.
+    Both are wrong weight gradients, anew each time: of 1x1 kernels of stride 2 on fewer than `THIN`
+    channels in channels_last (with AVX2; by up to 50 %, and it writes outside of its memory), and
+    of larger ones in bf16 whose output is one pixel wide (with AVX-512; taps in the padding).
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Take (N, C, H, W) and give (N, outgoing, H / stride, W / stride)."""
-        if input.device.type != "cpu":
-            return super().forward(input)
-        rows, columns = self.stride
-        return functional.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+        """Take (N, C, H, W) and give (N, outgoing, H / stride, W / stride), rounded up."""
+        (rows, columns), (height, width) = self.stride, input.shape[-2:]
+        if input.device.type == "cpu" and self.kernel_size == (1, 1) and self.in_channels < THIN:
+            return functional.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+        if input.device.type == "cpu" and (height <= rows or width <= columns):
+            (above, left) = self.padding
+            whole = functional.pad(input, (left, left, above, above))  # pyright: ignore
+            return functional.conv2d(whole, self.weight, self.bias, self.stride)
+        return super().forward(input)
 
 
-class JoiningThinConv2d(_Joining, ThinConv2d):
-    """A strided 1x1 convolution of few channels whose weight is held in part."""
+class JoiningStridedConv2d(_Joining, StridedConv2d):
+    """A convolution that leaves out pixels, whose weight is held in part."""
 
 
 class JoiningLinear(_Joining, nn.Linear):
@@ -172,7 +178,7 @@ class JoiningLinear(_Joining, nn.Linear):
 
 _JOINING: dict[type, type] = {
     nn.Conv2d: JoiningConv2d,
-    ThinConv2d: JoiningThinConv2d,
+    StridedConv2d: JoiningStridedConv2d,
     nn.Linear: JoiningLinear,
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.held import THIN, Bands, HeldBatchNorm1d, HeldBatchNorm2d, ThinConv2d, hold
+from nets.held import Bands, HeldBatchNorm1d, HeldBatchNorm2d, StridedConv2d, hold
 
 Draw = Tensor
 """(2,) int64: the seed and the number of training forwards so far; stochastic depth draws from it.
@@ -33,8 +33,7 @@ def layer_of(
     held_bias: int = 0,
 ) -> nn.Module:
     """Make a convolution, or for kernel 0 a linear layer, of which a part may be held fixed."""
-    thin = kernel == 1 and stride > 1 and incoming.size < THIN
-    convolution = ThinConv2d if thin else nn.Conv2d
+    convolution = StridedConv2d if stride > 1 else nn.Conv2d
     layer = (
         convolution(incoming.size, outgoing.size, kernel, stride, kernel // 2, bias=bias)
         if kernel
