@@ -105,7 +105,11 @@ def response_histograms(
     def count(module: nn.Module, output: Tensor) -> Tensor:
         entries = output.double().flatten()
         sums = torch.stack([entries.min(), entries.max(), entries.sum(), entries.square().sum()])
-        return torch.cat([sums, torch.histc(entries, buckets, 0, 0)])  # from least to largest
+        width = (sums[1] - sums[0]) / buckets
+        index = ((entries - sums[0]) / width.where(width > 0, 1.0)).long().clamp_(0, buckets - 1)
+        # as torch.histc, which has no deterministic form on a GPU; sums of ones are exact
+        counts = entries.new_zeros(buckets).index_add_(0, index, torch.ones_like(entries))
+        return torch.cat([sums, counts])
 
     histograms = {}
     for path, numbers in _read_outputs(net, inputs, count).items():

@@ -18,6 +18,10 @@ Bands = tuple[tuple[int, int], ...]
 """What is held of an entry, from its first row on: (rows, leading columns held in these)."""
 
 
+THIN = 8
+"""Channels from which on oneDNN is right; see `StridedConv2d`."""
+
+
 class Piece(NamedTuple):
     """A part of an entry: its name in the module, its place in the entry, whether it is held."""
 
@@ -144,11 +148,39 @@ class JoiningConv2d(_Joining, nn.Conv2d):
     """A convolution whose weight is held in part."""
 
 
+class StridedConv2d(nn.Conv2d):
+    """A convolution that leaves out pixels, around what oneDNN 3.12 computes wrongly on a CPU.
+
+    Both are wrong weight gradients, anew each time: of 1x1 kernels of stride 2 on fewer than `THIN`
+    channels in channels_last (with AVX2; by up to 50 %, and it writes outside of its memory), and
+    of larger ones in bf16 whose output is one pixel wide (with AVX-512; taps in the padding).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Take (N, C, H, W) and give (N, outgoing, H / stride, W / stride), rounded up."""
+        (rows, columns), (height, width) = self.stride, input.shape[-2:]
+        if input.device.type == "cpu" and self.kernel_size == (1, 1) and self.in_channels < THIN:
+            return functional.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+        if input.device.type == "cpu" and (height <= rows or width <= columns):
+            (above, left) = self.padding
+            whole = functional.pad(input, (left, left, above, above))  # pyright: ignore
+            return functional.conv2d(whole, self.weight, self.bias, self.stride)
+        return super().forward(input)
+
+
+class JoiningStridedConv2d(_Joining, StridedConv2d):
+    """A convolution that leaves out pixels, whose weight is held in part."""
+
+
 class JoiningLinear(_Joining, nn.Linear):
     """A linear layer whose weight is held in part."""
 
 
-_JOINING: dict[type, type] = {nn.Conv2d: JoiningConv2d, nn.Linear: JoiningLinear}
+_JOINING: dict[type, type] = {
+    nn.Conv2d: JoiningConv2d,
+    StridedConv2d: JoiningStridedConv2d,
+    nn.Linear: JoiningLinear,
+}
 
 
 class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.held import Bands, HeldBatchNorm1d, HeldBatchNorm2d, hold
+from nets.held import Bands, HeldBatchNorm1d, HeldBatchNorm2d, StridedConv2d, hold
 
 Draw = Tensor
 """(2,) int64: the seed and the number of training forwards so far; stochastic depth draws from it.
@@ -33,8 +33,9 @@ def layer_of(
     held_bias: int = 0,
 ) -> nn.Module:
     """Make a convolution, or for kernel 0 a linear layer, of which a part may be held fixed."""
+    convolution = StridedConv2d if stride > 1 else nn.Conv2d
     layer = (
-        nn.Conv2d(incoming.size, outgoing.size, kernel, stride, kernel // 2, bias=bias)
+        convolution(incoming.size, outgoing.size, kernel, stride, kernel // 2, bias=bias)
         if kernel
         else nn.Linear(incoming.size, outgoing.size, bias=bias)
     )

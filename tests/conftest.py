@@ -15,9 +15,10 @@ def pytest_collection_modifyitems(config, items):
     without_gpu = pytest.mark.skip(reason="needs a GPU")
     slow = pytest.mark.skip(reason="slow: give -m slow")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        # not `in item.keywords`, which holds the names of the folders above too
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_gpu)
-        if "slow" in item.keywords and "slow" not in config.getoption("-m"):
+        if item.get_closest_marker("slow") and "slow" not in config.getoption("-m"):
             item.add_marker(slow)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from analysis import Observer
-from nets import Insert, Network, Widen, build, grow, preset, seed_of
+from nets import Freeze, Insert, Network, Widen, build, grow, preset, seed_of
 from training.budget import Progress
 from training.checkpoint import (
     load_checkpoint,
@@ -20,6 +20,7 @@ from training.checkpoint import (
     network_of,
     optimizer_state,
     save_checkpoint,
+    set_generators,
 )
 from training.settings import Train
 from training.step import make_optimizer
@@ -230,3 +231,68 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     state = load_checkpoint(path, IDENTITY)
     with pytest.raises(ValueError, match="its weights are not those of its architecture"):
         network_of({**state, "architecture": SMALL}, path)
+
+
+KINDS = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {"amsgrad": True}),
+    "adamw": (torch.optim.AdamW, {}),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
+}
+HOWS = {"foreach": "cpu", "fused": "meta", "capturable": "meta", "differentiable": "cpu"}
+"""Where an optimizer that works that way wants its `step`, for parameters on the meta device."""
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_goes_where_the_optimizer_wants_it(kind, how):
+    if (kind, how) in {("rmsprop", "fused"), ("sgd", "capturable")}:
+        pytest.skip("there is no such optimizer")
+    made, options = KINDS[kind]
+    net = build(SMALL, seed=1)
+    optimizer = made(net.parameters(), lr=0.01, **options)
+    step_of(net, optimizer, 0)
+    saved = optimizer_state(net, optimizer)
+    for group in saved["groups"]:
+        group.update({"foreach": False, how: True})
+    with torch.device("meta"):
+        other = Network(SMALL)
+    again = made(other.parameters(), lr=0.01, **options)
+    load_optimizer_state(other, again, saved)
+    assert [group["params"] for group in optimizer_state(other, again)["groups"]] == [
+        group["params"] for group in saved["groups"]
+    ]
+    for name, parameter in other.named_parameters():
+        for key, value in again.state[parameter].items():
+            assert value.device.type == (HOWS[how] if key == "step" else "meta"), (name, key)
+            assert value.dtype == saved["state"][name][key].dtype
+
+
+def test_a_step_that_lies_on_the_device_stays_there_through_growth():
+    net = build(SMALL, seed=1)
+    optimizer = torch.optim.Adam(net.parameters())
+    step_of(net, optimizer, 0)
+    for state in optimizer.state.values():
+        state["step"] = state["step"].to("meta")  # which nothing can read
+    edits = [Widen("stage1.block1", 2), Insert("stage2.block1", 4, 0.5), Freeze("stem")]
+    grown = grow(net, edits, optimizer)
+    assert grown.optimizer is not None
+    assert len(grown.optimizer.state) > 10
+    for state in grown.optimizer.state.values():
+        assert (state["step"].device.type, state["exp_avg"].device.type) == ("meta", "cpu")
+
+
+def test_a_checkpoint_goes_on_without_the_generator_of_another_device(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save(path)
+    state = load_checkpoint(path, IDENTITY)
+    assert state["cuda_generator"] is None
+    expected = state["generator"]
+    for other in (None, torch.zeros(16, dtype=torch.uint8)):  # one of a GPU, say
+        torch.manual_seed(5)
+        set_generators({**state, "cuda_generator": other}, torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), expected)
+    del state["cuda_generator"]  # one of an earlier version
+    torch.manual_seed(5)
+    set_generators(state, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), expected)

@@ -1,47 +1,150 @@
-"""What only a GPU can show."""
+"""What only a GPU can show, and its tests' own logic on a CPU.
+
+No test of the CPU's says anything about a GPU: there each test is seen to be able to pass.
+"""
 
 import copy
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
+from test_kill import all_of, killed
+from test_resume import command, differences
 
 from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of
+from training.checkpoint import load_optimizer_state, optimizer_state
 from training.data import Augment, Batches, channel_statistics, load
-from training.settings import Common
+from training.process import own_process
+from training.settings import Common, Train
 from training.step import LOSSES, Precision, average, make_optimizer, train_step
 
-pytestmark = pytest.mark.gpu
+on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
+@contextmanager
+def alarm(device):
+    """Raise an error at every wait for the device; a CPU has none."""
+    with warnings.catch_warnings():
+        # torch says so at every call; all other warnings stay errors
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@on_both
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
-def test_a_step_with_observer_and_average_never_waits_for_the_host(precision):
-    precision = Precision.of(Common(device="cuda", precision=precision))
+def test_a_step_with_observer_and_average_never_waits_for_the_host(device, precision):
+    precision = Precision.of(Common(device=device, precision=precision))
     scaler = precision.scaler()
     images = load("digits").train
-    batches = Batches(images, 64, 0, "cuda", Augment(pad=1), *channel_statistics(images))
-    net = build(seed_of(preset("resnet8", image=(1, 8, 8)))).to("cuda")
+    batches = Batches(images, 16, 0, device, Augment(pad=1), *channel_statistics(images))
+    net = build(seed_of(preset("resnet8", image=(1, 8, 8)))).to(device)
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = make_optimizer(net, Common())
-    window = torch.zeros(3, dtype=torch.float64, device="cuda")
+    window = torch.zeros(3, dtype=torch.float64, device=device)
     loss = LOSSES["classification"]
+
+    def step(position):
+        batch = batches.batch(0, position)
+        train_step(net, optimizer, *batch, loss, precision, window, 2, scaler)
+        average(ema, net, 0.999, position + 1)
+
     with Observer(net, optimizer) as observer:
-        for position in range(4):
-            if position == 2:  # the first steps set things up
-                torch.cuda.set_sync_debug_mode("error")
-            try:
-                batch = batches.batch(0, position)
-                train_step(net, optimizer, *batch, loss, precision, window, 2, scaler)
-                average(ema, net, 0.999, position + 1)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+        for position in range(2):  # the first steps set things up
+            step(position)
+        with alarm(device):
+            for position in range(2, 4):
+                step(position)
         assert observer.readings()["stem"].response_std
 
 
-def test_growing_keeps_device_and_outputs():
-    net = build(seed_of(preset("resnet8"))).to("cuda", memory_format=torch.channels_last)
-    probe = torch.randn(8, 3, 32, 32, device="cuda")
-    grown = grow(net, [Widen("stage1.block1", by=4)], probe=probe)
-    assert all(parameter.is_cuda for parameter in grown.network.parameters())
+@on_both
+def test_growing_keeps_device_and_outputs(device):
+    net = build(seed_of(preset("resnet8"))).to(device, memory_format=torch.channels_last)
+    probe = torch.randn(8, 3, 32, 32, device=device)
+    with own_process(Train(device=device, deterministic=True)):  # else TF32 in both
+        grown = grow(net, [Widen("stage1.block1", by=4)], probe=probe)
+    assert {value.device.type for value in grown.network.parameters()} == {device}
     assert grown.difference is not None
-    assert grown.difference < 1e-3  # TF32 convolutions may be chosen anew for other widths
+    assert grown.difference < 1e-5
+
+
+@on_both
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "rmsprop"])
+def test_the_optimizers_state_lies_where_it_lay(device, kind):
+    """After a step, after growth, and after a way through a file, read on the CPU."""
+    net = build(seed_of(preset("resnet8", image=(1, 8, 8)))).to(device)
+    optimizer = make_optimizer(net, Train(optimizer=kind))
+
+    def step(net, optimizer):
+        x = torch.linspace(-1, 1, 256, device=device).view(4, 1, 8, 8)
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    def places(optimizer):
+        found = [each.items() for each in optimizer.state.values()]
+        return {(key, value.device.type) for items in found for key, value in items}
+
+    step(net, optimizer)
+    before = places(optimizer)
+    if kind in ("adam", "adamw"):
+        assert ("step", device) in before
+    saved = optimizer_state(net, optimizer)
+    for values in saved["state"].values():
+        values.update({key: value.cpu() for key, value in values.items()})
+    again = make_optimizer(net, Train(optimizer=kind))
+    load_optimizer_state(net, again, saved)
+    assert places(again) == before
+    step(net, again)
+    grown = grow(net, [Widen("stage1.block1", by=4)], again)
+    assert places(grown.optimizer) == before
+    step(grown.network, grown.optimizer)
+    assert places(grown.optimizer) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "precision"),
+    [
+        ("cpu", "adam", "float32"),
+        *[
+            pytest.param("cuda", kind, precision, marks=pytest.mark.gpu)
+            for kind in ("sgd", "adam", "adamw", "rmsprop")
+            for precision in ("float32", "bf16")
+        ],
+    ],
+)
+def test_killed_and_resumed_a_deterministic_run_ends_as_one_that_was_not(
+    tmp_path, device, kind, precision
+):
+    def words(name):
+        how = f"--optimizer {kind} --precision {precision} --device {device} --deterministic"
+        return command(tmp_path / name, "Periodic", "--resume", *how.split())
+
+    assert not killed(words("whole"))
+    assert killed(words("parts"), "replace", 8)
+    assert killed(words("parts"), "write", 15)
+    assert not killed(words("parts"))
+    assert not differences(all_of(tmp_path / "parts"), all_of(tmp_path / "whole"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_gpus_checkpoint_goes_on_on_a_cpu_and_back(tmp_path, kind):
+    words = command(tmp_path, "Periodic", "--resume", "--optimizer", kind, "--precision", "float32")
+    assert killed([*words, "--device", "cuda"], "replace", 8)
+    assert killed([*words, "--device", "cpu"], "replace", 8)
+    assert not killed([*words, "--device", "cuda"])
+
+
+@pytest.mark.gpu
+def test_the_gpus_generator_is_saved(tmp_path):
+    assert not killed(command(tmp_path, "Never", "--device", "cuda"))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["cuda_generator"].dtype == torch.uint8

@@ -6,9 +6,21 @@ import scipy.stats
 import torch
 from torch import nn
 
-from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, build, preset, seed_of
+from nets import (
+    Architecture,
+    Block,
+    Freeze,
+    Insert,
+    Network,
+    SetSurvival,
+    Stage,
+    build,
+    grow,
+    preset,
+    seed_of,
+)
 from nets.initializers import hash_of
-from nets.layers import uniform
+from nets.layers import Axis, layer_of, uniform
 
 IMAGE = (2, 8, 8)
 
@@ -314,3 +326,42 @@ def test_a_dropped_branch_gets_no_gradient_and_the_rest_does():
         outcomes.add(tuple(alive))
         assert net.stem.conv.weight.grad.any()
     assert len(outcomes) > 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_strided_convolutions_have_the_right_gradients(dtype, layout):
+    """Where oneDNN's own are wrong: 1x1 on few channels with AVX2, outputs of one pixel in bf16."""
+    cases = [(1, width, size) for width in (1, 3, 4, 7, 8) for size in (4, 8)]
+    cases += [(3, width, size) for width in (3, 8, 16) for size in (1, 2, 3)]
+    for kernel, width, size in cases:
+        layer = layer_of(Axis("in", width), Axis("out", 8), kernel, 2)
+        layer.to(dtype, memory_format=layout)
+        torch.manual_seed(0)
+        x = torch.randn(12, width, size, size).to(dtype).contiguous(memory_format=layout)
+        exact = torch.nn.Conv2d(width, 8, kernel, 2, kernel // 2, bias=False).double()
+        exact.weight.data.copy_(layer.weight)
+        want = exact(x.double())
+        wanted = torch.autograd.grad(want.square().sum(), exact.weight)[0]
+        for attempt in range(4):
+            junk = torch.full((1000 * attempt + 7,), float("nan"))  # for memory that is read fresh
+            del junk
+            got = layer(x)
+            gradient = torch.autograd.grad(got.square().sum(), layer.weight)[0]
+            tolerance = 1e-5 if dtype == torch.float32 else 0.03
+            for one, other in ((got, want), (gradient, wanted)):
+                error = (one.double() - other).norm() / other.norm()
+                assert error < tolerance, (kernel, width, size)
+
+
+def test_strided_convolutions_are_held_in_part_and_keep_their_names():
+    architecture = preset("resnet8", image=(1, 8, 8))
+    net = build(seed_of(architecture), seed=1)
+    held = grow(net, [Freeze("stage2.block1", 2)]).network
+    x = torch.randn(4, 1, 8, 8)
+    for each in (net, held):
+        each.eval()
+        assert type(each.get_submodule("stage2.block1.conv1")).__name__.endswith("StridedConv2d")
+    assert isinstance(held.get_submodule("stage2.block1.conv1"), torch.nn.Conv2d)
+    assert "stage2.block1.shortcut.conv.weight" in net.state_dict()
+    assert torch.allclose(net(x), held(x), atol=1e-6)

@@ -240,3 +240,20 @@ def test_a_run_may_start_from_a_recorded_architecture(tmp_path):
             Train(start=start).first(limit)
     with pytest.raises(ValueError, match="got 'nowhere'"):
         Train(start=Start(architecture="nowhere")).first(limit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({"net": "mlp-500"}, 0.001),
+        ({"net": "mlp-2000", "initializer": "gradmax"}, 0.00025),
+        ({"net": "mlp-3"}, 0.1),
+        ({"net": "mlp-500", "initializer": "xavier-outgoing"}, 0.1),
+        ({"net": "mlp-500", "optimizer": "adam"}, 0.001),
+        ({"net": "mlp-500", "lr": 0.1}, 0.1),
+        ({"net": "mlp-500", "data": "digits"}, 0.1),
+        ({"net": "resnet8", "data": "digits"}, 0.1),
+    ],
+)
+def test_the_default_learning_rate_is_one_that_is_stable(changes, rate):
+    assert Train(**{"data": "sine", **changes}).learning_rate == pytest.approx(rate)

@@ -13,11 +13,12 @@ from torch.nn import functional
 from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
 from training.budget import Progress
-from training.data import Augment, Batches, channel_statistics
+from training.data import Augment, Batches, channel_statistics, load
 from training.loop import _step
 from training.settings import Train
 from training.sources import Images
 from training.step import (
+    DTYPES,
     LOSSES,
     UNSCALED,
     Precision,
@@ -25,6 +26,7 @@ from training.step import (
     evaluate,
     make_optimizer,
     means_of,
+    slow_settings,
     train_step,
 )
 
@@ -290,3 +292,36 @@ def test_the_average_is_taken_over_weights_and_running_statistics():
                 assert torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-6), name
     for name, value in ema.state_dict().items():  # counts are copied
         assert torch.equal(value, net.state_dict()[name]) != value.is_floating_point(), name
+
+
+@pytest.mark.parametrize("width", [50, 500, 2000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_regression_trains_with_the_default_learning_rate(width, dtype):
+    settings = Train(data="sine", net=f"mlp-{width}")
+    images = load("sine").train
+    batches = Batches(images, 128, 0, "cpu", Augment(), *channel_statistics(images))
+    net = build(settings.limit(1, (1,)), seed=0)
+    optimizer, losses = make_optimizer(net, settings), []
+    for epoch in range(4):
+        for batch in batches.steps(epoch):
+            window = torch.zeros(3, dtype=torch.float64)
+            how = (LOSSES["regression"], Precision(torch.device("cpu"), dtype), window)
+            train_step(net, optimizer, *batch, *how)
+            losses.append(float(window[0] / window[2]))
+    assert max(losses) <= 1.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_what_crawls_is_said_once_and_first(monkeypatch):
+    cpu = torch.device("cpu")
+    for name, native in (("bf16", False), ("bf16", True), ("fp16", False), ("fp16", True)):
+        operation = f"_is_mkldnn_{name}_supported"
+        monkeypatch.setattr(torch.ops.mkldnn, operation, lambda native=native: native)
+        lines = slow_settings(Train(precision=name), Precision(cpu, DTYPES[name]))
+        told = f"slow: this cpu emulates {name} (a CPU took ten times as long as for float32); "
+        assert lines == (
+            [] if native else [told + "--precision auto takes what it computes itself"]
+        )
+    assert not slow_settings(Train(), Precision(cpu, torch.float32))
+    (line,) = slow_settings(Train(compile=True), Precision(cpu, torch.float32))
+    assert line.startswith("slow: --compile takes ")

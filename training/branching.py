@@ -30,6 +30,7 @@ from nets.initializers import hash_of
 from training.checkpoint import load_checkpoint, network_of
 from training.forks import Candidates, Fork, candidates, fork_of
 from training.locks import alone
+from training.process import own_process
 from training.run import CHECKED, Ground, ground_of, probe_of, restore
 from training.settings import Train
 from training.step import LOSSES, evaluate, make_optimizer, train_step
@@ -87,7 +88,8 @@ def _branch(
         ground = ground_of(settings) if missing else None
         for name, actions in missing.items():
             assert ground is not None
-            loss, accuracy = _train(fork, settings, ground, actions, steps)
+            with own_process(settings):
+                loss, accuracy = _train(fork, settings, ground, actions, steps)
             done[steps, order, name] = {"loss": loss, "accuracy": accuracy}
             write_whole(path, _write(done))
             say(f"order {order + 1}/{orders}  {name}  validation loss {loss:.4g}")
@@ -102,8 +104,6 @@ def _train(
     fork: Fork, settings: Train, ground: Ground, actions: Sequence[Action], steps: int
 ) -> tuple[float, float | None]:
     """Train one branch and give its validation loss and accuracy."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     state = load_checkpoint(fork.state, fork.identity)  # anew: training changes its tensors
     device, loss = ground.precision.device, LOSSES[ground.splits.task]
     net = network_of(state, fork.state).to(device, memory_format=torch.channels_last)  # pyright: ignore

@@ -15,6 +15,7 @@ from analysis import Observer
 from analysis.files import write_whole
 from nets import Architecture, Network
 from training.budget import Progress
+from training.folder import with_defaults
 from training.step import UNSCALED
 
 
@@ -32,20 +33,38 @@ def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def load_optimizer_state(
     net: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 ) -> None:
-    """Put back what `optimizer_state` gave; groups and options become the saved ones."""
+    """Put back what `optimizer_state` gave; groups and options become the saved ones.
+
+    State goes to the devices on which the optimizer wants it, from whatever device it was saved on.
+    """
     parameters = dict(net.named_parameters())
+    for name, values in saved["state"].items():
+        _check_shapes(name, parameters[name], values)
+    names = [name for group in saved["groups"] for name in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
     optimizer.param_groups = [
         {**group, "params": [parameters[name] for name in group["params"]]}
         for group in saved["groups"]
     ]
-    optimizer.state.clear()
-    for name, values in saved["state"].items():
-        parameter = parameters[name]
-        _check_shapes(name, parameter, values)
-        optimizer.state[parameter] = {
-            key: value.to(parameter.device) if torch.is_tensor(value) and key != "step" else value
-            for key, value in values.items()
-        }
+    groups = [
+        {**group, "params": [numbers[name] for name in group["params"]]}
+        for group in saved["groups"]
+    ]
+    # torch knows which state belongs on the device: `step` does if the step is fused or captured
+    state = {numbers[name]: values for name, values in saved["state"].items()}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def set_generators(state: dict[str, Any], device: torch.device) -> None:
+    """Put back the global generators of the CPU and of a run's GPU, where a checkpoint has it.
+
+    A checkpoint of a CPU goes on on a GPU with the generator as its seed left it, and the other way
+    round. Rank 0 has written it, and every rank takes it: all of them began with the run's seed.
+    """
+    torch.set_rng_state(state["generator"])
+    generator = state.get("cuda_generator")  # older checkpoints have none
+    if generator is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(generator, device)
 
 
 def _check_shapes(name: str, parameter: torch.Tensor, values: dict[str, Any]) -> None:
@@ -75,6 +94,7 @@ def save_checkpoint(
         "optimizer": optimizer_state(net, optimizer),
         "scaler": scaler.state_dict(),
         "generator": torch.get_rng_state(),
+        "cuda_generator": torch.cuda.get_rng_state(window.device) if window.is_cuda else None,
         "progress": asdict(progress),
         "observer": observer.state_dict(),
         "window": window,
@@ -97,7 +117,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
-        found = dict(state["identity"])
+        found = with_defaults(state["identity"])
         architecture = Architecture.from_dict(state["architecture"])
     except Exception as error:  # torch raises many kinds for a damaged file
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -26,6 +26,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "di
 _FLAGS = {
     "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
     "final": "read the test set, once, at the end",
+    "deterministic": "use what gives the same bits every time, and no TF32; slower on a GPU",
     "dry_run": "print the matrix and what it will take, and run nothing",
     "resume": "go on with the run in the folder, if there is one",
 }

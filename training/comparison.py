@@ -19,6 +19,7 @@ from training.engines import Engine, Here, Pool, run_jobs
 from training.folder import check_same_settings, claim_comparison, read_summary
 from training.locks import alone
 from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
+from training.step import Precision, slow_settings
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
 _COLUMNS += ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -68,6 +69,9 @@ def compare(
             raise
         if summaries:
             say(f"{len(summaries)} of {len(jobs)} are finished")
+        if missing and not gpus_of(settings):
+            for line in slow_settings(settings, Precision.of(settings)):
+                say(line)
         failures = _run_missing(settings, jobs, summaries, missing, engine, say, advance)
         return Outcome(_judge(settings, jobs, summaries), failures)
 

@@ -22,6 +22,8 @@ _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "com
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("policy_errors", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
+_NEWER = {"deterministic": False}
+"""Settings that folders of earlier versions lack, and what they were then."""
 _SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("data", "net", "policy"), str),
     **dict.fromkeys(("parameters", "flops", "train_flops", "steps", "test_readings"), int),
@@ -82,12 +84,17 @@ def claim_comparison(folder: Path, settings: Mapping[str, Any], text: str) -> No
 
 def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which the folder's run differs."""
-    before = read_config(folder)
+    before = with_defaults(read_config(folder))
     for name, value in binding(settings).items():
         if before.get(name) != value:
             raise ValueError(
                 f"{name} must be {before.get(name)!r} to resume the run in {folder}, got {value!r}"
             )
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a folder's settings with those that are newer than it, at what they were before."""
+    return {**_NEWER, **settings}
 
 
 def binding(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nets import Architecture, build, cost, train_flops
 from training.budget import Budget
 from training.cells import Job, jobs_of, workers_of
 from training.comparison import check
+from training.process import own_process
 from training.run import Ground, ground_of
 from training.settings import Compare, Train
 from training.step import LOSSES, make_optimizer, train_step
@@ -43,7 +44,8 @@ def forecast(settings: Compare) -> str:
         for net in nets:
             key = net, job.settings.batch_size
             if key not in measured:
-                measured[key] = _seconds_a_step(job.settings, ground, net)
+                with own_process(job.settings):  # the threads that a worker has
+                    measured[key] = _seconds_a_step(job.settings, ground, net)
         times = [_seconds(job.settings, ground, net, measured) for net in nets]
         seconds = sum(times) / len(times)
         total += seconds * len(settings.seeds)
@@ -77,9 +79,7 @@ def _plain(job: Job) -> Train:
 
 
 def _seconds_a_step(settings: Train, ground: Ground, architecture: Architecture) -> float:
-    """Time training steps on real batches, with the threads that a worker has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or before)
+    """Time training steps on real batches."""
     device = ground.precision.device
     net = build(architecture, settings.seed).to(device, memory_format=torch.channels_last)  # pyright: ignore
     optimizer = make_optimizer(net, settings)
@@ -93,7 +93,6 @@ def _seconds_a_step(settings: Train, ground: Ground, architecture: Architecture)
         loss = LOSSES[ground.splits.task]
         train_step(net, optimizer, inputs, targets, loss, ground.precision, window)
     window.sum().item()
-    torch.set_num_threads(before)
     return (perf_counter() - started) / STEPS
 
 

@@ -35,7 +35,7 @@ from training.model import model_of
 from training.pictures import reference_of
 from training.run import CHECKED, Run, open_run
 from training.settings import Train
-from training.step import average, evaluate, means_of, train_step
+from training.step import average, evaluate, means_of, slow_settings, train_step
 from training.summary import finish, finished, hyperparameters
 
 Say = Callable[[str], None]
@@ -50,7 +50,7 @@ def train(
 
     Args:
         settings: what to do; `settings.folder` holds the result.
-        say: takes one line per record.
+        say: takes one line per record, and first one for what makes the run slow, if anything.
         advance: called after every step with the fraction of the budget spent.
 
     Raises:
@@ -65,6 +65,8 @@ def train(
         return done
     run = open_run(settings)
     with run.held:
+        for line in slow_settings(settings, run.precision):
+            say(line)
         _run(run, say, advance)
         return finish(run)
 

@@ -19,7 +19,13 @@ from nets.checks import check_count
 from nets.initializers import generator_of
 from training import ranks
 from training.budget import Budget, Progress
-from training.checkpoint import load_checkpoint, load_optimizer_state, network_of, save_checkpoint
+from training.checkpoint import (
+    load_checkpoint,
+    load_optimizer_state,
+    network_of,
+    save_checkpoint,
+    set_generators,
+)
 from training.data import (
     Batches,
     Splits,
@@ -34,6 +40,7 @@ from training.folder import append_losses, binding, claim, cut_back
 from training.judgement import check_policy
 from training.locks import alone
 from training.model import model_of
+from training.process import own_process
 from training.settings import Train, settings_to_dict, settings_to_yaml
 from training.sources import Images
 from training.step import LOSSES, Loss, Precision, make_optimizer
@@ -74,7 +81,7 @@ class Run:
     progress: Progress
     history: list[Record]
     board: Board | None
-    held: ExitStack  # the lock on the folder
+    held: ExitStack  # the lock on the folder, and what the process was like before
 
     @property
     def spent(self) -> float:
@@ -170,11 +177,10 @@ def open_run(settings: Train) -> Run:
         ValueError: the data, the settings or the folder cannot be used, or another process uses it;
             nothing is overwritten.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    check_policy(settings.policy)
-    text, ground = settings_to_yaml(settings), ground_of(settings)
     with ExitStack() as held:
+        held.enter_context(own_process(settings))
+        check_policy(settings.policy)
+        text, ground = settings_to_yaml(settings), ground_of(settings)
         held.enter_context(ranks.on_first(alone(settings.folder)))
         run = _open(settings, text, ground)
         run.held = held.pop_all()
@@ -244,7 +250,7 @@ def restore(
     try:
         load_optimizer_state(net, optimizer, state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["generator"])
+        set_generators(state, net.draw.device)
         if observer is not None:
             observer.load_state_dict(state["observer"])
         if window is not None and ranks.rank() == 0:  # it is the sum over all processes

@@ -13,6 +13,7 @@ from training.data import channel_statistics, load
 from training.finite import finite
 from training.folder import check_same_settings, read_summary, write_json
 from training.locks import alone
+from training.process import own_process
 from training.run import Run
 from training.settings import Train, settings_to_dict
 from training.step import LOSSES, Precision, evaluate
@@ -106,7 +107,7 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
         splits, precision = load(settings.data, settings.data_dir), Precision.of(settings)
         net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
         statistics = channel_statistics(splits.train)
-        with ranks.on_first(alone(folder)):
+        with own_process(settings), ranks.on_first(alone(folder)):
             read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
             summary.update(_test(read))
             ranks.from_first(lambda: write_json(path, summary))
