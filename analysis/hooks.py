@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from analysis.hooking import Hooks
 from analysis.layers import Layer
 from analysis.responses import ForwardForm, Response, Responses
 from analysis.responses import values_of as responses_of
@@ -17,6 +17,8 @@ Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 Values = list[tuple[tuple[int, ...], Tensor]]
 """Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
+_C: Any = torch._C
+_DISPATCH = vars(Tensor)["__torch_dispatch__"]
 FORWARDS = 64
 """Forwards of mere parts of the net after which what was read is put away."""
 
@@ -27,28 +29,6 @@ class HookForm(NamedTuple):
     responses: ForwardForm
     own: tuple[int, ...]  # slots
     count: int  # of all
-
-
-class Hook:
-    """Calls a function while it sits on a module; copies of the module get one that does nothing.
-
-    Pickled it is a function of the standard library that does nothing, so that what is saved while
-    layers are read loads anywhere.
-    """
-
-    def __init__(self, call: Callable[..., None] | None) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> None:
-        # what traces the net into other code must see nothing here
-        if self._call is not None and not torch.compiler.is_compiling():
-            self._call(*args)
-
-    def __deepcopy__(self, memo: Any) -> Hook:
-        return Hook(None)
-
-    def __reduce__(self) -> Any:
-        return getattr, (nullcontext(), "__exit__")
 
 
 class ForwardHooks:
@@ -77,7 +57,7 @@ class ForwardHooks:
     ) -> None:
         self._net, self._layers, self._names, self._extra = net, layers, names, extra
         self._begin, self._put_away = begin, put_away
-        self._handles: list[Any] = []
+        self._placed = Hooks()
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
         self._own: list[tuple[int, Tensor]] = []
@@ -90,7 +70,7 @@ class ForwardHooks:
     @property
     def on(self) -> bool:
         """Whether the hooks are there."""
-        return bool(self._handles)
+        return bool(self._placed)
 
     def trains(self) -> bool:
         """Say whether a forward that runs now would be one of training, and can be read."""
@@ -102,14 +82,12 @@ class ForwardHooks:
 
     def listen(self, on: bool) -> None:
         """Put the hooks on the layers, or leave nothing there."""
-        if on and not self._handles:
+        if on and not self._placed:
             _hold_compiled_code(self, True)
             self._attach()
-        elif self._handles and not on:
+        elif self._placed and not on:
             _hold_compiled_code(self, False)
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._placed.remove()
 
     def look(self) -> None:
         """Copy what the optimizer's update would change."""
@@ -127,16 +105,15 @@ class ForwardHooks:
     def _attach(self) -> None:
         for index, layer in enumerate(self._layers):
             source = self._net.get_submodule(layer.source or layer.path)
-            self._handles.append(self._listen_to(source, layer, index))
-        begin = self._net.register_forward_pre_hook(Hook(self._begin_forward))
-        end = self._net.register_forward_hook(Hook(self._end_forward), always_call=True)
-        self._handles += [begin, end]  # also where the forward fails: what follows may restore it
+            self._listen_to(source, layer, index)
+        self._placed.before(self._net, self._begin_forward)
+        self._placed.after(self._net, self._end_forward, always=True)
         paths = {layer.path for layer in self._layers}
         for layer in self._layers:
             if layer.shortcut and layer.shortcut not in paths:
                 module = self._net.get_submodule(layer.shortcut)
                 shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
-                self._handles.append(self._listen_to(module, shortcut, None))
+                self._listen_to(module, shortcut, None)
 
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
         # it is called once more where a hook before it removed it
@@ -147,7 +124,7 @@ class ForwardHooks:
         if module is self._net and _why_unreadable() is None:
             self._responses.end_forward()
 
-    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
+    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> None:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
         slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
         first, dead, ratio = (
@@ -179,11 +156,12 @@ class ForwardHooks:
                 value = _scalar(name, function(output.detach()))
                 self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
 
-        return source.register_forward_hook(Hook(read))
+        self._placed.after(source, read)
 
     def _can_read(self, output: Tensor) -> bool:
-        if type(output).__torch_dispatch__ is not Tensor.__torch_dispatch__ or output.is_nested:
-            self.passed = f"that give a {type(output).__name__}"
+        kind: Any = type(output)
+        if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
+            self.passed = f"that give a {kind.__name__}"
             return False
         return output.is_floating_point() and output.layout is torch.strided
 
@@ -198,13 +176,13 @@ def values_of(form: HookForm, numbers: Tensor) -> Values:
 
 def _why_unreadable() -> str | None:
     """Say where a forward runs now whose numbers are not to be had; None for any other."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _C._functorch.peek_interpreter_stack() is not None:
         return "under torch.func"
     if torch.autograd.forward_ad._current_level >= 0:
         return "under forward-mode differentiation"
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+    if _C._get_dispatch_mode(_C._TorchDispatchModeKey.FAKE) is not None:
         return "under FakeTensorMode"
-    return "under torch.jit.trace" if torch._C._get_tracing_state() is not None else None
+    return "under torch.jit.trace" if _C._get_tracing_state() is not None else None
 
 
 _holding: set[ForwardHooks] = set()
