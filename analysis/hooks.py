@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from analysis.hooking import Hooks
 from analysis.layers import Layer
 from analysis.responses import ForwardForm, Response, Responses
 from analysis.responses import values_of as responses_of
-from analysis.taps import tells_variance
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 Values = list[tuple[tuple[int, ...], Tensor]]
 """Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
+_C: Any = torch._C
+_DISPATCH = vars(Tensor)["__torch_dispatch__"]
+FORWARDS = 64
+"""Forwards of mere parts of the net after which what was read is put away."""
 
 
 class HookForm(NamedTuple):
@@ -32,6 +36,14 @@ class ForwardHooks:
 
     Compiled code does not call hooks that came after it, so it rests while they are there:
     `torch.compile`'s stance is then "force_eager". Compiled code is neither lost nor added.
+
+    Args:
+        net: the network.
+        layers: of it.
+        names: of all statistics.
+        extra: those of one's own.
+        begin: is called before each training forward.
+        put_away: is called when much was read and no forward of the net began.
     """
 
     def __init__(
@@ -40,13 +52,16 @@ class ForwardHooks:
         layers: Sequence[Layer],
         names: Sequence[str],
         extra: Mapping[str, Extra],
+        begin: Callable[[], None],
+        put_away: Callable[[], None],
     ) -> None:
         self._net, self._layers, self._names, self._extra = net, layers, names, extra
-        self._handles: list[Any] = []
-        self._norms: list[nn.Module] = []  # whose variance may be told
+        self._begin, self._put_away = begin, put_away
+        self._placed = Hooks()
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
         self._own: list[tuple[int, Tensor]] = []
+        self.passed: str | None = None  # why forwards of this step were not read, if any
 
     def __bool__(self) -> bool:
         """Say whether anything was read since the last `take`."""
@@ -55,22 +70,28 @@ class ForwardHooks:
     @property
     def on(self) -> bool:
         """Whether the hooks are there."""
-        return bool(self._handles)
+        return bool(self._placed)
 
     def trains(self) -> bool:
-        """Say whether a forward that runs now would be one of training."""
-        return self._net.training and torch.is_grad_enabled()
+        """Say whether a forward that runs now would be one of training, and can be read."""
+        if not (self._net.training and torch.is_grad_enabled()):
+            return False
+        why = _why_unreadable()
+        self.passed = why or self.passed
+        return why is None
 
     def listen(self, on: bool) -> None:
         """Put the hooks on the layers, or leave nothing there."""
-        if on and not self._handles:
+        if on and not self._placed:
             _hold_compiled_code(self, True)
             self._attach()
-        elif self._handles and not on:
+        elif self._placed and not on:
             _hold_compiled_code(self, False)
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._placed.remove()
+
+    def look(self) -> None:
+        """Copy what the optimizer's update would change."""
+        self._responses.end_forward()
 
     def take(self) -> tuple[HookForm, list[Tensor]]:
         """Give what was read, numbers in 1-D parts, and begin the next step."""
@@ -82,46 +103,46 @@ class ForwardHooks:
         return HookForm(form, tuple(slot for slot, _ in own), count), numbers
 
     def _attach(self) -> None:
-        self._norms = []
         for index, layer in enumerate(self._layers):
             source = self._net.get_submodule(layer.source or layer.path)
-            if tells_variance(source):
-                self._norms.append(source)
-            self._handles.append(self._listen_to(source, layer, index))
-        self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
-        end = self._net.register_forward_hook(self._end_forward, always_call=True)
-        self._handles.append(end)  # also where the forward fails: what follows may restore the net
+            self._listen_to(source, layer, index)
+        self._placed.before(self._net, self._begin_forward)
+        self._placed.after(self._net, self._end_forward, always=True)
         paths = {layer.path for layer in self._layers}
         for layer in self._layers:
             if layer.shortcut and layer.shortcut not in paths:
                 module = self._net.get_submodule(layer.shortcut)
                 shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
-                self._handles.append(self._listen_to(module, shortcut, None))
+                self._listen_to(module, shortcut, None)
 
-    def _hold_norms(self, module: nn.Module, args: Any) -> None:
-        if self.on and self.trains():  # it is called once more where a hook before it removed it
-            self._responses.hold(self._norms)
+    def _begin_forward(self, module: nn.Module, args: Any) -> None:
+        # it is called once more where a hook before it removed it
+        if self.on and module is self._net and self.trains():
+            self._begin()
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._responses.end_forward()
+        if module is self._net and _why_unreadable() is None:
+            self._responses.end_forward()
 
-    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
+    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> None:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
         slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
         first, dead, ratio = (
             slots[name] for name in ("response_mean", "dead_fraction", "residual_ratio")
         )
-        responses, latest, extra = self._responses, self._latest, list(self._extra.items())
+        latest, extra = self._latest, list(self._extra.items())
+        responses = self._responses
 
-        def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            inputs = args or tuple(kwargs.values())
-            if not (self.trains() and isinstance(output, Tensor)):
-                responses.forget(module, inputs)
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            if module is not source:  # a replica, which runs in a thread of its own
+                self.passed = "in replicas (DataParallel)"
                 return
-            response = responses.tap(module, inputs, output)
+            if not (isinstance(output, Tensor) and self.trains() and self._can_read(output)):
+                return
+            if len(responses) >= FORWARDS * len(self._layers):
+                self._put_away()
+            response = responses.tap(module, output)
             if response is None:
-                if not output.is_floating_point():
-                    return
                 response = responses.read(output, layer.near_zero)
             latest[layer.path] = response
             if index is None:
@@ -135,13 +156,33 @@ class ForwardHooks:
                 value = _scalar(name, function(output.detach()))
                 self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
 
-        return source.register_forward_hook(read, with_kwargs=True)
+        self._placed.after(source, read)
+
+    def _can_read(self, output: Tensor) -> bool:
+        kind: Any = type(output)
+        if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
+            self.passed = f"that give a {kind.__name__}"
+            return False
+        return output.is_floating_point() and output.layout is torch.strided
 
 
 def values_of(form: HookForm, numbers: Tensor) -> Values:
     """Give the statistics that follow from the numbers of some steps, (steps, numbers) float64."""
+    if not form.count:
+        return []
     responses, own = numbers.split([numbers.shape[1] - len(form.own), len(form.own)], 1)
     return [*responses_of(form.responses, responses), (form.own, own)]
+
+
+def _why_unreadable() -> str | None:
+    """Say where a forward runs now whose numbers are not to be had; None for any other."""
+    if _C._functorch.peek_interpreter_stack() is not None:
+        return "under torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "under forward-mode differentiation"
+    if _C._get_dispatch_mode(_C._TorchDispatchModeKey.FAKE) is not None:
+        return "under FakeTensorMode"
+    return "under torch.jit.trace" if _C._get_tracing_state() is not None else None
 
 
 _holding: set[ForwardHooks] = set()
