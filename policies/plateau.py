@@ -34,13 +34,13 @@ class Plateau(Policy):
     2017 thesis that this project finishes, section 4.1, which grows at stalls alone (`latest`
     None).
 
-    Our runs (docs/thesis.md; all at stalls alone) show no gain in accuracy: on CIFAR-10 images, with 4 epochs of
-    ResNet-14's FLOPs, it is level with the net that it starts from (-0.19 points, 5 seeds) where it
-    grew in one run of five, and 2.4 points behind it where a patience of 2 made it grow in all (3
-    seeds); on MNIST level with the full net, behind the quarter net; on the sine behind both
-    static nets. On these two it was nearer to the best size over the whole budget than the full net
-    (anytime regret). `freeze` without a thaw cost accuracy in every experiment; a thaw won a part
-    of it back, on the sine all of it.
+    Our runs (docs/thesis.md; all at stalls alone) show no gain in accuracy: on CIFAR-10 images,
+    with 4 epochs of ResNet-14's FLOPs, it is level with the net that it starts from (-0.19 points,
+    5 seeds) where it grew in one run of five, and 2.4 points behind it where a patience of 2 made
+    it grow in all (3 seeds); on MNIST level with the full net, behind the quarter net; on the sine
+    behind both static nets. On these two it was nearer to the best size over the whole budget than
+    the full net (anytime regret). `freeze` without a thaw cost accuracy in every experiment; a thaw
+    won a part of it back, on the sine all of it.
 
     Args:
         patience: records without improvement before growing; 2 to 4 of 20.

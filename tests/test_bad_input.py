@@ -140,7 +140,7 @@ CASES = [
     (TRAIN + "--observe_every 0", "observe_every must be at least 1, got 0"),
     (TRAIN + "--policy_errors skip", "policy_errors must be one of stop, continue; got 'skip'"),
     (TRAIN + "--seed 1.5", "seed must be an integer, got '1.5'"),
-    (TRAIN + "--final=maybe", "argument --final: ignored explicit argument 'maybe'"),
+    (TRAIN + "--final=maybe", "final must be true or false, got 'maybe'"),
     (TRAIN + "--start.width .nan", "start.width must be above 0 and at most 1, got nan"),
     (TRAIN + "--start nope", "start must be a mapping, got 'nope'"),
     (TRAIN + "--start.depth 2", "Option 'depth' is not accepted"),
