@@ -116,7 +116,7 @@ CASES = [
     ("replay file --policy faulty_syntax.Mine", "policy faulty_syntax.Mine cannot be loaded: "),
     ("replay file --policy faulty_raise.Mine", "cannot be loaded: first second"),
     ("branch nowhere --at 1", "history must be a history.jsonl file or a run folder"),
-    ("branch file", "required: branch.at"),
+    ("branch file", "file, line 1: "),
     ("branch file --at x", "at must be an integer, got 'x'"),
     # options
     (TRAIN + "--polcy Plateau", "unrecognized arguments: --polcy Plateau"),

@@ -238,7 +238,8 @@ def make_parser() -> Parser:
         "state before it: what each site brought, and which statistics would have told it."
     )
     branch.add_argument("run", help="a run folder; the results go to its branch/stepN/")
-    branch.add_argument("--at", type=int, required=True, help="the step of a recorded growth")
+    text = "the step of a recorded growth; by default the first"
+    branch.add_argument("--at", type=int, help=text)
     branch.add_argument("--steps", type=int, default=200, help="training steps of every branch")
     branch.add_argument(
         "--orders", type=int, default=3, help="data orders in which every branch is trained"
