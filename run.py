@@ -143,7 +143,7 @@ def _compare(chosen: Namespace) -> int:
 
 def _inspect(chosen: Namespace) -> int:
     from analysis.suggestions import suggestions
-    from analysis.tables import growth_table, layer_table
+    from analysis.tables import growth_table, layer_table, no_growth
     from analysis.timeline import layer_values
 
     history = _history(chosen.run)
@@ -161,6 +161,8 @@ def _inspect(chosen: Namespace) -> int:
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
     print(f"{first.parameters:,} parameters at first, {last.parameters:,} at the end\n")
     print(f"Growth and other edits\n\n{growth_table(history)}\n")
+    if still := no_growth(history):
+        print(f"{still}\n")
     refusals = Counter(why for at in history for _, why in at.refused)
     for why, times in refusals.items():
         print(f"refused {times} times: {why}\n")
@@ -208,9 +210,15 @@ def _history(run: str) -> list[Record]:
     runs = sorted(path.parent for path in Path(run).glob("*/seed*/history.jsonl"))
     if runs:
         raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
+    runs = sorted(path.parent for path in Path(run).glob("*/history.jsonl"))
+    if runs and not (Path(run) / "history.jsonl").exists():
+        raise ValueError(f"run must be one of the runs in the folder, such as {runs[0]}, got {run}")
     history = read_history(run)
     if not history:
-        raise ValueError(f"run must be a folder with at least one record, got {run}")
+        raise ValueError(
+            f"run must be a folder with at least one record, got {run}: its train command with "
+            "--resume goes on"
+        )
     return history
 
 

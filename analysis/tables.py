@@ -10,6 +10,7 @@ from typing import Any
 from analysis.record import Record
 from analysis.timeline import statistics_of
 from nets import Action, SetSurvival, action_to_dict, cost
+from nets.actions import adds_capacity
 
 EXPLORATORY = 5
 """Below so many seeds a comparison is exploratory."""
@@ -73,6 +74,21 @@ def growth_table(history: Sequence[Record]) -> str:
                 rows.append([phrase(action), *when, f"{size:,}", reason])
     header = ["action", "step", "spent", "parameters after", "reason"]
     return markdown(header, rows) if rows else "none"
+
+
+def no_growth(history: Sequence[Record]) -> str:
+    """Give why a run never grew, and what to do, as far as its records tell; nothing if it did."""
+    if any(map(adds_capacity, (action for record in history for action in record.applied))):
+        return ""
+    refused = [why for record in history for action, why in record.refused if adds_capacity(action)]
+    first, limit = history[0].cost, history[0].limit
+    if refused:
+        why = f"what its policy asked for was refused: {refused[0]}"
+    elif first.flops >= limit.flops or first.parameters >= limit.parameters:
+        why = "it began at its limit: start smaller, such as with --start.width 0.25"
+    else:
+        why = "its policy asked for no growth: another may, and Periodic does, by the clock"
+    return f"the run never grew; {why}"
 
 
 @dataclass(frozen=True)

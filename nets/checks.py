@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -17,7 +20,25 @@ _KINDS: dict[str, tuple[Any, str]] = {
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raise a ValueError that lists the known values unless `value` is one of them."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        words = f"{', '.join(known)}; got {value!r}{meant(value, known)}"
+        raise ValueError(f"{name} must be one of {words}")
+
+
+def meant(value: object, known: Iterable[str], as_given: str = "{!r}") -> str:
+    """Give " (did you mean 'x'?)" for the known word nearest to `value`, or nothing.
+
+    Case and punctuation do not count: `CIFAR-10` is `cifar10`. `as_given` formats the word.
+    """
+    words = {plain_word(word): word for word in reversed(list(known))}
+    word = plain_word(str(value))
+    longer = [other for other in words if len(word) > 2 and other.startswith(word)]
+    found = get_close_matches(word, words, n=1) or longer
+    return f" (did you mean {as_given.format(words[found[0]])}?)" if word and found else ""
+
+
+def plain_word(word: str) -> str:
+    """Give a word without case and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", word.lower())
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nets.architecture import Architecture
 from nets.blocks import Block, Stage
-from nets.checks import check_count, check_fraction
+from nets.checks import check_count, check_fraction, meant
 
 _CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 _IMAGENET = {
@@ -86,9 +86,8 @@ def preset(
         counts, widths = [(int(name[6:]) - 2) // 6] * 3, [16, 32, 64]
         defaults = ("post", "cifar", "basic", 16)
     else:
-        raise ValueError(
-            f"net must be one of {', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}"
-        )
+        words = f"{', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}"
+        raise ValueError(f"net must be one of {words}{meant(name, _near(name))}")
     kind = block or defaults[2]
     expansion = 4 if kind == "bottleneck" else 1
     inner = 2 if name == "wide_resnet50_2" else 1
@@ -114,6 +113,15 @@ def preset(
         activation,
         dropout,
     )
+
+
+def _near(name: str) -> tuple[str, ...]:
+    """Give the known names, and the ones of any size that its own numbers would make."""
+    numbers = re.findall(r"[1-9]\d*", name)
+    own = [f"mlp-{numbers[0]}"] if len(numbers) == 1 else []
+    if len(numbers) == 2 and int(numbers[0]) > 4 and (int(numbers[0]) - 4) % 6 == 0:
+        own = [f"wrn-{numbers[0]}-{numbers[1]}"]
+    return (*preset_names(), *own)
 
 
 def seed_of(

@@ -26,18 +26,21 @@ class Plateau(Policy):
     """Grows the whole net, a quarter of the limit at a time, when the validation loss stalls.
 
     Every stage gets an equal part: its blocks widen up to the width of their stream, and what is
-    left goes into new blocks. It works when the learning rate is constant while growing (schedule
-    `hold`); under a falling rate the loss rarely stalls before growth must end. Waiting for full
-    convergence hurts, so keep `patience` short (Wen et al. 2020, AutoGrow, arXiv 1906.02909,
-    section 3.3). Source: the 2017 thesis that this project finishes, section 4.1.
+    left goes into new blocks. A budget so short that the loss falls until growth must end shows no
+    stall; such a run grows once at `latest`, rather than by the chance of one noisy loss or not at
+    all. It works when the learning rate is constant while growing (schedule `hold`); under a
+    falling rate the loss rarely stalls before growth must end. Waiting for full convergence hurts,
+    so keep `patience` short (Wen et al. 2020, AutoGrow, arXiv 1906.02909, section 3.3). Source: the
+    2017 thesis that this project finishes, section 4.1, which grows at stalls alone (`latest`
+    None).
 
-    Our runs (docs/thesis.md) show no gain in accuracy: on CIFAR-10 images, with 4 epochs of
-    ResNet-14's FLOPs, it is level with the net that it starts from (-0.19 points, 5 seeds) where it
-    grew in one run of five, and 2.4 points behind it where a patience of 2 made it grow in all (3
-    seeds); on MNIST level with the full net, behind the quarter net; on the sine behind both
-    static nets. On these two it was nearer to the best size over the whole budget than the full net
-    (anytime regret). `freeze` without a thaw cost accuracy in every experiment; a thaw won a part
-    of it back, on the sine all of it.
+    Our runs (docs/thesis.md; all at stalls alone) show no gain in accuracy: on CIFAR-10 images,
+    with 4 epochs of ResNet-14's FLOPs, it is level with the net that it starts from (-0.19 points,
+    5 seeds) where it grew in one run of five, and 2.4 points behind it where a patience of 2 made
+    it grow in all (3 seeds); on MNIST level with the full net, behind the quarter net; on the sine
+    behind both static nets. On these two it was nearer to the best size over the whole budget than
+    the full net (anytime regret). `freeze` without a thaw cost accuracy in every experiment; a thaw
+    won a part of it back, on the sine all of it.
 
     Args:
         patience: records without improvement before growing; 2 to 4 of 20.
@@ -51,6 +54,9 @@ class Plateau(Policy):
         thaw_after: records after a growth at which all trains again; None for never.
         thaw_at: fraction of the budget at which all trains again and nothing is frozen any more;
             None for never.
+        latest: fraction of the budget at which a net that has not grown yet grows without a stall,
+            once; of use below the run's `grow_until`. By default half, so that what is new has as
+            long to train as what was there. None waits for a stall.
     """
 
     patience: int = 2
@@ -61,6 +67,7 @@ class Plateau(Policy):
     freeze: bool = False
     thaw_after: int | None = None
     thaw_at: float | None = None
+    latest: float | None = 0.5
 
     def __post_init__(self) -> None:
         check_count("patience", self.patience)
@@ -73,6 +80,8 @@ class Plateau(Policy):
             check_count("thaw_after", self.thaw_after)
         if self.thaw_at is not None:
             check_fraction("thaw_at", self.thaw_at)
+        if self.latest is not None:
+            check_fraction("latest", self.latest)
 
     def decide(self, history: History) -> Sequence[Action]:
         grown = self._growth(history)
@@ -96,7 +105,15 @@ class Plateau(Policy):
         else:
             ready = stalled(history, self.patience, self.min_delta)
             reason = f"no better validation loss in {self.patience} records"
+        if not ready and self._at_latest(history):
+            ready, reason = True, f"no stall by {self.latest:.0%} of the budget"
         return whole(history[-1], self.share, reason) if ready else []
+
+    def _at_latest(self, history: History) -> bool:
+        """Say whether the present record is the first at or past `latest`, and none has grown."""
+        before = history[-2].spent if len(history) > 1 else 0.0
+        due = self.latest is not None and before < self.latest <= history[-1].spent
+        return due and len(since_growth(history)) == len(history)
 
 
 def _parts(architecture: Architecture) -> list[str]:

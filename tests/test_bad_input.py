@@ -116,7 +116,7 @@ CASES = [
     ("replay file --policy faulty_syntax.Mine", "policy faulty_syntax.Mine cannot be loaded: "),
     ("replay file --policy faulty_raise.Mine", "cannot be loaded: first second"),
     ("branch nowhere --at 1", "history must be a history.jsonl file or a run folder"),
-    ("branch file", "required: branch.at"),
+    ("branch file", "file, line 1: "),
     ("branch file --at x", "at must be an integer, got 'x'"),
     # options
     (TRAIN + "--polcy Plateau", "unrecognized arguments: --polcy Plateau"),
@@ -140,7 +140,7 @@ CASES = [
     (TRAIN + "--observe_every 0", "observe_every must be at least 1, got 0"),
     (TRAIN + "--policy_errors skip", "policy_errors must be one of stop, continue; got 'skip'"),
     (TRAIN + "--seed 1.5", "seed must be an integer, got '1.5'"),
-    (TRAIN + "--final=maybe", "argument --final: ignored explicit argument 'maybe'"),
+    (TRAIN + "--final=maybe", "final must be true or false, got 'maybe'"),
     (TRAIN + "--start.width .nan", "start.width must be above 0 and at most 1, got nan"),
     (TRAIN + "--start nope", "start must be a mapping, got 'nope'"),
     (TRAIN + "--start.depth 2", "Option 'depth' is not accepted"),

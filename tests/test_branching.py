@@ -226,7 +226,6 @@ def test_what_does_not_fit_or_comes_to_less_is_left_out_with_a_reason(grown, at)
         ("nowhere --at 3", "history must be a history.jsonl file or a run folder, got nowhere"),
         ("run --at 1", "at must be one of the growth steps {} of run, got 1"),
         ("run --at x", "at must be an integer, got 'x'"),
-        ("run", "required"),
         ("run --at {} --steps 0", "steps must be at least 1, got 0"),
         ("run --at {} --orders 0", "orders must be at least 1, got 0"),
         ("still --at 1", "run must have a growth step whose state it kept in growth/, got still"),
@@ -259,3 +258,39 @@ def test_the_command_prints_its_table(branched, at, capsys):
     folder, _, text = branched
     assert called("branch", folder, "--at", at, "--steps", 3, "--orders", 2) == 0
     assert capsys.readouterr().out == f"\n{text}\n"
+
+
+def test_without_at_the_first_growth_is_taken(branched, at, grown):
+    assert fork_of(grown).record.step == at == min(int(p.stem[4:]) for p in grown.glob("growth/*"))
+    folder, _, text = branched
+    assert branch(folder, steps=3, orders=2, say=lambda line: None) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--policy Never", "the run never grew; it began at its limit: start smaller, such as"),
+        ("--policy Never --start.width 0.5", "never grew; its policy asked for no growth: another"),
+        ("--policy Periodic --grow_until 0", "what its policy asked for was refused: "),
+    ],
+)
+def test_a_run_that_never_grew_is_told_so_and_why(tmp_path, monkeypatch, capsys, words, why):
+    monkeypatch.chdir(tmp_path)
+    command = "train --net resnet8 --epochs 0.05 --records 2 --batch_size 32 --device cpu --out run"
+    assert called(*command.split(), *words.split()) == 0
+    capsys.readouterr()
+    assert called("branch", "run") == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert "run must have a growth step whose state it kept in growth/, got run: " in line
+    assert why in line
+    for command in (("inspect", "run"), ("replay", "run", "--policy", "Never")):
+        assert called(*command) == 0
+        assert why in capsys.readouterr().out
+    assert called("replay", "run", "--policy", "Never") == 0
+    assert "Never would have asked for nothing" in capsys.readouterr().out
+    assert called("inspect", ".") == 2
+    assert (
+        "run must be one of the runs in the folder, such as run, got ." in capsys.readouterr().err
+    )

@@ -1,6 +1,7 @@
 """Plateau's freezing as tables: what it holds when it grows, and when all trains again."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -88,8 +89,54 @@ def test_nothing_freezes_where_nothing_fits():
     [
         ({"thaw_after": 0}, "thaw_after must be at least 1, got 0"),
         ({"thaw_at": 0}, "thaw_at must be above 0 and at most 1, got 0"),
+        ({"latest": 0}, "latest must be above 0 and at most 1, got 0"),
+        ({"latest": 1.5}, "latest must be above 0 and at most 1, got 1.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Plateau(**settings)
+
+
+FALLING = (2.0, 1.5, 1.1, 0.8, 0.6)
+
+
+def at_latest(*spent, losses=FALLING, applied=()):
+    """Records at these parts of the budget; the first has done `applied`."""
+    history = losses_of(*losses[: len(spent)])
+    history = [replace(now, spent=part) for now, part in zip(history, spent)]
+    return [replace(history[0], applied=applied), *history[1:]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "history", "reason"),
+    [
+        ({}, at_latest(0.45, 0.49), None),
+        ({}, at_latest(0.45, 0.5), "no stall by 50% of the budget"),
+        ({}, at_latest(0.45, 0.52), "no stall by 50% of the budget"),
+        ({}, at_latest(0.7), "no stall by 50% of the budget"),  # the first record of all
+        ({}, at_latest(0.45, 0.52, 0.57), None),  # asked once
+        ({}, at_latest(0.3, 0.52, applied=(Widen("stage1.block1", 1),)), None),  # it has grown
+        ({}, at_latest(0.3, 0.52, applied=(Freeze("stem"),)), "no stall by 50% of the budget"),
+        ({"latest": None}, at_latest(0.45, 0.5), None),
+        ({"latest": 0.3}, at_latest(0.25, 0.3), "no stall by 30% of the budget"),
+        ({"when": "slope"}, at_latest(0.35, 0.4, 0.45, 0.5), "no stall by 50% of the budget"),
+        # a stall comes first, and says so
+        ({}, at_latest(0.4, 0.45, 0.5, losses=STALLED), "no better validation loss in 2 records"),
+    ],
+)
+def test_a_loss_that_never_stalls_grows_once_at_the_latest(settings, history, reason):
+    actions = Plateau(share=0.1, **settings).decide(history)
+    assert actions == (GROWN if reason else [])
+    assert {action.reason for action in actions} == ({reason} if reason else set())
+
+
+@pytest.mark.parametrize("noise", range(5))
+def test_a_run_of_20_records_grows_whatever_its_noise(noise):
+    """The README's first run has 20 records and may grow until 0.6 of its budget."""
+    random = Random(noise)
+    losses = [2.3 * 0.75**n * random.uniform(0.7, 1.3) for n in range(12)]
+    history = losses_of(*losses)
+    history = [replace(now, spent=(n + 1.04) / 20) for n, now in enumerate(history)]
+    grows = [n for n in range(1, 13) if Plateau().decide(history[:n])]
+    assert any(history[n - 1].spent <= 0.6 for n in grows)

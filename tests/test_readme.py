@@ -1,15 +1,22 @@
-"""The README prints what examples/ holds, and its commands are accepted and run."""
+"""The README prints what examples/ holds, and its first commands do what it says of them.
+
+test_commands runs all others, small.
+"""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 import run
+from analysis import read_history
+from analysis.tables import phrase
 from training.commandline import underscored
 from training.settings import Compare
 
@@ -59,6 +66,56 @@ def test_the_commands_of_the_readme_are_accepted(command, monkeypatch):
     arguments = [underscored(word) for word in shlex.split(command)[1:]]
     if arguments[-1] != "--help":
         assert run.make_parser().parse_args(arguments).subcommand == arguments[0]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The README's first block of commands, run as it is in an empty folder: what each printed.
+
+    `branch` takes fewer steps; the run draws no pictures for TensorBoard.
+    """
+    block = re.search(r"## Train, inspect, replay\n\n```\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    folder, printed = tmp_path_factory.mktemp("first"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        for command in block[1].splitlines():
+            words = shlex.split(command)[2:]
+            words += ["--steps", "2", "--orders", "1"] if words[0] == "branch" else []
+            with redirect_stdout(StringIO()) as output:
+                assert run.main(words) == 0, command
+            printed[" ".join([words[0], *(["--csv"] if "--csv" in words else [])])] = output
+    return folder / "runs" / "first", {name: out.getvalue() for name, out in printed.items()}
+
+
+def test_the_first_run_of_the_readme_grows_and_is_told_about(first):
+    """On any processor: when it grows hangs on rounding, that it grows does not."""
+    folder, printed = first
+    assert list(printed) == ["train", "inspect", "inspect --csv", "replay", "branch"]
+    history = read_history(folder)
+    grown = [record for record in history if record.applied]
+    assert grown
+    assert all(record.spent <= 0.6 for record in grown)
+    assert (len(history), history[-1].spent) == (20, 1)
+    for record in grown:
+        for action in record.applied:
+            assert phrase(action) in printed["inspect"]
+            assert action.reason in printed["inspect"]
+    for heading in ("Growth and other edits", "Layers at step", "Rules of thumb", "pictures in"):
+        assert heading in printed["inspect"]
+    assert list((folder / "pictures").iterdir())
+    assert printed["inspect --csv"].startswith("step,layer,statistic,value\n")
+    assert len([line for line in printed["replay"].splitlines() if "%" in line]) == 20
+    assert "Periodic would have asked for" in printed["replay"]
+
+
+def test_branch_without_at_takes_the_first_growth(first):
+    folder, printed = first
+    step = next(record.step for record in read_history(folder) if record.applied)
+    assert f"the growth at step {step} " in printed["branch"]
+    names = {path.name for path in (folder / "branch" / f"step{step:07d}").iterdir()}
+    assert names >= {"branch.md", "gains.csv", "correlations.csv"}
 
 
 def test_the_readme_has_commands():

@@ -1,1 +1,26 @@
-"""Data, the loop, checkpoints and sweeps: everything that trains, on top of the other floors."""
+"""Data, the loop, checkpoints and sweeps: everything that trains, on top of the other floors.
+
+Everything that needs torch is imported on first use, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.branching import branch
+    from training.comparison import compare
+    from training.loop import train
+    from training.settings import Cell, Compare, Start, Train
+
+__version__ = "0.1.0"
+
+_LAZY = {"branch": "branching", "compare": "comparison", "train": "loop"}
+_LAZY |= dict.fromkeys(("Cell", "Compare", "Start", "Train"), "settings")
+
+__all__ = ["Cell", "Compare", "Start", "Train", "branch", "compare", "train"]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(f"training.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'training' has no attribute {name!r}")

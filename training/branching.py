@@ -38,7 +38,7 @@ from training.step import LOSSES, evaluate, make_optimizer, train_step
 
 def branch(
     run: Path,
-    at: int,
+    at: int | None = None,
     steps: int = 200,
     orders: int = 3,
     say: Callable[[str], None] = print,
@@ -53,7 +53,7 @@ def branch(
 
     Args:
         run: a run folder; results go to its branch/stepN/, a finished branch is not trained again.
-        at: the step of a recorded growth.
+        at: the step of a recorded growth; by default the first.
         steps: training steps of a branch.
         orders: data orders.
         say: takes one line per branch.

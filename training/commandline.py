@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from nets.checks import meant
 from policies import Policy
-from training.settings import Compare, Train, settings_to_dict
+from training import __version__
+from training.hints import class_hint, nearest_option, settings_hint
+from training.settings import Cell, Compare, Train, settings_to_dict
 
 EPILOG = """\
 A first run, in seconds:
@@ -23,6 +28,8 @@ All policies on the same budget, as one table:
 
 
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "dict": "a mapping"}
+_BOOLEANS = ("true", "false", "yes", "no", "on", "off")
+_UNKNOWN = r"unrecognized arguments: (?:.*? )??(-\S+)|not accept option '(\S+)'$"
 _FLAGS = {
     "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
     "final": "read the test set, once, at the end",
@@ -55,7 +62,41 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside a parser: the outer one reports
             super().error(message, ex)
-        self.exit(2, f"run.py: error: {one_line(message)}\n")
+        self.exit(2, f"run.py: error: {one_line(message)}{self._meant(message)}\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        words = None if args is None else self._with_values(list(args))
+        return super().parse_args(words, *rest, **options)
+
+    def _command(self, words: Sequence[str]) -> ArgumentParser | None:
+        """Give the parser of the command that the words begin with."""
+        commands = getattr(self._subcommands_action, "_name_parser_map", {})
+        return commands.get(words[0]) if words else None
+
+    def _with_values(self, words: list[str]) -> list[str]:
+        """Say true for a flag before a positional argument, which it would take for its value."""
+        command = self._command(words)
+        actions = command._actions if command else []
+        if all(action.option_strings for action in actions):
+            return words
+        flags = {name for each in actions if each.nargs == "?" for name in each.option_strings}
+        following = [*words[1:], ""]
+        return [
+            f"{word}=true" if word in flags and after.lower() not in _BOOLEANS else word
+            for word, after in zip(words, following)
+        ]
+
+    def _meant(self, message: str) -> str:
+        """Give what an unknown command or option may have been."""
+        found = re.search(_UNKNOWN, message)
+        command = self._command(getattr(self, "args", None) or []) or self
+        if found:
+            known = command._option_string_actions
+            rows = [item.name for item in fields(Cell)] if "--cells" in known else []
+            return nearest_option((found[1] or found[2]).partition("=")[0], known, rows)
+        found = re.search(r"invalid choice: '(.*?)' \(choose from", message)
+        commands = getattr(self._subcommands_action, "_name_parser_map", {})
+        return meant(found[1], commands) if found else ""
 
     def parse_path(self, path: Any, *rest: Any, **options: Any) -> Any:
         check_config(Path(path))
@@ -81,9 +122,8 @@ def one_line(message: str) -> str:
     )
     if path and name.endswith("policy"):
         known = ", ".join(known_policies())
-        return (
-            f"{name} must be one of {known}, or an import path such as mine.Mine; got {path[1]!r}"
-        )
+        words = f"{known}, or an import path such as mine.Mine; got {path[1]!r}"
+        return f"{name} must be one of {words}{meant(path[1], known_policies())}"
     if path:
         return f"{name} must be a mapping, got {path[1]!r}"
     # Of several reasons the innermost and first counts: "... Errors: - this one - Expected a ...".
@@ -94,6 +134,7 @@ def one_line(message: str) -> str:
     if expected and value:
         kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
         return f"{name} must be {kind}, got {value[1]!r}"
+    reason += settings_hint(reason) + class_hint(reason)
     return f"{name}: {reason}" if name else reason
 
 
@@ -159,6 +200,7 @@ def make_parser() -> Parser:
         epilog=EPILOG,
         formatter_class=_Verbatim,
     )
+    parser.add_argument("--version", action="version", version=f"growthrings {__version__}")
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     commands.add_subcommand("train", _parser_of(Train), help="train one network under one policy")
     commands.add_subcommand(
@@ -178,11 +220,8 @@ def make_parser() -> Parser:
         "the largest static run of the same seed is the default",
     )
     inspect.add_argument("--out", help="folder of the pictures; by default RUN/pictures")
-    inspect.add_argument(
-        "--csv",
-        action="store_true",
-        help="print every number of every record as one table instead: step,layer,statistic,value",
-    )
+    text = "print every number of every record as one table instead: step,layer,statistic,value"
+    _add_flag(inspect, "csv", text)
     commands.add_subcommand(
         "inspect", inspect, help="what grew, when and why, and the layers' statistics"
     )
@@ -200,13 +239,20 @@ def make_parser() -> Parser:
         "state before it: what each site brought, and which statistics would have told it."
     )
     branch.add_argument("run", help="a run folder; the results go to its branch/stepN/")
-    branch.add_argument("--at", type=int, required=True, help="the step of a recorded growth")
+    text = "the step of a recorded growth; by default the first"
+    branch.add_argument("--at", type=int, help=text)
     branch.add_argument("--steps", type=int, default=200, help="training steps of every branch")
     branch.add_argument(
         "--orders", type=int, default=3, help="data orders in which every branch is trained"
     )
     commands.add_subcommand("branch", branch, help="what growth at each other site would bring")
     return parser
+
+
+def _add_flag(parser: Parser, name: str, text: str) -> None:
+    """Add an option that may stand alone, or take true or false."""
+    values: dict[str, Any] = {"type": bool, "default": False, "metavar": "true|false"}
+    parser.add_argument(f"--{name}", nargs="?", const=True, help=text, **values)
 
 
 def _parser_of(kind: type) -> Parser:
@@ -217,7 +263,7 @@ def _parser_of(kind: type) -> Parser:
     parser.add_class_arguments(kind, skip=set(_FLAGS))
     for name, text in _FLAGS.items():
         if hasattr(kind, name):
-            parser.add_argument(f"--{name}", action="store_true", help=text)
+            _add_flag(parser, name, text)
     if kind is Compare:
         parser.set_defaults(cells=settings_to_dict(Compare())["cells"])
     return parser

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis import Record, read_history
 from analysis.branches import NONE, site_of
-from analysis.tables import phrase
+from analysis.tables import no_growth, phrase
 from nets import Action, Insert, Widen
 from nets.actions import adds_capacity
 from policies.base import largest_by, largest_width
@@ -49,8 +49,8 @@ class Fork:
         return tuple(filter(adds_capacity, self.record.applied))
 
 
-def fork_of(run: Path, at: int) -> Fork:
-    """Find a growth step of a run; a ValueError lists those that there are."""
+def fork_of(run: Path, at: int | None = None) -> Fork:
+    """Find a growth step of a run, by default the first; a ValueError lists those there are."""
     history = read_history(run)
     config = read_config(run)
     names = [item.name for item in fields(Common) if item.name in config]  # and no policy
@@ -61,7 +61,12 @@ def fork_of(run: Path, at: int) -> Fork:
     forks = [Fork(run, record, settings, identity) for record in history]
     forks = [fork for fork in forks if fork.grown and fork.state.exists()]
     if not forks:
-        raise ValueError(f"run must have a growth step whose state it kept in growth/, got {run}")
+        why = no_growth(history) or "its growth/ is gone; train it again"
+        raise ValueError(
+            f"run must have a growth step whose state it kept in growth/, got {run}: {why}"
+        )
+    if at is None:
+        return forks[0]
     found = [fork for fork in forks if fork.record.step == at]
     if not found:
         steps = ", ".join(str(fork.record.step) for fork in forks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import Record, read_history
-from analysis.tables import markdown, phrase
+from analysis.tables import markdown, no_growth, phrase
 from nets import Action
 from nets.actions import adds_capacity
 from policies import Policy
@@ -62,7 +62,10 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
     for run in runs:
         history = read_history(run)
         if not history:
-            raise ValueError(f"run must be a folder with at least one record, got {run}")
+            raise ValueError(
+                f"run must be a folder with at least one record, got {run}: its train command "
+                "with --resume goes on"
+            )
         config = read_config(run) if (run / "config.yaml").exists() else {}
         grow_until = config.get("grow_until", 1.0)
         if not isinstance(grow_until, int | float):
@@ -87,7 +90,10 @@ def replay_table(policy: Policy, folders: Sequence[str]) -> str:
     name = type(policy).__name__
     if len(replays) == 1:
         header = ["step", "spent", "done", f"{name} would have asked for"]
-        return markdown(header, map(_row, replays[0].answers))
+        notes = [no_growth([record for record, _ in replays[0].answers])]
+        if not any(asked for _, asked in replays[0].answers):
+            notes.append(f"{name} would have asked for nothing")
+        return "\n\n".join([markdown(header, map(_row, replays[0].answers)), *filter(None, notes)])
     rows = [
         [str(each.run), *_row(answer)]
         for each in replays
