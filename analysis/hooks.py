@@ -34,6 +34,8 @@ class ForwardHooks:
     `torch.compile`'s stance is then "force_eager". Compiled code is neither lost nor added.
     """
 
+    stays_behind = True  # when `grow` carries hooks
+
     def __init__(
         self,
         net: nn.Module,
@@ -135,6 +137,7 @@ class ForwardHooks:
                 value = _scalar(name, function(output.detach()))
                 self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
 
+        read.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
         return source.register_forward_hook(read, with_kwargs=True)
 
 

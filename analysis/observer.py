@@ -58,6 +58,8 @@ class Observer:
             (`net.compile()`) without an optimizer.
     """
 
+    stays_behind = True  # when `grow` carries hooks: see `follow`
+
     def __init__(
         self,
         net: nn.Module,

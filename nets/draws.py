@@ -58,5 +58,5 @@ def _place(x: Tensor) -> tuple[int, torch.Size]:
 
 def _is_checkpointed() -> bool:
     """Say whether a forward may be run again: it stores nothing, or hands over what it stores."""
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    return hooked or not torch.is_grad_enabled()
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return hooks is not None or not torch.is_grad_enabled()

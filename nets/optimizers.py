@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -12,12 +13,22 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from nets.carry import Sources, place_old
+from nets.given import is_plain
+from nets.handover import carried_hooks
 from nets.held import join_values, split_entries
 from nets.modules import Network
 
 _NEW_ENTRIES = {"exp_avg_sq": "mean", "max_exp_avg_sq": "mean", "square_avg": "mean"}
 """How new entries of an optimizer's state start: at the old ones' mean, or else at zero."""
-_SUPPORTED = ("SGD", "Adam", "AdamW", "RMSprop")
+_SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
 HELD = "held"
 """Key of a parameter group for the names of its entries that are frozen now, so that they return.
 """
@@ -67,8 +78,10 @@ def carry_optimizer(
         ValueError: the optimizer is of another kind, or holds nothing of `old`.
     """
     kind = type(optimizer)
-    if kind.__name__ not in _SUPPORTED:
-        raise ValueError(f"optimizer must be one of {', '.join(_SUPPORTED)}; got {kind.__name__}")
+    if kind not in _SUPPORTED:
+        known = ", ".join(each.__name__ for each in _SUPPORTED)
+        module = "" if kind.__module__.startswith("torch.optim") else f" of {kind.__module__}"
+        raise ValueError(f"optimizer must be one of {known}; got {kind.__name__}{module}")
     before, now = _parts(old), _parts(new)
     groups = _groups(optimizer, before, now)
     accepted = signature(kind).parameters
@@ -77,7 +90,7 @@ def carry_optimizer(
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         # the marks by which a live scheduler knows its optimizer; without them its first step warns
         LambdaLR(carried, lambda _: 1.0)
-        carried._opt_called = getattr(optimizer, "_opt_called", False)  # pyright: ignore[reportAttributeAccessIssue]
+    _carry_attributes(optimizer, carried)
     for made, group in zip(carried.param_groups, groups, strict=True):
         made.update(group)
     ours = {id(part.parameter) for parts in before.values() for part in parts}
@@ -96,6 +109,22 @@ def carry_optimizer(
             carried.state.update(states)
     _start_fused_momentum(carried)
     return carried
+
+
+def _carry_attributes(optimizer: torch.optim.Optimizer, carried: torch.optim.Optimizer) -> None:
+    """Carry hooks and plain data that a user, or a scheduler, has set on an optimizer."""
+    for kind in _HOOKS:
+        vars(carried)[kind] = carried_hooks(vars(optimizer)[kind])
+    marked = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    for key, value in vars(optimizer).items():
+        if key in vars(carried) and (key != "step" or marked):
+            continue
+        if hasattr(type(optimizer), key) or not is_plain(value):
+            raise ValueError(
+                f"optimizer must be as torch makes it, for growth carries that: it has an "
+                f"attribute of its own, {key}"
+            )
+        vars(carried)[key] = deepcopy(value)
 
 
 def _groups(
@@ -209,7 +238,9 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _own(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.clone()
+    return deepcopy(value) if isinstance(value, list | dict | set) and is_plain(value) else value
 
 
 def _start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:
