@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
@@ -17,6 +17,7 @@ from nets.given import is_plain
 from nets.handover import carried_hooks
 from nets.held import join_values, split_entries
 from nets.modules import Network
+from nets.newborn import newborn_state
 
 _NEW_ENTRIES = {"exp_avg_sq": "mean", "max_exp_avg_sq": "mean", "square_avg": "mean"}
 """How new entries of an optimizer's state start: at the old ones' mean, or else at zero."""
@@ -66,7 +67,7 @@ def carry_optimizer(
     State is carried entry by entry. New entries of a first moment or momentum start at 0; those of
     a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
     the first updates several times too large. Wholly new tensors join the group of their siblings
-    and start at step 0. What was frozen leaves its group; thawed, it returns as newborn.
+    and start at step 0, with updates of their siblings' size (see nets.newborn). What was frozen leaves its group; thawed, it returns as newborn.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop.
@@ -107,6 +108,7 @@ def carry_optimizer(
         if known:
             states = _carry_entry(known, parts, sources[entry], old_shapes[entry], shapes[entry])
             carried.state.update(states)
+    _start_newborns(carried, now)
     _start_fused_momentum(carried)
     return carried
 
@@ -172,11 +174,35 @@ def _groups(
 
 def _home_of(name: str, home: Mapping[str, int]) -> int:
     """Give the group of the nearest sibling: the same leaf of another block, or of another part."""
-    stage, _, leaf = (name.split(".", 2) + [""] * 2)[:3]
-    siblings = [key for key in home if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
-    near = [key for key in siblings if key.startswith(f"{stage}.")]
     alike = [key for key in home if key.split(".")[-2:] == name.split(".")[-2:]]
-    return home[(near or siblings or alike or list(home))[-1]]
+    return home[_sibling_of(name, home) or (alike or list(home))[-1]]
+
+
+def _sibling_of(name: str, names: Iterable[str]) -> str | None:
+    """Name the same leaf of another block, of the same stage if there is one."""
+    stage, _, leaf = (name.split(".", 2) + [""] * 2)[:3]
+    siblings = [key for key in names if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
+    near = [key for key in siblings if key.startswith(f"{stage}.")]
+    return (near or siblings or [None])[-1]
+
+
+def _start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[_Part]]) -> None:
+    """Let tensors without state begin in measure, where a sibling has some."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    known = {
+        entry: part.parameter
+        for entry, parts in now.items()
+        for part in parts
+        if part.parameter in optimizer.state
+    }
+    for entry, parts in now.items():
+        sibling = known.get(_sibling_of(entry, known) or "")
+        for part in parts:
+            new = part.parameter not in optimizer.state and id(part.parameter) in groups
+            if new and sibling is not None:
+                group = groups[id(part.parameter)]
+                state = newborn_state(part.parameter, sibling, optimizer.state[sibling], group)
+                optimizer.state.update({part.parameter: state} if state else {})
 
 
 def _shapes(net: Network) -> dict[str, torch.Size]:

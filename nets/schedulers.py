@@ -14,8 +14,8 @@ def follow(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
     or a ChainedScheduler would go on with the old optimizer. Rates, counts and `state_dict` go on.
 
     Args:
-        scheduler: of `torch.optim.lr_scheduler`, SWALR, or another object with an `optimizer`; those
-            that it holds are found in its attributes, lists and dicts of them included.
+        scheduler: of `torch.optim.lr_scheduler`, SWALR, or another object with an `optimizer`;
+            those that it holds are found in its attributes, lists and dicts of them included.
         optimizer: `grown.optimizer`.
 
     Raises:
