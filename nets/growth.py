@@ -49,13 +49,14 @@ def grow(
     Outputs stay the same in train and eval mode (equal drop masks) for every action that adds
     something: new channels reach the rest through zero columns (Wei et al. 2016, arXiv 1603.01670,
     in the form that stays alive under BatchNorm), newborn blocks start as the identity. Freezing
-    and thawing keep eval outputs. Device, dtype, memory format, mode and requires_grad are kept.
+    and thawing keep eval outputs. Device, dtype, memory format, modes, requires_grad, settings and
+    kind of BatchNorm, and modules' hooks are kept; gradients are not.
 
     Args:
         net: a network from `build` or an earlier `grow`.
-        actions: applied one after the other; nothing happens if any of them is refused.
+        actions: one, or several, applied one after the other; nothing happens if any is refused.
         optimizer: SGD, Adam, AdamW or RMSprop over the network's parameters. Its state is carried
-            by name; a live scheduler follows with `scheduler.optimizer = grown.optimizer`.
+            by name, its hooks go along; a live scheduler follows by `nets.follow`.
         ema: a second network of the same architecture, grown alongside.
         initializer: of new weights. "he" (He et al. 2015), "xavier" (Glorot and Bengio 2010),
             "net2net" (new channels copy old ones, Chen et al. 2016; new blocks are drawn as by he),
@@ -74,7 +75,7 @@ def grow(
 
     Raises:
         ValueError: an action does not fit the architecture, something that it needs is missing, or
-            `net` is wrapped, compiled or not ours.
+            `net` is wrapped, compiled, not ours, or no longer what its architecture says.
     """
     actions = _listed(actions)
     old, old_ema = _ours("net", net), None if ema is None else _ours("ema", ema)
