@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 
 Bands = tuple[tuple[int, int], ...]
@@ -173,6 +174,8 @@ class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):
             return functional.batch_norm(
                 input, mean, variance, self.weight, self.bias, False, 0.0, self.eps
             )
+        if isinstance(input, Proxy):
+            raise ValueError("net must be in eval mode for torch.fx: a BatchNorm is held in part")
         if input.numel() == self.num_features:
             shape = tuple(input.shape)
             raise ValueError(f"Expected more than 1 value per channel when training, got {shape}")

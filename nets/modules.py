@@ -101,14 +101,16 @@ class ResidualBlock(nn.Module):
         return self.shortcut(entry if self.projects else x) + branch
 
     def _kept(self, branch: Tensor, draw: Draw | None) -> Tensor:
+        if self.training and (self.steps or self.survival < 1) and isinstance(branch, Proxy):
+            raise ValueError("net must be in eval mode for torch.fx: a block fades or is dropped")
         if self.steps:
             branch = branch * (1 - self._faded(draw) / self.steps).clamp_min(0).to(branch.dtype)
         if not self.training or self.survival == 1:
             return branch
-        if draw is None or isinstance(branch, Proxy):
+        if draw is None:
             raise ValueError(
-                f"survival must be 1 in training for a block that is called by itself or traced by "
-                f"torch.fx, got {self.survival}: call the network, or use eval mode"
+                f"survival must be 1 for a block that is called by itself in training, got "
+                f"{self.survival}: call the network, or use eval mode"
             )
         samples = len(branch) if self.drop == "row" else None
         kept = (uniform(draw, self.salt, samples) < self.survival).to(branch.dtype)

@@ -67,7 +67,8 @@ def carry_optimizer(
     State is carried entry by entry. New entries of a first moment or momentum start at 0; those of
     a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
     the first updates several times too large. Wholly new tensors join the group of their siblings
-    and start at step 0, with updates of their siblings' size (see nets.newborn). What was frozen leaves its group; thawed, it returns as newborn.
+    and start at step 0, with updates of their siblings' size (see nets.newborn). What was frozen
+    leaves its group; thawed, it returns as newborn. Hooks go along.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop.

@@ -269,7 +269,7 @@ def test_actions_are_one_or_several_of_any_order():
         other = grow(net, actions).network.state_dict()
         assert all(torch.equal(value, other[name]) for name, value in one.items())
     for actions in (set(ACTIONS), None, "Widen", {"widen": 2}, 3):
-        with pytest.raises(ValueError, match="^actions must be an Action or a sequence of them, g"):
+        with pytest.raises(ValueError, match=r"^actions must be an Action or a sequence of them"):
             grow(net, actions)
 
 

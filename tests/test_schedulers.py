@@ -12,6 +12,7 @@ from nets import Architecture, Block, Insert, Stage, Widen, build, follow, grow
 
 STAGE = Stage("stage1", 4, (Block("stage1.block1", 3),), births=1)
 NET = Architecture((STAGE,), 3, (2, 4, 4), 4)
+ACTIONS = [Widen("stage1.block1", 2), Insert("stage1.block1", 2)]
 IMAGES = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -114,11 +115,11 @@ def test_a_scheduler_of_ones_own_that_holds_others_follows():
 
 def test_what_is_no_scheduler_and_other_groups_are_refused():
     net, optimizer, scheduler = started(sequential)
-    with pytest.raises(ValueError, match="^scheduler must be one of an optimizer, got a list$"):
+    with pytest.raises(ValueError, match=r"^scheduler must be one of an optimizer, got a list$"):
         follow([scheduler], optimizer)
-    with pytest.raises(ValueError, match="^optimizer must be the grown one, got a Grown$"):
+    with pytest.raises(ValueError, match=r"^optimizer must be the grown one, got a Grown$"):
         follow(scheduler, grow(net, [], optimizer))
     other = torch.optim.SGD(net.parameters(), 0.1)
-    with pytest.raises(ValueError, match="must have the scheduler's 2 parameter groups, got 1$"):
+    with pytest.raises(ValueError, match=r"must have the scheduler's 2 parameter groups, got 1$"):
         follow(scheduler, other)
     assert scheduler.optimizer is optimizer

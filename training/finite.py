@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class NonFinite(Exception):
-    """A loss, a weight or an output is NaN or infinite; one line that says since when and what is left."""
+    """A loss, weight or output is NaN or infinite; one line says since when and what is left."""
 
 
 def check_losses(run: Run, losses: Sequence[float | None]) -> None:
