@@ -22,6 +22,8 @@ class Hook:
     does nothing; pickled, that is a function of the standard library, which loads anywhere.
     """
 
+    stays_behind = True  # when `grow` carries hooks
+
     def __init__(self, call: Callable[..., None] | None) -> None:
         self._call = call
 
@@ -106,3 +108,6 @@ def _state_without_hooks(module: nn.Module) -> Any:
                     if not isinstance(hooks.get(key), Hook)
                 )
     return state
+
+
+_state_without_hooks.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -114,6 +114,7 @@ class ParameterNorms:
                     return
                 self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
 
+            read.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
             return read
 
         for index, parameter in enumerate(self._parameters):

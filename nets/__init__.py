@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from nets.growth import Grown, grow
     from nets.imported import from_torchvision
     from nets.modules import Network, build
+    from nets.schedulers import follow
 
 _LAZY = {"build": "modules", "Network": "modules", "grow": "growth", "Grown": "growth"}
-_LAZY["from_torchvision"] = "imported"
+_LAZY |= {"from_torchvision": "imported", "follow": "schedulers"}
 
 __all__ = [
     "Action",
@@ -43,6 +44,7 @@ __all__ = [
     "action_to_dict",
     "build",
     "cost",
+    "follow",
     "from_torchvision",
     "grow",
     "preset",

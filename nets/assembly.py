@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nets.architecture import Architecture
+from nets.handover import set_up_norms
 from nets.held import split_entries, split_values
 from nets.modules import Network
 from nets.taps import mode
@@ -23,31 +24,30 @@ def assemble(old: Network, architecture: Architecture, values: Mapping[str, Tens
     network.load_state_dict(own, assign=True)
     if any(_is_channels_last(value) for value in old.state_dict().values()):
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    trained = _trained(old)
+    flags = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
+    trained = {
+        entry: any(parameter.requires_grad for parameter in parameters.values())
+        for entry, parameters in _parameters(old).items()
+    }
     for entry, parameters in _parameters(network).items():
-        for parameter in parameters:
+        for name, parameter in parameters.items():
             # where everything was frozen there is nothing that says otherwise
-            parameter.requires_grad_(trained.get(entry, not trained or any(trained.values())))
+            flag = trained.get(entry, not trained or any(trained.values()))
+            parameter.requires_grad_(flags.get(name, flag))
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in network.named_modules():
         module.training = modes.get(name, old.training)
+    set_up_norms(old, network)
     return network
 
 
-def _parameters(net: Network) -> dict[str, list[nn.Parameter]]:
-    """Give the parameters of every joined entry."""
+def _parameters(net: Network) -> dict[str, dict[str, nn.Parameter]]:
+    """Give the parameters of every joined entry, by name."""
     entry_of = {piece.name: name for name, pieces in split_entries(net).items() for piece in pieces}
-    found: dict[str, list[nn.Parameter]] = {}
+    found: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
-        found.setdefault(entry_of.get(name, name), []).append(parameter)
+        found.setdefault(entry_of.get(name, name), {})[name] = parameter
     return found
-
-
-def _trained(net: Network) -> dict[str, bool]:
-    return {
-        entry: any(parameter.requires_grad for parameter in parameters)
-        for entry, parameters in _parameters(net).items()
-    }
 
 
 def _is_channels_last(value: Tensor) -> bool:

@@ -171,7 +171,7 @@ def _fresh(name: str, empty: Tensor, start: int, draw: Initializer, seed: int) -
             raise ValueError(
                 f"initializer must give a tensor of shape {shape} for {name}, got {got}"
             )
-        return value.detach().to(torch.float32, copy=True)
+        return value.detach().to(torch.get_default_dtype(), copy=True)
     if not empty.is_floating_point():
         return torch.zeros(shape, dtype=empty.dtype)
     return torch.ones(shape) if leaf in ("weight", "running_var") else torch.zeros(shape)

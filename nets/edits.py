@@ -65,7 +65,7 @@ def carry(
         ValueError: the initializer is unknown, or probe or loss are missing.
     """
     draw, old = initializer_of(choice), carried.values
-    born = carried.born | (set(after.blocks) - set(before.blocks))
+    born = (carried.born | (set(after.blocks) - set(before.blocks))) & set(after.blocks)
     layout = _on_meta(after.thawed())
     kept: Mapping[str, Tensor] = {}
     rows: Mapping[str, Tensor] = {}
@@ -85,7 +85,8 @@ def carry(
         if choice == "net2net" and isinstance(action, Widen | WidenStage):
             copy_channels(values, earlier, sources, _on_meta(before), seed)
     disturbed = carried.disturbed
-    if isinstance(action, Remove) and not action.steps and not _has_faded(before, action, old[0]):
+    faded = isinstance(action, Remove) and _has_faded(before, action, old[0])
+    if isinstance(action, Remove) and not (action.steps or faded or action.block in carried.born):
         names = list(before.blocks)
         disturbed |= set(names[names.index(action.block) + 1 :])
     return Carried(carried.origin, new, chain(carried.sources, sources), frozenset(born), disturbed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from nets.actions import Action
 from nets.architecture import Architecture
 from nets.assembly import assemble, estimate_statistics
 from nets.edits import begin, carry, unknown_channels
+from nets.given import check_given
+from nets.handover import hand_over, without_hooks
 from nets.held import join_values
 from nets.initializers import Initializer
 from nets.modules import Network
 from nets.optimizers import carry_optimizer
-from nets.taps import Loss, run_apart
+from nets.taps import Loss, checked_inputs, run_apart
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Grown:
 
 def grow(
     net: nn.Module,
-    actions: Sequence[Action],
+    actions: Action | Iterable[Action],
     optimizer: torch.optim.Optimizer | None = None,
     *,
     ema: nn.Module | None = None,
@@ -46,13 +49,14 @@ def grow(
     Outputs stay the same in train and eval mode (equal drop masks) for every action that adds
     something: new channels reach the rest through zero columns (Wei et al. 2016, arXiv 1603.01670,
     in the form that stays alive under BatchNorm), newborn blocks start as the identity. Freezing
-    and thawing keep eval outputs. Device, dtype, memory format, mode and requires_grad are kept.
+    and thawing keep eval outputs. Device, dtype, memory format, modes, requires_grad, settings and
+    kind of BatchNorm, and modules' hooks are kept; gradients are not.
 
     Args:
         net: a network from `build` or an earlier `grow`.
-        actions: applied one after the other; nothing happens if any of them is refused.
+        actions: one, or several, applied one after the other; nothing happens if any is refused.
         optimizer: SGD, Adam, AdamW or RMSprop over the network's parameters. Its state is carried
-            by name; a live scheduler follows with `scheduler.optimizer = grown.optimizer`.
+            by name, its hooks go along; a live scheduler follows by `nets.follow`.
         ema: a second network of the same architecture, grown alongside.
         initializer: of new weights. "he" (He et al. 2015), "xavier" (Glorot and Bengio 2010),
             "net2net" (new channels copy old ones, Chen et al. 2016; new blocks are drawn as by he),
@@ -65,29 +69,35 @@ def grow(
             statistics of new BatchNorm channels (0 and 1 without a probe), those behind a block
             that was removed before it had faded, and `difference`: the largest |new - old| output
             over the largest |old| one, in eval mode and in train mode with nothing dropped,
-            whichever is larger.
+            whichever is larger; NaN or infinite where an output is not finite. The modules' hooks
+            do not see it.
         loss: takes outputs and targets, gives their mean; for "gradmax" and the saliency "obd".
 
     Raises:
         ValueError: an action does not fit the architecture, something that it needs is missing, or
-            `net` is wrapped, compiled or not ours.
+            `net` is wrapped, compiled, not ours, or no longer what its architecture says.
     """
+    actions = _listed(actions)
     old, old_ema = _ours("net", net), None if ema is None else _ours("ema", ema)
     if old_ema is not None and old_ema.architecture != old.architecture:
         raise ValueError("ema must have the architecture of net")
     architectures = list(accumulate(actions, Architecture.apply, initial=old.architecture))
     olds = [old] if old_ema is None else [old, old_ema]
+    own = [check_given(name, each) for name, each in zip(("net", "ema"), olds)]
+    inputs = checked_inputs(old, probe)
     carried = begin(old, [join_values(each, each.state_dict()) for each in olds])
     for action, pair in zip(actions, pairwise(architectures)):
         choice = getattr(action, "initializer", None) or initializer
         carried = carry(carried, action, *pair, choice, seed, probe, loss)
     news = [assemble(each, architectures[-1], held) for each, held in zip(olds, carried.values)]
-    inputs = probe[0] if isinstance(probe, tuple | list) else probe
     difference = None
     if inputs is not None:
         for made in news:
             estimate_statistics(made, inputs, unknown_channels(made, carried))
-        difference = output_difference(old, news[0], inputs)
+        with without_hooks(old):
+            difference = output_difference(old, news[0], inputs)
+    for each, made, attributes in zip(olds, news, own):
+        hand_over(each, made, attributes)
     if optimizer is not None:
         optimizer = carry_optimizer(optimizer, old, news[0], carried.sources)
     return Grown(news[0], optimizer, news[-1] if old_ema else None, difference)
@@ -110,6 +120,16 @@ def _ours(name: str, net: nn.Module) -> Network:
     return net
 
 
+def _listed(actions: Any) -> list[Action]:
+    """Give the actions of a call as a list."""
+    if hasattr(actions, "edit"):
+        return [actions]
+    if isinstance(actions, str | bytes | Mapping | Set) or not isinstance(actions, Iterable):
+        kind = type(actions).__name__
+        raise ValueError(f"actions must be an Action or a sequence of them, got a {kind}")
+    return list(actions)
+
+
 @torch.no_grad()
 def probe_outputs(net: nn.Module, inputs: Tensor, training: bool = False) -> Tensor:
     """Run the network on a batch and leave it as it was; nothing is dropped."""
@@ -117,10 +137,13 @@ def probe_outputs(net: nn.Module, inputs: Tensor, training: bool = False) -> Ten
 
 
 def output_difference(old: nn.Module, new: nn.Module, inputs: Tensor) -> float:
-    """Give the largest |new - old| output over the largest |old|, of eval and train mode."""
-    worst = 0.0
+    """Give the largest |new - old| output over the largest |old|, of eval and train mode.
+
+    NaN or infinite where an output is not finite.
+    """
+    differences = []
     for training in (False, True):
         before, after = (probe_outputs(net, inputs, training).double() for net in (old, new))
         scale = before.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-        worst = max(worst, float((after - before).abs().max() / scale))
-    return worst
+        differences.append((after - before).abs().max() / scale)
+    return float(torch.stack(differences).max())  # torch's max of NaN and a number is NaN

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 
 Bands = tuple[tuple[int, int], ...]
@@ -201,22 +202,38 @@ class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):
         mean, variance = self.running_mean, self.running_var
         assert mean is not None
         assert variance is not None
-        assert self.momentum is not None
         if not self.training or self.held == self.num_features:
             return functional.batch_norm(
                 input, mean, variance, self.weight, self.bias, False, 0.0, self.eps
             )
+        if isinstance(input, Proxy):
+            raise ValueError("net must be in eval mode for torch.fx: a BatchNorm is held in part")
         if input.numel() == self.num_features:
             shape = tuple(input.shape)
             raise ValueError(f"Expected more than 1 value per channel when training, got {shape}")
         held = mean[: self.held], variance[: self.held]
         output, *batch = _PartlyHeld.apply(input, self.weight, self.bias, *held, self.eps)
         with torch.no_grad():
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            share = self.momentum
+            if share is None:  # the mean over all batches, as in torch
+                share = 1 / self.num_batches_tracked.to(mean.dtype)
             for running, now in zip((mean, variance), batch):
-                running[self.held :].lerp_(now[self.held :].to(running.dtype), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
+                running[self.held :].lerp_(now[self.held :].to(running.dtype), share)
         return output
+
+    def reset_running_stats(self) -> None:
+        """Forget the running statistics of the channels that are not held."""
+        held = getattr(self, "held", 0)
+        if held == self.num_features:
+            return
+        with torch.no_grad():
+            for values, start in ((self.running_mean, 0), (self.running_var, 1)):
+                assert values is not None
+                values[held:] = start
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.zero_()
 
 
 class HeldBatchNorm1d(_HeldBatchNorm, nn.BatchNorm1d):

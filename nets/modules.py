@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 
 from nets.architecture import Architecture
 from nets.blocks import KERNELS, Block, Stage
+from nets.draws import Draws, is_recomputing
 from nets.held import split_values
 from nets.initializers import Initializer, hash_of, initializer_of
 from nets.layers import ACTIVATIONS, Axis, Draw, layer_of, norm_of, uniform
@@ -74,9 +76,13 @@ class ResidualBlock(nn.Module):
         self.steps = block.fade
         if block.fade:
             self.register_buffer("fade", torch.tensor(0))
+            self._faded_at: Tensor | None = None  # the draw of the latest training forward
 
-    def forward(self, x: Tensor, draw: Draw) -> Tensor:
-        """Take (N, C, H, W), or (N, C) in a dense net, and give it on the stage's stream."""
+    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
+        """Take (N, C, H, W), or (N, C) in a dense net, and give it on the stage's stream.
+
+        Without the network's draw, as when it is called by itself, nothing can be left to chance.
+        """
         active = ACTIVATIONS[self.activation]
         pairs = [
             (getattr(self, layer), getattr(self, norm))
@@ -94,16 +100,32 @@ class ResidualBlock(nn.Module):
         branch = self._kept(layer(self.dropout(y)), draw)
         return self.shortcut(entry if self.projects else x) + branch
 
-    def _kept(self, branch: Tensor, draw: Draw) -> Tensor:
+    def _kept(self, branch: Tensor, draw: Draw | None) -> Tensor:
+        if self.training and (self.steps or self.survival < 1) and isinstance(branch, Proxy):
+            raise ValueError("net must be in eval mode for torch.fx: a block fades or is dropped")
         if self.steps:
-            if self.training:
-                self.fade += 1
-            branch = branch * (1 - self.fade / self.steps).clamp_min(0).to(branch.dtype)
+            branch = branch * (1 - self._faded(draw) / self.steps).clamp_min(0).to(branch.dtype)
         if not self.training or self.survival == 1:
             return branch
+        if draw is None:
+            raise ValueError(
+                f"survival must be 1 for a block that is called by itself in training, got "
+                f"{self.survival}: call the network, or use eval mode"
+            )
         samples = len(branch) if self.drop == "row" else None
         kept = (uniform(draw, self.salt, samples) < self.survival).to(branch.dtype)
         return branch * (kept.view(-1, *[1] * (branch.dim() - 1)) / self.survival)
+
+    def _faded(self, draw: Draw | None) -> Tensor:
+        """Give how often the branch has faded; a forward that is run again fades no further."""
+        if not self.training or draw is None:
+            return self.fade
+        if is_recomputing():
+            assert self._faded_at is not None
+            return self.fade - (self._faded_at[1] - draw[1])
+        self.fade += 1
+        self._faded_at = draw
+        return self.fade
 
 
 class PlainBlock(nn.Module):
@@ -116,9 +138,19 @@ class PlainBlock(nn.Module):
         self.activation = architecture.activation
         self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, draw: Draw) -> Tensor:
+    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
         """Take (N, incoming) and give (N, width)."""
         return self.dropout(ACTIVATIONS[self.activation](self.linear(x)))
+
+
+class Blocks(nn.Sequential):
+    """The blocks of a stage, one after the other."""
+
+    def forward(self, input: Tensor, draw: Draw | None = None) -> Tensor:
+        """Take and give what a block does; `draw` as there."""
+        for block in self:
+            input = block(input, draw)
+        return input
 
 
 class Head(nn.Module):
@@ -128,6 +160,7 @@ class Head(nn.Module):
         super().__init__()
         frozen, self.activation = architecture.frozen_head, architecture.activation
         classes = Axis("classes", architecture.classes)
+        self.pools = KERNELS[architecture.block][0] > 0
         normed = architecture.order == "pre"
         self.bn = norm_of(incoming, KERNELS[architecture.block][0], frozen) if normed else None
         bands = ((classes.size, frozen),)
@@ -140,7 +173,7 @@ class Head(nn.Module):
         """Take (N, C, H, W) or (N, C) and give (N, classes)."""
         if self.bn is not None:
             x = ACTIVATIONS[self.activation](self.bn(x))
-        if x.dim() == 4:
+        if self.pools:
             x = x.mean((2, 3))  # (N, C, H, W) -> (N, C)
         return self.linear(x)
 
@@ -182,22 +215,21 @@ class Network(nn.Module):
                     )
                 incoming = outgoing
             stream = outgoing
-            self.add_module(stage.name, nn.Sequential(blocks))
+            self.add_module(stage.name, Blocks(blocks))
         self.head = Head(stream, architecture)
         self.register_buffer("draw", torch.tensor([seed, 0], dtype=torch.int64))
+        self._draws = Draws()
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (N, *architecture.image) and give (N, classes)."""
-        if self.training:
-            self.draw[1] += 1
-        draw = self.draw + (self.rank << 40) if self.rank else self.draw
+        draw = self._draws.of(x, self.draw, self.rank) if self.training else self.draw
         x = self.stem(x)
         if self.post and self.architecture.stem != "none":
             x = ACTIVATIONS[self.architecture.activation](x)
         if self.architecture.stem == "imagenet":
             x = functional.max_pool2d(x, 3, 2, 1)
-        for block in self.architecture.blocks:
-            x = self.get_submodule(block)(x, draw)
+        for stage in self.architecture.stages:
+            x = self.get_submodule(stage.name)(x, draw)
         return self.head(x)
 
 

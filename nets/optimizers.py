@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -12,12 +13,23 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from nets.carry import Sources, place_old
+from nets.given import is_plain
+from nets.handover import carried_hooks
 from nets.held import join_values, split_entries
 from nets.modules import Network
+from nets.newborn import newborn_state
 
 _NEW_ENTRIES = {"exp_avg_sq": "mean", "max_exp_avg_sq": "mean", "square_avg": "mean"}
 """How new entries of an optimizer's state start: at the old ones' mean, or else at zero."""
-_SUPPORTED = ("SGD", "Adam", "AdamW", "RMSprop")
+_SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
 HELD = "held"
 """Key of a parameter group for the names of its entries that are frozen now, so that they return.
 """
@@ -55,7 +67,8 @@ def carry_optimizer(
     State is carried entry by entry. New entries of a first moment or momentum start at 0; those of
     a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
     the first updates several times too large. Wholly new tensors join the group of their siblings
-    and start at step 0. What was frozen leaves its group; thawed, it returns as newborn.
+    and start at step 0, with updates of their siblings' size (see nets.newborn). What was frozen
+    leaves its group; thawed, it returns as newborn. Hooks go along.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop.
@@ -67,8 +80,10 @@ def carry_optimizer(
         ValueError: the optimizer is of another kind, or holds nothing of `old`.
     """
     kind = type(optimizer)
-    if kind.__name__ not in _SUPPORTED:
-        raise ValueError(f"optimizer must be one of {', '.join(_SUPPORTED)}; got {kind.__name__}")
+    if kind not in _SUPPORTED:
+        known = ", ".join(each.__name__ for each in _SUPPORTED)
+        module = "" if kind.__module__.startswith("torch.optim") else f" of {kind.__module__}"
+        raise ValueError(f"optimizer must be one of {known}; got {kind.__name__}{module}")
     before, now = _parts(old), _parts(new)
     groups = _groups(optimizer, before, now)
     accepted = signature(kind).parameters
@@ -77,7 +92,7 @@ def carry_optimizer(
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         # the marks by which a live scheduler knows its optimizer; without them its first step warns
         LambdaLR(carried, lambda _: 1.0)
-        carried._opt_called = getattr(optimizer, "_opt_called", False)  # pyright: ignore[reportAttributeAccessIssue]
+    _carry_attributes(optimizer, carried)
     for made, group in zip(carried.param_groups, groups, strict=True):
         made.update(group)
     ours = {id(part.parameter) for parts in before.values() for part in parts}
@@ -94,8 +109,25 @@ def carry_optimizer(
         if known:
             states = _carry_entry(known, parts, sources[entry], old_shapes[entry], shapes[entry])
             carried.state.update(states)
+    _start_newborns(carried, now)
     _start_fused_momentum(carried)
     return carried
+
+
+def _carry_attributes(optimizer: torch.optim.Optimizer, carried: torch.optim.Optimizer) -> None:
+    """Carry hooks and plain data that a user, or a scheduler, has set on an optimizer."""
+    for kind in _HOOKS:
+        vars(carried)[kind] = carried_hooks(vars(optimizer)[kind])
+    marked = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    for key, value in vars(optimizer).items():
+        if key in vars(carried) and (key != "step" or marked):
+            continue
+        if hasattr(type(optimizer), key) or not is_plain(value):
+            raise ValueError(
+                f"optimizer must be as torch makes it, for growth carries that: it has an "
+                f"attribute of its own, {key}"
+            )
+        vars(carried)[key] = deepcopy(value)
 
 
 def _groups(
@@ -143,11 +175,35 @@ def _groups(
 
 def _home_of(name: str, home: Mapping[str, int]) -> int:
     """Give the group of the nearest sibling: the same leaf of another block, or of another part."""
-    stage, _, leaf = (name.split(".", 2) + [""] * 2)[:3]
-    siblings = [key for key in home if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
-    near = [key for key in siblings if key.startswith(f"{stage}.")]
     alike = [key for key in home if key.split(".")[-2:] == name.split(".")[-2:]]
-    return home[(near or siblings or alike or list(home))[-1]]
+    return home[_sibling_of(name, home) or (alike or list(home))[-1]]
+
+
+def _sibling_of(name: str, names: Iterable[str]) -> str | None:
+    """Name the same leaf of another block, of the same stage if there is one."""
+    stage, _, leaf = (name.split(".", 2) + [""] * 2)[:3]
+    siblings = [key for key in names if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
+    near = [key for key in siblings if key.startswith(f"{stage}.")]
+    return (near or siblings or [None])[-1]
+
+
+def _start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[_Part]]) -> None:
+    """Let tensors without state begin in measure, where a sibling has some."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    known = {
+        entry: part.parameter
+        for entry, parts in now.items()
+        for part in parts
+        if part.parameter in optimizer.state
+    }
+    for entry, parts in now.items():
+        sibling = known.get(_sibling_of(entry, known) or "")
+        for part in parts:
+            new = part.parameter not in optimizer.state and id(part.parameter) in groups
+            if new and sibling is not None:
+                group = groups[id(part.parameter)]
+                state = newborn_state(part.parameter, sibling, optimizer.state[sibling], group)
+                optimizer.state.update({part.parameter: state} if state else {})
 
 
 def _shapes(net: Network) -> dict[str, torch.Size]:
@@ -209,7 +265,9 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _own(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.clone()
+    return deepcopy(value) if isinstance(value, list | dict | set) and is_plain(value) else value
 
 
 def _start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -82,20 +82,33 @@ class Narrow(Action):
             )
         width = block.width - self.by
         held = (block.held[0], min(block.held[1], width), block.held[2])
-        narrower = architecture.with_block(replace(block, width=width, held=held))
-        return _within_incoming(narrower) if architecture.block == "plain" else narrower
+        narrower = replace(block, width=width, held=held)
+        if architecture.block == "plain":
+            return _with_layer(architecture, narrower)
+        return architecture.with_block(narrower)
 
 
-def _within_incoming(architecture: Architecture) -> Architecture:
-    """Let what is held of the layers around a narrowed one be at most what is left of it."""
-    for name, block in architecture.blocks.items():
-        incoming = min(block.held[0], architecture.incoming[name])
-        outgoing = min(block.held[2], architecture.following(name))
-        held = (incoming, block.held[1], outgoing)
-        if held != block.held:
-            architecture = architecture.with_block(replace(block, held=held))
-    head = min(architecture.frozen_head, architecture.outgoing)
-    return replace(architecture, frozen_head=head)
+def _with_layer(architecture: Architecture, narrower: Block) -> Architecture:
+    """Give a plain net with a narrower layer; what is held around it is at most what is left."""
+    blocks = {**architecture.blocks, narrower.name: narrower}
+    names, head = list(blocks), architecture.frozen_head
+    place = names.index(narrower.name)
+    if place > 0:
+        before = blocks[names[place - 1]]
+        held = (*before.held[:2], min(before.held[2], narrower.width))
+        blocks[before.name] = replace(before, held=held)
+    if place + 1 < len(names):
+        after = blocks[names[place + 1]]
+        blocks[after.name] = replace(
+            after, held=(min(after.held[0], narrower.width), *after.held[1:])
+        )
+    else:
+        head = min(head, narrower.width)
+    stages = tuple(
+        replace(stage, blocks=tuple(blocks[block.name] for block in stage.blocks))
+        for stage in architecture.stages
+    )
+    return replace(architecture, stages=stages, frozen_head=head)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,33 @@ def run_apart(net: nn.Module, inputs: Tensor, training: bool) -> Tensor:
         return functional_call(net, buffers, (inputs,))
 
 
+def checked_inputs(net: Any, probe: Any) -> Tensor | None:
+    """Give the inputs of a probe batch that fits the network, None without one.
+
+    Raises:
+        ValueError: it is no tensor, or not of the network's shape, dtype and device.
+    """
+    if probe is None:
+        return None
+    inputs = probe[0] if isinstance(probe, tuple | list) and probe else probe
+    if not isinstance(inputs, Tensor):
+        raise ValueError(
+            "probe must be a tensor of inputs, or a pair of it and its targets, got a "
+            f"{type(inputs).__name__}"
+        )
+    shape, given = net.architecture.image, tuple(inputs.shape)
+    if given[1:] != shape or given[0] < 1:
+        want = ", ".join(map(str, shape))
+        raise ValueError(f"probe must have shape (N, {want}) with N at least 1, got {given}")
+    first = next(value for value in net.state_dict().values() if value.is_floating_point())
+    if inputs.device.type != first.device.type:
+        raise ValueError(f"probe must be on {first.device}, as net is, got {inputs.device}")
+    casts = torch.is_autocast_enabled(first.device.type)
+    if inputs.dtype != first.dtype and not (casts and inputs.is_floating_point()):
+        raise ValueError(f"probe must be of {first.dtype}, as net is, got {inputs.dtype}")
+    return inputs
+
+
 def tap(
     net: nn.Module,
     ends: Iterable[End],

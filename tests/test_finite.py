@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from test_resume import differences, ending, quiet, small
 import run
 import training.loop
 from analysis import LayerReading, read_history
-from policies import Never
+from nets import Widen
+from policies import Never, Policy
 from training.finite import NonFinite, finite_readings
 from training.folder import append_record, write_json
 from training.loop import train
@@ -308,3 +309,25 @@ def test_an_average_or_a_test_loss_that_is_not_finite_is_none(tmp_path, monkeypa
     assert (summary["ema_validation_loss"], summary["test_loss"]) == (None, None)
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert {row["ema_validation_loss"] for row in csv.DictReader(file)} == {""}
+
+
+@dataclass(frozen=True)
+class Spoils(Policy):
+    """Widens once, with weights that are not numbers."""
+
+    def decide(self, history):
+        spoilt = Widen("stage1.block1", 2, initializer=lambda shape, _: torch.full(shape, math.nan))
+        return [spoilt] if len(history) == 2 else []
+
+
+def test_a_growth_whose_outputs_are_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(NonFinite, match=r"^outputs after growth are not finite at step \d+: ") as s:
+        train(small(tmp_path, policy=Spoils()), quiet)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert "\n" not in str(s.value)
+    assert str(s.value).endswith(
+        f"of step {state['progress']['step']}, is {tmp_path}/checkpoint.pt"
+    )
+    assert is_finite(state)
+    assert not list((tmp_path / "growth").glob("*.pt")) if (tmp_path / "growth").exists() else True
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1

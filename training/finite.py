@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class NonFinite(Exception):
-    """A loss or a weight is NaN or infinite; one line that says since when and what is left."""
+    """A loss, weight or output is NaN or infinite; one line says since when and what is left."""
 
 
 def check_losses(run: Run, losses: Sequence[float | None]) -> None:
@@ -38,6 +38,15 @@ def check_validation(run: Run, loss: float | None) -> None:
     """Raise NonFinite if the validation loss is NaN or infinite."""
     if finite(loss) != loss:
         raise NonFinite(f"the validation loss is {loss} at step {run.progress.step}, {_told(run)}")
+
+
+def check_growth(run: Run, difference: float | None) -> None:
+    """Raise NonFinite if a grown network, or the one before it, gives outputs that are not."""
+    if finite(difference) != difference:
+        raise NonFinite(
+            f"outputs after growth are not finite at step {run.progress.step}: they differ by "
+            f"{difference}, {_told(run)}"
+        )
 
 
 def check_state(run: Run) -> None:

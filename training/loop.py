@@ -26,7 +26,7 @@ from nets.actions import adds_capacity
 from training import ranks
 from training.budget import learning_rate
 from training.failures import PolicyFailed, told
-from training.finite import check_state, check_validation, finite, finite_readings
+from training.finite import check_growth, check_state, check_validation, finite, finite_readings
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
 from training.judgement import Verdict, attempt, failure_of, first_refusals, judge
@@ -244,6 +244,7 @@ def _grow(run: Run, verdict: Verdict) -> float | None:
         probe=probe,
         loss=run.loss,
     )
+    check_growth(run, grown.difference)
     if any(map(adds_capacity, verdict.applied)):  # only now: it could not have been done
         run.save(f"growth/step{run.progress.step:07d}.pt")
     before, after = (cost(net.architecture).flops for net in (run.net, grown.network))

@@ -1,0 +1,125 @@
+"""Learning-rate schedulers of torch, and those that hold several, go on after a growth."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as schedulers
+from torch.optim.swa_utils import SWALR
+
+from nets import Architecture, Block, Insert, Stage, Widen, build, follow, grow
+
+STAGE = Stage("stage1", 4, (Block("stage1.block1", 3),), births=1)
+NET = Architecture((STAGE,), 3, (2, 4, 4), 4)
+ACTIONS = [Widen("stage1.block1", 2), Insert("stage1.block1", 2)]
+IMAGES = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def warm(optimizer):
+    return schedulers.LinearLR(optimizer, 0.1, 1.0, 4)
+
+
+def sequential(optimizer):
+    parts = [warm(optimizer), schedulers.CosineAnnealingLR(optimizer, 8)]
+    return schedulers.SequentialLR(optimizer, parts, [4])
+
+
+SCHEDULERS = {
+    "lambda": lambda o: schedulers.LambdaLR(o, [lambda e: 0.9**e, lambda e: 0.8**e]),
+    "multiplicative": lambda o: schedulers.MultiplicativeLR(o, lambda _: 0.95),
+    "step": lambda o: schedulers.StepLR(o, 3),
+    "multistep": lambda o: schedulers.MultiStepLR(o, [2, 6]),
+    "exponential": lambda o: schedulers.ExponentialLR(o, 0.9),
+    "polynomial": lambda o: schedulers.PolynomialLR(o, 8),
+    "cosine": lambda o: schedulers.CosineAnnealingLR(o, 8),
+    "restarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3),
+    "plateau": lambda o: schedulers.ReduceLROnPlateau(o, patience=1),
+    "cyclic": lambda o: schedulers.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "onecycle": lambda o: schedulers.OneCycleLR(o, 0.2, total_steps=14),
+    "averaging": lambda o: SWALR(o, 0.01, anneal_epochs=5),
+    "sequential": sequential,
+    "chained": lambda o: schedulers.ChainedScheduler([warm(o), schedulers.ExponentialLR(o, 0.9)]),
+    "nested": lambda o: schedulers.ChainedScheduler(
+        [sequential(o), schedulers.ExponentialLR(o, 0.9)]
+    ),
+}
+
+
+def started(make):
+    net = build(NET)
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    rest = [p for p in net.parameters() if p.dim() == 1]
+    groups = [{"params": weights}, {"params": rest, "lr": 0.03}]
+    optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9)
+    return net, optimizer, make(optimizer)
+
+
+def rates(make, grow_at=(), early=False, reload=False):
+    """Rate and momentum of each group after each step; growth before or after the scheduler's."""
+    net, optimizer, scheduler = started(make)
+    found = []
+    for step in range(10):
+        optimizer.zero_grad()
+        net(IMAGES).square().mean().backward()
+        optimizer.step()
+        for at_once in (True, False):
+            if step in grow_at and early == at_once:
+                before = [group["lr"] for group in optimizer.param_groups]
+                grown = grow(
+                    net, [Widen("stage1.block1", 2), Insert("stage1.block1", 2)], optimizer
+                )
+                follow(scheduler, grown.optimizer)
+                assert before == [group["lr"] for group in optimizer.param_groups]
+                net, optimizer = grown.network, grown.optimizer
+                if reload:
+                    state = copy.deepcopy(scheduler.state_dict()), optimizer.state_dict()
+                    scheduler = make(optimizer)
+                    scheduler.load_state_dict(state[0])
+                    optimizer.load_state_dict(state[1])
+            if at_once:
+                plateau = isinstance(scheduler, schedulers.ReduceLROnPlateau)
+                scheduler.step(*([1.0] if plateau else []))
+        found.append([(group["lr"], group["momentum"]) for group in optimizer.param_groups])
+    return found
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_rates_after_growth_are_those_without_it(kind):
+    make = SCHEDULERS[kind]
+    expected = rates(make)
+    assert len(set(map(tuple, expected))) > 1
+    for grow_at, early in itertools.product(([0], [2, 6]), (True, False)):
+        assert rates(make, grow_at, early) == expected
+
+
+@pytest.mark.parametrize("kind", ["sequential", "nested", "onecycle"])
+def test_a_scheduler_that_followed_is_saved_and_loaded(kind):
+    assert rates(SCHEDULERS[kind], [3], reload=True) == rates(SCHEDULERS[kind])
+
+
+def test_a_scheduler_of_ones_own_that_holds_others_follows():
+    class Warm(schedulers.LRScheduler):
+        def __init__(self, optimizer, after):
+            self.after = {"then": after}
+            super().__init__(optimizer)
+
+        def get_lr(self):
+            return [rate * (self.last_epoch + 1) for rate in self.base_lrs]
+
+    net, optimizer, scheduler = started(lambda o: Warm(o, schedulers.StepLR(o, 2)))
+    grown = grow(net, [Widen("stage1.block1", 2)], optimizer)
+    follow(scheduler, grown.optimizer)
+    assert scheduler.optimizer is scheduler.after["then"].optimizer is grown.optimizer
+
+
+def test_what_is_no_scheduler_and_other_groups_are_refused():
+    net, optimizer, scheduler = started(sequential)
+    with pytest.raises(ValueError, match=r"^scheduler must be one of an optimizer, got a list$"):
+        follow([scheduler], optimizer)
+    with pytest.raises(ValueError, match=r"^optimizer must be the grown one, got a Grown$"):
+        follow(scheduler, grow(net, [], optimizer))
+    other = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"must have the scheduler's 2 parameter groups, got 1$"):
+        follow(scheduler, other)
+    assert scheduler.optimizer is optimizer
