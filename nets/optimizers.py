@@ -18,6 +18,7 @@ from nets.handover import carried_hooks
 from nets.held import join_values, split_entries
 from nets.modules import Network
 from nets.newborn import newborn_state
+from nets.schedulers import follow_groups
 
 _NEW_ENTRIES = {"exp_avg_sq": "mean", "max_exp_avg_sq": "mean", "square_avg": "mean"}
 """How new entries of an optimizer's state start: at the old ones' mean, or else at zero."""
@@ -95,6 +96,8 @@ def carry_optimizer(
     _carry_attributes(optimizer, carried)
     for made, group in zip(carried.param_groups, groups, strict=True):
         made.update(group)
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        follow_groups(carried, optimizer)
     ours = {id(part.parameter) for parts in before.values() for part in parts}
     for parameter, state in optimizer.state.items():
         if id(parameter) not in ours:

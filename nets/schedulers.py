@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import ref
 
 import torch
+from torch import Tensor
+
+_DRIVEN = ("lr", "momentum", "betas")
+"""What schedulers set in a group."""
 
 
 def follow(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
     """Let a scheduler, and all schedulers that it holds, step the optimizer that replaces its own.
 
-    `scheduler.optimizer = optimizer` reaches a single scheduler only: those inside a SequentialLR
-    or a ChainedScheduler would go on with the old optimizer. Rates, counts and `state_dict` go on.
+    Rates, counts and `state_dict` go on. `scheduler.optimizer = optimizer` does the same as long as
+    the old optimizer takes no more steps: see `FollowingGroup`.
 
     Args:
         scheduler: of `torch.optim.lr_scheduler`, SWALR, or another object with an `optimizer`;
@@ -50,3 +56,95 @@ def _schedulers(
         found[id(value)] = value
         _schedulers(vars(value), optimizer, found)
     return found
+
+
+def follow_groups(optimizer: torch.optim.Optimizer, old: torch.optim.Optimizer) -> None:
+    """Let each group of an optimizer follow the one that it was grown from."""
+    optimizer.param_groups = [
+        FollowingGroup(group, old, index) for index, group in enumerate(optimizer.param_groups)
+    ]
+
+
+class FollowingGroup(dict[str, Any]):
+    """A parameter group that takes over what a scheduler sets in the group it was grown from.
+
+    The schedulers inside a SequentialLR or a ChainedScheduler go on with the optimizer that they
+    were made with, whatever is assigned to the outer one. What they set there is read here too,
+    until that optimizer takes a step again, with which it has a life of its own. Copies, pickles
+    and `state_dict` are plain.
+    """
+
+    def __init__(self, group: Mapping[str, Any], old: torch.optim.Optimizer, index: int) -> None:
+        super().__init__(group)
+        above = old.param_groups[index]
+        earlier = above._sources if isinstance(above, FollowingGroup) else []
+        sources = [source.optimizer() for source in earlier] + [old]
+        self._sources = [_Source(each, index) for each in sources if each is not None]
+
+    def __getitem__(self, key: str) -> Any:
+        self._take(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Give a value as a dict does."""
+        self._take(key)
+        return super().get(key, default)
+
+    def items(self) -> Any:
+        """Give keys and values as a dict does."""
+        for key in _DRIVEN:
+            self._take(key)
+        return super().items()
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self.items()),)
+
+    def _take(self, key: str) -> None:
+        if key not in _DRIVEN:
+            return
+        for source in self._sources:
+            if source.has_new(key):
+                value, own = source.group[key], super().get(key)
+                if isinstance(value, Tensor) and isinstance(own, Tensor):
+                    own.copy_(value)
+                else:
+                    self[key] = value
+
+
+class _Source:
+    """What was seen last of a group that another one follows; it does not keep it alive."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        self.optimizer: Callable[[], torch.optim.Optimizer | None] = ref(optimizer)
+        self._index = index
+        self._seen = {key: _mark(self.group.get(key)) for key in _DRIVEN}
+        self._steps = _changes(self.group["params"])
+
+    @property
+    def group(self) -> Mapping[str, Any]:
+        """The group as it is; empty where it is gone."""
+        optimizer = self.optimizer()
+        groups = optimizer.param_groups if optimizer is not None else []
+        return groups[self._index] if self._index < len(groups) else {}
+
+    def has_new(self, key: str) -> bool:
+        """Say whether a value was set since the last look, and no step was taken."""
+        group = self.group
+        mark = _mark(group.get(key))
+        if not group or mark == self._seen[key]:
+            return False
+        self._seen[key] = mark
+        if _changes(group["params"]) != self._steps:
+            self.optimizer = lambda: None
+            return False
+        return True
+
+
+def _mark(value: Any) -> Any:
+    """Tell a value from others without a read on the host: schedulers change tensors in place."""
+    return (id(value), value._version) if isinstance(value, Tensor) else value
+
+
+def _changes(parameters: Iterable[Tensor]) -> list[int]:
+    """Give how often each was changed in place, as an optimizer's step does."""
+    return [parameter._version for parameter in parameters]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -55,7 +56,11 @@ def started(make):
     return net, optimizer, make(optimizer)
 
 
-def rates(make, grow_at=(), early=False, reload=False):
+def assign(scheduler, optimizer):
+    scheduler.optimizer = optimizer
+
+
+def rates(make, grow_at=(), early=False, reload=False, go_on=follow):
     """Rate and momentum of each group after each step; growth before or after the scheduler's."""
     net, optimizer, scheduler = started(make)
     found = []
@@ -69,7 +74,7 @@ def rates(make, grow_at=(), early=False, reload=False):
                 grown = grow(
                     net, [Widen("stage1.block1", 2), Insert("stage1.block1", 2)], optimizer
                 )
-                follow(scheduler, grown.optimizer)
+                go_on(scheduler, grown.optimizer)
                 assert before == [group["lr"] for group in optimizer.param_groups]
                 net, optimizer = grown.network, grown.optimizer
                 if reload:
@@ -84,13 +89,45 @@ def rates(make, grow_at=(), early=False, reload=False):
     return found
 
 
+@pytest.mark.parametrize("go_on", [follow, assign])
 @pytest.mark.parametrize("kind", SCHEDULERS)
-def test_rates_after_growth_are_those_without_it(kind):
+def test_rates_after_growth_are_those_without_it(kind, go_on):
     make = SCHEDULERS[kind]
     expected = rates(make)
     assert len(set(map(tuple, expected))) > 1
     for grow_at, early in itertools.product(([0], [2, 6]), (True, False)):
-        assert rates(make, grow_at, early) == expected
+        assert rates(make, grow_at, early, go_on=go_on) == expected
+
+
+def test_an_old_optimizer_that_goes_on_by_itself_drives_no_other():
+    net, optimizer, scheduler = started(sequential)
+    net(IMAGES).square().mean().backward()
+    optimizer.step()
+    grown = grow(net, ACTIONS, optimizer).optimizer
+    before = [group["lr"] for group in grown.param_groups]
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+        assert [group["lr"] for group in grown.param_groups] == before
+    grown.param_groups[0]["lr"] = 0.5
+    assert grown.param_groups[0]["lr"] == 0.5
+
+
+def test_a_rate_in_a_tensor_follows_and_copies_are_plain():
+    net = build(NET)
+    optimizer = torch.optim.SGD(net.parameters(), torch.tensor(0.1))
+    scheduler = sequential(optimizer)
+    net(IMAGES).square().mean().backward()
+    optimizer.step()
+    grown = grow(net, ACTIONS, optimizer).optimizer
+    scheduler.step()
+    (group,) = grown.param_groups
+    assert group["lr"] is not optimizer.param_groups[0]["lr"]
+    assert group["lr"] == dict(group.items())["lr"] == optimizer.param_groups[0]["lr"]
+    for other in (copy.deepcopy(grown), pickle.loads(pickle.dumps(grown))):
+        assert type(other.param_groups[0]) is dict
+        assert other.param_groups[0]["lr"] == group["lr"]
+    assert grown.state_dict()["param_groups"][0]["lr"] == group["lr"]
 
 
 @pytest.mark.parametrize("kind", ["sequential", "nested", "onecycle"])
