@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from analysis.layers import Layer
+from analysis.dead import by_channel, dead_fractions
+from analysis.layers import Layer, certain_pairs
+from analysis.norms import FEEDERS, Inside, channel_axis, is_norm
 from analysis.responses import ForwardForm, Response, Responses
 from analysis.responses import values_of as responses_of
+from analysis.survey import Pairing, Relus
 from analysis.taps import tells_variance
+from nets.modules import Network
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
@@ -47,10 +51,17 @@ class ForwardHooks:
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
         self._own: list[tuple[int, Tensor]] = []
+        self._ran = False
+        # of a network that is not ours
+        self._pairing = None if isinstance(net, Network) else Pairing(certain_pairs(net, layers))
+        self._relus = Relus()
+        self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
+        self._insides: list[Inside] = []
+        self._read_inside: set[str] = set()  # norms under way that have been read
 
     def __bool__(self) -> bool:
-        """Say whether anything was read since the last `take`."""
-        return bool(self._responses)
+        """Say whether a layer ran in training since the last `take`."""
+        return self._ran
 
     @property
     def on(self) -> bool:
@@ -70,16 +81,34 @@ class ForwardHooks:
             _hold_compiled_code(self, False)
             for handle in self._handles:
                 handle.remove()
+            for inside in self._insides:
+                inside.end()  # of a forward that was interrupted
             self._handles.clear()
+            self._insides.clear()
+            self._read_inside.clear()
 
     def take(self) -> tuple[HookForm, list[Tensor]]:
         """Give what was read, numbers in 1-D parts, and begin the next step."""
+        self._relus.settle()
+        for path, slot, share in self._shares:
+            if self._relus.follows(path):
+                self._responses.share(slot, share)
+        self._shares.clear()
         form, numbers = self._responses.take()
-        own, self._own = self._own, []
+        own, self._own, self._ran = self._own, [], False
         self._latest.clear()
         numbers += [value for _, value in own]
         count = sum(map(len, numbers))
         return HookForm(form, tuple(slot for slot, _ in own), count), numbers
+
+    def settle(self) -> bool:
+        """Say at the end of a step whether its forwards showed other `pairs`."""
+        return self._pairing is not None and self._pairing.settle()
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Feeders by norm, as far as is known."""
+        return self._pairing.pairs if self._pairing else {}
 
     def _attach(self) -> None:
         self._norms = []
@@ -87,6 +116,9 @@ class ForwardHooks:
             source = self._net.get_submodule(layer.source or layer.path)
             if tells_variance(source):
                 self._norms.append(source)
+            if self._pairing and Inside.suits(source):
+                self._insides.append(Inside(source, self._reader_inside(source, layer, index)))
+                self._handles += self._insides[-1].attach()
             self._handles.append(self._listen_to(source, layer, index))
         self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
         end = self._net.register_forward_hook(self._end_forward, always_call=True)
@@ -104,38 +136,84 @@ class ForwardHooks:
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._responses.end_forward()
+        self._relus.end_forward(output)
 
     def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
-        slots = {name: (index or 0) * len(self._names) + k for k, name in enumerate(self._names)}
-        first, dead, ratio = (
-            slots[name] for name in ("response_mean", "dead_fraction", "residual_ratio")
-        )
-        responses, latest, extra = self._responses, self._latest, list(self._extra.items())
+        responses = self._responses
+        feeds, is_fed = isinstance(source, FEEDERS), is_norm(source)
 
         def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             inputs = args or tuple(kwargs.values())
+            output = _first_of(output)
             if not (self.trains() and isinstance(output, Tensor)):
                 responses.forget(module, inputs)
+                return
+            self._ran = True
+            if self._pairing and is_fed:
+                self._pairing.take(layer.path, inputs[0] if inputs else None)
+            if self._pairing and feeds:
+                self._pairing.give(layer.path, output)
+                if layer.path in self._pairing.pairs.values():
+                    return  # its norm's output is read
+            if layer.path in self._read_inside:
+                self._read_inside.remove(layer.path)
                 return
             response = responses.tap(module, inputs, output)
             if response is None:
                 if not output.is_floating_point():
                     return
                 response = responses.read(output, layer.near_zero)
-            latest[layer.path] = response
-            if index is None:
-                return
-            responses.keep(first, response)
-            if layer.rectified:
-                responses.dead(dead, output)
-            if layer.branch in latest and layer.shortcut in latest:
-                responses.ratio(ratio, latest[layer.branch], latest[layer.shortcut])
-            for name, function in extra:
-                value = _scalar(name, function(output.detach()))
-                self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
+            self._keep(module, layer, index, output, response)
 
         return source.register_forward_hook(read, with_kwargs=True)
+
+    def _reader_inside(
+        self, source: nn.Module, layer: Layer, index: int
+    ) -> Callable[[Tensor], None]:
+        """Give what reads a norm's response before the activation that is inside the norm."""
+
+        def read(x: Tensor) -> None:
+            if self.trains() and x.is_floating_point():
+                self._keep(source, layer, index, x, self._responses.read(x))
+                self._read_inside.add(layer.path)
+
+        return read
+
+    def _keep(
+        self, source: nn.Module, layer: Layer, index: int | None, x: Tensor, response: Response
+    ) -> None:
+        """Note what a layer gave, a tensor and its moments, which are those of a response."""
+        self._latest[layer.path] = response
+        if index is None:
+            return
+        slots = {name: index * len(self._names) + k for k, name in enumerate(self._names)}
+        self._responses.keep(slots["response_mean"], response)
+        if layer.rectified:
+            self._responses.dead(slots["dead_fraction"], x)
+        elif self._pairing:
+            self._look_for_dead(source, layer.path, slots["dead_fraction"], x)
+        if layer.branch in self._latest and layer.shortcut in self._latest:
+            branch, shortcut = self._latest[layer.branch], self._latest[layer.shortcut]
+            self._responses.ratio(slots["residual_ratio"], branch, shortcut)
+        for name, function in self._extra.items():
+            value = _scalar(name, function(x.detach()))
+            self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
+
+    def _look_for_dead(self, source: nn.Module, path: str, slot: int, x: Tensor) -> None:
+        """Note the share of dead channels if a relu follows, or if that is still to be seen."""
+        axis = channel_axis(source, x)
+        follows = self._relus.follows(path)
+        if axis is None or follows is False or not x.numel():
+            return
+        share = dead_fractions(
+            [by_channel(x.detach(), axis)]
+        )  # now: others may work on it in place
+        if follows:
+            self._responses.share(slot, share)
+        else:
+            self._relus.note(path, x)
+            self._shares.append((path, slot, share))
 
 
 def values_of(form: HookForm, numbers: Tensor) -> Values:
@@ -155,6 +233,13 @@ def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
     (_holding.add if hold else _holding.discard)(hooks)
     if not _holding:
         _stances.pop().__exit__(None, None, None)
+
+
+def _first_of(output: Any) -> Any:
+    """Give a module's output, of several the first: an LSTM's or an attention's own."""
+    while isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analysis.breaks import Breaks
 from analysis.hooks import Extra, ForwardHooks, HookForm, Values, values_of
-from analysis.layers import Layer, layers_of, unwrap
+from analysis.layers import Layer, paired, rows_of, unwrap
 from analysis.parameters import ParameterForm, ParameterNorms, ParameterNotes
 from analysis.record import STATISTICS, LayerReading
 from analysis.waiting import Waiting
@@ -125,7 +125,8 @@ class Observer:
             width = len(self._names)
             self._last = {
                 layer.path: self._reading(layer, means[index * width : (index + 1) * width])
-                for index, layer in enumerate(self.layers)
+                for index, layer in enumerate(self._rows)
+                if layer.modules
             }
             self._totals, self._counts = None, [0] * len(self._counts)
             self._breaks = Breaks()
@@ -154,11 +155,12 @@ class Observer:
         self._waiting.flush()
         width, forward = len(self._names), ("response_mean", "response_std")
         broken = self._breaks.first()
+        broken = [slot for slot in broken if self._rows[slot // width].modules] or broken
         broken = [slot for slot in broken if self._names[slot % width] in forward] or broken
         if not broken:
             return None
         others = len({slot // width for slot in broken}) - 1
-        return self.layers[broken[0] // width].path, self._names[broken[0] % width], others
+        return self._rows[broken[0] // width].path, self._names[broken[0] % width], others
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
@@ -170,11 +172,11 @@ class Observer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        window, size = state["window"], len(self.layers) * len(self._names)
+        window, size = state["window"], len(self._rows) * len(self._names)
         if len(window["counts"]) != size:
             raise ValueError(
                 f"state must hold {size} counts, a layer's {len(self._names)} statistics for each "
-                f"of {len(self.layers)} layers, got {len(window['counts'])}"
+                f"of {len(self._rows)} layers, got {len(window['counts'])}"
             )
         self._hooks.take()  # what was read before is not of this window
         self._waiting.drop()
@@ -192,17 +194,41 @@ class Observer:
         self._inner = unwrap(net)
         if optimizer is None and net is self._inner and net._compiled_call_impl is not None:
             raise ValueError("optimizer must be given for a net compiled in place, got None")
-        self.layers: list[Layer] = layers_of(self._inner)
-        self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
-        self._hooks = ForwardHooks(self._inner, self.layers, self._names, self.extra)
+        self._alone = rows_of(self._inner)
+        self._hooks = ForwardHooks(self._inner, self._alone, self._names, self.extra)
+        self._parameters = ParameterNorms(self._inner, self._alone, len(self._names))
+        self._pair(self._hooks.pairs)
         self._waiting = Waiting(self._work_out)  # read, but not yet in the totals
         self._totals: Tensor | None = None  # over the window
-        self._counts = [0] * (len(self.layers) * len(self._names))
+        self._counts = [0] * (len(self._rows) * len(self._names))
         self._breaks = Breaks()
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._last: dict[str, LayerReading] = {}
         self._window_start = self.step
         self._pending = False
+
+    def _pair(self, pairs: Mapping[str, str]) -> None:
+        """Read norms together with what feeds them; what feeds one is no layer of its own."""
+        self._rows = paired(self._alone, pairs)
+        self.layers: list[Layer] = [row for row in self._rows if row.modules]
+        self._parameters.own(self._inner, self._rows)
+
+    def _look_at_pairs(self) -> None:
+        """Pair norms otherwise if the step's forwards showed so."""
+        if self._hooks.settle():
+            self._waiting.flush()
+            before = self._rows
+            self._pair(self._hooks.pairs)
+            moved = [k for k, row in enumerate(self._rows) if row.modules != before[k].modules]
+            self._forget(moved)  # what their parameters gave was of others
+
+    def _forget(self, rows: list[int]) -> None:
+        width, kept = len(self._names), ("gradient_norm", "weight_norm", "update_ratio")
+        slots = [row * width + self._names.index(name) for row in rows for name in kept]
+        for slot in slots:
+            self._counts[slot] = 0
+        if self._totals is not None:
+            self._totals[slots] = 0.0
 
     def _attach(self) -> None:
         self._attached = True
@@ -237,10 +263,12 @@ class Observer:
     def _end_step_without_optimizer(self) -> None:
         if self._pending:
             self._pending = False
+            self._look_at_pairs()
             self._end_step(self._parameters.of_gradients())
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._hooks:
+            self._look_at_pairs()
             self._parameters.before_update(getattr(optimizer, "grad_scale", None))
 
     def _after_update(self, *_: Any) -> None:

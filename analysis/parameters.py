@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from analysis.hooks import Values
-from analysis.layers import Layer
+from analysis.layers import Layer, parameters_of
 from analysis.record import STATISTICS
 
 _GRADIENT, _WEIGHT, _UPDATE = (
@@ -54,19 +54,22 @@ class ParameterNorms:
     def __init__(self, net: nn.Module, layers: list[Layer], width: int = len(STATISTICS)) -> None:
         self._width = width
         self._parameters: list[Tensor] = list(net.parameters())
-        position = {id(parameter): index for index, parameter in enumerate(self._parameters)}
-        owners: list[list[int]] = [[] for _ in self._parameters]
-        for number, layer in enumerate(layers):
-            modules = [net.get_submodule(path) for path in layer.modules]
-            for index in {position[id(p)] for module in modules for p in module.parameters()}:
-                owners[index].append(number)
-        self._owners = list(map(tuple, owners))
-        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self.own(net, layers)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
         self._rooms: list[_Room] = []  # free ones
         self._kept: _Room | None = None  # the weights before an update
         self._notes: tuple[_Plan, list[Tensor], list[Tensor]] | None = None  # norms; scale, if any
+
+    def own(self, net: nn.Module, layers: list[Layer]) -> None:
+        """Say which layers the parameters belong to."""
+        position = {id(parameter): index for index, parameter in enumerate(self._parameters)}
+        owners: list[list[int]] = [[] for _ in self._parameters]
+        for number, layer in enumerate(layers):
+            for parameter in parameters_of(net, layer):
+                owners[position[id(parameter)]].append(number)
+        self._owners = list(map(tuple, owners))
+        self._plans: dict[tuple[int, ...], _Plan] = {}
 
     def watch(self) -> None:
         """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from analysis.layers import layers_of, unwrap
+from analysis.layers import layers_of, parameters_of, unwrap
 from nets.modules import Network, ResidualBlock
 from nets.taps import mode
 
@@ -155,8 +155,7 @@ def gradient_signal_to_noise(
     power = {id(p): s.sum() / parts for p, s in zip(parameters, squares)}
     found = {}
     for layer in layers_of(net):
-        modules = [net.get_submodule(path) for path in layer.modules]
-        owned = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+        owned = [id(p) for p in parameters_of(net, layer) if p.requires_grad]
         if owned:
             mean = torch.stack([signal[key] for key in owned]).sum()
             spread = torch.stack([power[key] for key in owned]).sum() - mean

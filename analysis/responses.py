@@ -53,9 +53,6 @@ class Responses:
         self._dead: list[tuple[tuple[int, ...], Tensor]] = []  # of several slots each
         self._doubtful: list[tuple[int, Tensor]] = []  # outputs that may have dead channels
 
-    def __bool__(self) -> bool:
-        return bool(self._taps or self._read)
-
     def hold(self, norms: Sequence[nn.Module]) -> None:
         """Look at the norms before the forward pass."""
         self._taps.hold(norms)
@@ -91,6 +88,10 @@ class Responses:
         if output.device.type != "cpu" or len(self._doubtful) == TOGETHER:
             self._look_for_dead()
 
+    def share(self, slot: int, dead: Tensor) -> None:
+        """Note the share of dead channels of an output, which has been looked at, (1,)."""
+        self._dead.append(((slot,), dead))
+
     def end_forward(self) -> None:
         """Look at what waited for the forward pass to end."""
         self._taps.look()
@@ -124,6 +125,8 @@ def values_of(form: ForwardForm, numbers: Tensor) -> list[tuple[tuple[int, ...],
 
     As (slots, values), values (steps, slots).
     """
+    if not form.slots:
+        return []
     steps, dead = len(numbers), len(form.dead)
     read = sum(2 * rows.count for rows in form.read)
     tapped, summed, shares = numbers.split([numbers.shape[1] - read - dead, read, dead], 1)
