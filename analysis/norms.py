@@ -14,16 +14,15 @@ FEEDERS = (nn.Linear, _ConvNd)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NAMED = re.compile("(batch|layer|group|instance|rms|response)_?norm", re.IGNORECASE)
 
-# functions of torch, by name
-_NORMALISE = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm".split())
-_REARRANGE = frozenset(
-    "permute transpose movedim view reshape flatten unflatten squeeze unsqueeze contiguous clone "
-    "to type type_as float half bfloat16".split()
+# names of functions of torch
+_NORMALISE = re.compile("(batch|layer|group|instance|rms)_norm")
+_REARRANGE = re.compile(
+    "permute|transpose|movedim|view|reshape|flatten|unflatten|squeeze|unsqueeze|contiguous|clone"
+    "|to|type|type_as|float|half|bfloat16"
 )
-_ACTIVATE = frozenset(
-    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus sigmoid logsigmoid "
-    "tanh hardswish hardsigmoid hardtanh threshold clamp clamp_min softsign tanhshrink softshrink "
-    "hardshrink".split()
+_ACTIVATE = re.compile(
+    "relu6?|leaky_relu|prelu|rrelu|[csg]?elu|silu|mish|(log)?sigmoid|softplus|softsign"
+    "|tanh|tanhshrink|hard(swish|sigmoid|tanh|shrink)|softshrink|threshold|clamp(_min)?"
 )
 
 
@@ -102,10 +101,10 @@ class Inside(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         name, x = getattr(func, "__name__", "").removesuffix("_"), args[0] if args else None
         normed = any(x is tensor for tensor in self._normed)
-        if normed and isinstance(x, Tensor) and name in _ACTIVATE:
+        if normed and isinstance(x, Tensor) and _ACTIVATE.fullmatch(name):
             self._find(x)
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and (name in _NORMALISE or (normed and name in _REARRANGE)):
+        if isinstance(result, Tensor) and (normed and _REARRANGE or _NORMALISE).fullmatch(name):
             self._normed.append(result)
         return result
 
