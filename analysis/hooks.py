@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from analysis.dead import by_channel, dead_fractions
-from analysis.layers import Layer, certain_pairs
+from analysis.layers import Layer
 from analysis.norms import FEEDERS, Inside, channel_axis, is_norm
 from analysis.responses import ForwardForm, Response, Responses
 from analysis.responses import values_of as responses_of
 from analysis.survey import Pairing, Relus
-from analysis.taps import tells_variance
 from nets.modules import Network
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 Values = list[tuple[tuple[int, ...], Tensor]]
 """Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
+FORWARDS = 64
+"""Forwards of mere parts of the net after which what was read is put away."""
 
 
 class HookForm(NamedTuple):
@@ -31,11 +33,42 @@ class HookForm(NamedTuple):
     count: int  # of all
 
 
+class Hook:
+    """Calls a function while it sits on a module; copies of the module get one that does nothing.
+
+    Pickled it is a function of the standard library that does nothing, so that what is saved while
+    layers are read loads anywhere.
+    """
+
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        # what traces the net into other code must see nothing here
+        if self._call is not None and not torch.compiler.is_compiling():
+            self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(None)
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")
+
+
 class ForwardHooks:
     """Reads what the layers give in training forwards while `listen` is on.
 
     Compiled code does not call hooks that came after it, so it rests while they are there:
     `torch.compile`'s stance is then "force_eager". Compiled code is neither lost nor added.
+
+    Args:
+        net: the network.
+        layers: of it.
+        names: of all statistics.
+        extra: those of one's own.
+        begin: is called before each training forward.
+        put_away: is called when much was read and no forward of the net began.
+        pairs: feeders by norm, of those that are known.
     """
 
     def __init__(
@@ -44,24 +77,27 @@ class ForwardHooks:
         layers: Sequence[Layer],
         names: Sequence[str],
         extra: Mapping[str, Extra],
+        begin: Callable[[], None],
+        put_away: Callable[[], None],
+        pairs: Mapping[str, str],
     ) -> None:
         self._net, self._layers, self._names, self._extra = net, layers, names, extra
+        self._begin, self._put_away = begin, put_away
         self._handles: list[Any] = []
-        self._norms: list[nn.Module] = []  # whose variance may be told
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
         self._own: list[tuple[int, Tensor]] = []
-        self._ran = False
         # of a network that is not ours
-        self._pairing = None if isinstance(net, Network) else Pairing(certain_pairs(net, layers))
+        self._pairing = None if isinstance(net, Network) else Pairing(pairs)
         self._relus = Relus()
         self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
         self._insides: list[Inside] = []
         self._read_inside: set[str] = set()  # norms under way that have been read
+        self.passed: str | None = None  # why forwards of this step were not read, if any
 
     def __bool__(self) -> bool:
-        """Say whether a layer ran in training since the last `take`."""
-        return self._ran
+        """Say whether anything was read since the last `take`."""
+        return bool(self._responses)
 
     @property
     def on(self) -> bool:
@@ -69,8 +105,12 @@ class ForwardHooks:
         return bool(self._handles)
 
     def trains(self) -> bool:
-        """Say whether a forward that runs now would be one of training."""
-        return self._net.training and torch.is_grad_enabled()
+        """Say whether a forward that runs now would be one of training, and can be read."""
+        if not (self._net.training and torch.is_grad_enabled()):
+            return False
+        why = _why_unreadable()
+        self.passed = why or self.passed
+        return why is None
 
     def listen(self, on: bool) -> None:
         """Put the hooks on the layers, or leave nothing there."""
@@ -87,6 +127,10 @@ class ForwardHooks:
             self._insides.clear()
             self._read_inside.clear()
 
+    def look(self) -> None:
+        """Copy what the optimizer's update would change."""
+        self._responses.end_forward()
+
     def take(self) -> tuple[HookForm, list[Tensor]]:
         """Give what was read, numbers in 1-D parts, and begin the next step."""
         self._relus.settle()
@@ -95,34 +139,30 @@ class ForwardHooks:
                 self._responses.share(slot, share)
         self._shares.clear()
         form, numbers = self._responses.take()
-        own, self._own, self._ran = self._own, [], False
+        own, self._own = self._own, []
         self._latest.clear()
         numbers += [value for _, value in own]
         count = sum(map(len, numbers))
         return HookForm(form, tuple(slot for slot, _ in own), count), numbers
 
+    @property
+    def pairs(self) -> Mapping[str, str]:
+        """Feeders by norm, as far as is known."""
+        return self._pairing.pairs if self._pairing else {}
+
     def settle(self) -> bool:
         """Say at the end of a step whether its forwards showed other `pairs`."""
         return self._pairing is not None and self._pairing.settle()
 
-    @property
-    def pairs(self) -> dict[str, str]:
-        """Feeders by norm, as far as is known."""
-        return self._pairing.pairs if self._pairing else {}
-
     def _attach(self) -> None:
-        self._norms = []
         for index, layer in enumerate(self._layers):
             source = self._net.get_submodule(layer.source or layer.path)
-            if tells_variance(source):
-                self._norms.append(source)
             if self._pairing and Inside.suits(source):
-                self._insides.append(Inside(source, self._reader_inside(source, layer, index)))
-                self._handles += self._insides[-1].attach()
+                self._attach_inside(source, layer, index)
             self._handles.append(self._listen_to(source, layer, index))
-        self._handles.append(self._net.register_forward_pre_hook(self._hold_norms))
-        end = self._net.register_forward_hook(self._end_forward, always_call=True)
-        self._handles.append(end)  # also where the forward fails: what follows may restore the net
+        begin = self._net.register_forward_pre_hook(Hook(self._begin_forward))
+        end = self._net.register_forward_hook(Hook(self._end_forward), always_call=True)
+        self._handles += [begin, end]  # also where the forward fails: what follows may restore it
         paths = {layer.path for layer in self._layers}
         for layer in self._layers:
             if layer.shortcut and layer.shortcut not in paths:
@@ -130,55 +170,58 @@ class ForwardHooks:
                 shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
                 self._handles.append(self._listen_to(module, shortcut, None))
 
-    def _hold_norms(self, module: nn.Module, args: Any) -> None:
-        if self.on and self.trains():  # it is called once more where a hook before it removed it
-            self._responses.hold(self._norms)
+    def _attach_inside(self, norm: nn.Module, layer: Layer, index: int) -> None:
+        """Read a norm's response before the activation that is inside the norm."""
+
+        def read(x: Tensor) -> None:
+            if self.trains() and self._can_read(x):
+                self._keep(norm, layer, index, x, self._responses.read(x))
+                self._read_inside.add(layer.path)
+
+        inside = Inside(norm, read)
+        self._insides.append(inside)
+        for child in norm.children():
+            self._handles.append(child.register_forward_pre_hook(Hook(inside.before_child)))
+        begin = norm.register_forward_pre_hook(Hook(inside.begin), with_kwargs=True)
+        end = norm.register_forward_hook(Hook(inside.end), prepend=True, always_call=True)
+        self._handles += [begin, end]
+
+    def _begin_forward(self, module: nn.Module, args: Any) -> None:
+        # it is called once more where a hook before it removed it
+        if self.on and module is self._net and self.trains():
+            self._begin()
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._responses.end_forward()
-        self._relus.end_forward(output)
+        if module is self._net and _why_unreadable() is None:
+            self._responses.end_forward()
+            self._relus.end_forward(output)
 
     def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
-        responses = self._responses
         feeds, is_fed = isinstance(source, FEEDERS), is_norm(source)
 
         def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            inputs = args or tuple(kwargs.values())
-            output = _first_of(output)
-            if not (self.trains() and isinstance(output, Tensor)):
-                responses.forget(module, inputs)
+            if module is not source:  # a replica, which runs in a thread of its own
+                self.passed = "in replicas (DataParallel)"
                 return
-            self._ran = True
+            output = _first_of(output)
+            if not (isinstance(output, Tensor) and self.trains() and self._can_read(output)):
+                return
+            if len(self._responses) >= FORWARDS * len(self._layers):
+                self._put_away()
             if self._pairing and is_fed:
-                self._pairing.take(layer.path, inputs[0] if inputs else None)
-            if self._pairing and feeds:
-                self._pairing.give(layer.path, output)
-                if layer.path in self._pairing.pairs.values():
-                    return  # its norm's output is read
+                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None))
+            if self._pairing and feeds and self._pairing.give(layer.path, output):
+                return  # its norm's output is read
             if layer.path in self._read_inside:
                 self._read_inside.remove(layer.path)
                 return
-            response = responses.tap(module, inputs, output)
+            response = self._responses.tap(module, output)
             if response is None:
-                if not output.is_floating_point():
-                    return
-                response = responses.read(output, layer.near_zero)
+                response = self._responses.read(output, layer.near_zero)
             self._keep(module, layer, index, output, response)
 
-        return source.register_forward_hook(read, with_kwargs=True)
-
-    def _reader_inside(
-        self, source: nn.Module, layer: Layer, index: int
-    ) -> Callable[[Tensor], None]:
-        """Give what reads a norm's response before the activation that is inside the norm."""
-
-        def read(x: Tensor) -> None:
-            if self.trains() and x.is_floating_point():
-                self._keep(source, layer, index, x, self._responses.read(x))
-                self._read_inside.add(layer.path)
-
-        return read
+        return source.register_forward_hook(Hook(read), with_kwargs=True)
 
     def _keep(
         self, source: nn.Module, layer: Layer, index: int | None, x: Tensor, response: Response
@@ -202,8 +245,7 @@ class ForwardHooks:
 
     def _look_for_dead(self, source: nn.Module, path: str, slot: int, x: Tensor) -> None:
         """Note the share of dead channels if a relu follows, or if that is still to be seen."""
-        axis = channel_axis(source, x)
-        follows = self._relus.follows(path)
+        follows, axis = self._relus.follows(path), channel_axis(source, x)
         if axis is None or follows is False or not x.numel():
             return
         share = dead_fractions(
@@ -215,11 +257,37 @@ class ForwardHooks:
             self._relus.note(path, x)
             self._shares.append((path, slot, share))
 
+    def _can_read(self, output: Tensor) -> bool:
+        if type(output).__torch_dispatch__ is not Tensor.__torch_dispatch__ or output.is_nested:
+            self.passed = f"that give a {type(output).__name__}"
+            return False
+        return output.is_floating_point() and output.layout is torch.strided
+
 
 def values_of(form: HookForm, numbers: Tensor) -> Values:
     """Give the statistics that follow from the numbers of some steps, (steps, numbers) float64."""
+    if not form.count:
+        return []
     responses, own = numbers.split([numbers.shape[1] - len(form.own), len(form.own)], 1)
     return [*responses_of(form.responses, responses), (form.own, own)]
+
+
+def _first_of(output: Any) -> Any:
+    """Give a module's output, of several the first: an LSTM's or an attention's own."""
+    while isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output
+
+
+def _why_unreadable() -> str | None:
+    """Say where a forward runs now whose numbers are not to be had; None for any other."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "under torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "under forward-mode differentiation"
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return "under FakeTensorMode"
+    return "under torch.jit.trace" if torch._C._get_tracing_state() is not None else None
 
 
 _holding: set[ForwardHooks] = set()
@@ -233,13 +301,6 @@ def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
     (_holding.add if hold else _holding.discard)(hooks)
     if not _holding:
         _stances.pop().__exit__(None, None, None)
-
-
-def _first_of(output: Any) -> Any:
-    """Give a module's output, of several the first: an LSTM's or an attention's own."""
-    while isinstance(output, tuple | list) and output:
-        output = output[0]
-    return output
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class Inside(TorchFunctionMode):
     its shape. `found` is called with it before the activation, which may work in place.
     """
 
-    def __init__(self, norm: nn.Module, found: Any) -> None:
+    def __init__(self, norm: nn.Module, found: Callable[[Tensor], None]) -> None:
         super().__init__()
         self._norm, self._found = norm, found
         self._input: Tensor | None = None
@@ -80,17 +81,8 @@ class Inside(TorchFunctionMode):
         """Say whether a module is a norm that may have an activation inside."""
         return is_norm(norm) and _is_odd(norm)
 
-    def attach(self) -> list[Any]:
-        """Hook the norm and its children; gives the handles."""
-        children = [c.register_forward_pre_hook(self._before_child) for c in self._norm.children()]
-        return [
-            self._norm.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self._norm.register_forward_hook(self._finish, prepend=True, always_call=True),
-            *children,
-        ]
-
-    def end(self) -> None:
-        """Look no longer."""
+    def end(self, *_: Any) -> None:
+        """Look no longer: a hook after the norm, also where it failed."""
         self._input, self._normed = None, []
         if _get_current_function_mode_stack()[-1:] == [self]:
             self.__exit__(None, None, None)
@@ -104,21 +96,20 @@ class Inside(TorchFunctionMode):
         if normed and isinstance(x, Tensor) and _ACTIVATE.fullmatch(name):
             self._find(x)
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and (normed and _REARRANGE or _NORMALISE).fullmatch(name):
+        if isinstance(result, Tensor) and (_REARRANGE if normed else _NORMALISE).fullmatch(name):
             self._normed.append(result)
         return result
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Look while the norm runs: a hook before it."""
         self.end()  # of a forward that failed
         x = next(iter((*args, *kwargs.values())), None)
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) and module is self._norm:  # not a replica
             self._input = x
             self.__enter__()
 
-    def _finish(self, *_: Any) -> None:
-        self.end()
-
-    def _before_child(self, child: nn.Module, args: Any) -> None:
+    def before_child(self, child: nn.Module, args: Any) -> None:
+        """See what a child is given: a hook before it."""
         x = args[0] if args else None
         if self._input is None or not isinstance(x, Tensor):
             return

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from analysis.hooks import Values
 from analysis.layers import Layer, parameters_of
@@ -26,50 +27,85 @@ SMALL = 2**22  # entries of a network up to which the room for them is kept from
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Which layers have parameters with a gradient, and where in a room's norms these are."""
+    """Which layers have parameters with a gradient, and where in the norms of rooms these are."""
 
+    width: int  # statistics of a layer
     layers: list[int]
     member: Tensor  # (layers, most), filled up with the number of norms
     entries: Tensor  # (layers,): how many there are of such parameters
+    updated: list[int]  # places in `layers` of those that an optimizer updates
+    unheld: str | None  # a parameter with a gradient that no optimizer updates
 
 
 class ParameterForm(NamedTuple):
-    """What the numbers of a step are: norms of gradients, weights and perhaps updates; a scale."""
+    """What the numbers of a step are, for each of its updates.
+
+    Norms of gradients, weights and perhaps updates; then the scale of the gradients and whether the
+    update was left out, where a scaler is at work.
+    """
 
     plan: _Plan
     lists: int  # of norms
-    scaled: bool  # whether the scale of the gradients follows
+    scaled: tuple[bool, ...]  # by update: whether scale and whether it was left out follow
 
 
 ParameterNotes = tuple[ParameterForm, list[Tensor]]
 """What one step gave, numbers in 1-D parts."""
 
 
+@dataclass(eq=False)
+class Update:
+    """What is read of one optimizer's update."""
+
+    optimizer: int  # its id
+    held: frozenset[int]  # parameters that it holds
+    alone: bool  # whether to read these alone, or all with a gradient
+    room: _Room  # with the weights before
+    kept: set[int]  # whose weights are there
+    present: tuple[int, ...]  # parameters with a gradient
+    gradients: list[Tensor]  # norms
+    weights: list[Tensor]
+    updates: list[Tensor]
+    scaler: list[Tensor]  # scale, whether the update is left out
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that has a gradient is updated by it."""
+        return self.held.issuperset(self.present)
+
+
 class ParameterNorms:
-    """Reads one step's norms: before and after the optimizer's update, or of gradients alone.
+    """Reads one step's norms: before and after updates of optimizers, or of gradients alone.
 
     Parameters without a gradient do not count. `width` is the number of statistics of a layer.
     """
 
     def __init__(self, net: nn.Module, layers: list[Layer], width: int = len(STATISTICS)) -> None:
         self._width = width
-        self._parameters: list[Tensor] = list(net.parameters())
+        named = {name: p for name, p in net.named_parameters() if not is_lazy(p)}
+        self._names, self._parameters = list(named), list(named.values())
+        self._position = {id(parameter): k for k, parameter in enumerate(self._parameters)}
         self.own(net, layers)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
         self._rooms: list[_Room] = []  # free ones
-        self._kept: _Room | None = None  # the weights before an update
-        self._notes: tuple[_Plan, list[Tensor], list[Tensor]] | None = None  # norms; scale, if any
+        self._update: Update | None = None  # under way
 
     def own(self, net: nn.Module, layers: list[Layer]) -> None:
         """Say which layers the parameters belong to."""
-        position = {id(parameter): index for index, parameter in enumerate(self._parameters)}
         owners: list[list[int]] = [[] for _ in self._parameters]
         for number, layer in enumerate(layers):
             for parameter in parameters_of(net, layer):
-                owners[position[id(parameter)]].append(number)
+                if id(parameter) in self._position:
+                    owners[self._position[id(parameter)]].append(number)
         self._owners = list(map(tuple, owners))
-        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._plans: dict[Any, _Plan] = {}
+
+    def held_by(self, optimizer: Any) -> frozenset[int]:
+        """Say which of the parameters an optimizer holds."""
+        groups = getattr(optimizer, "param_groups", None) or ()
+        held = {self._position.get(id(p), -1) for group in groups for p in group["params"]}
+        return frozenset(held - {-1})
 
     def watch(self) -> None:
         """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
@@ -92,36 +128,88 @@ class ParameterNorms:
             handle.remove()
         self._watched.clear()
 
-    @torch.no_grad()
-    def before_update(self, grad_scale: Tensor | None) -> None:
-        """Read gradients and weights as the optimizer finds them, and keep the weights."""
-        self._notes = self._kept = None  # of a step that failed
-        found = [parameter.grad for parameter in self._parameters]
-        present = tuple(index for index, grad in enumerate(found) if grad is not None)
-        if not present:
-            return
-        self._kept = room = self._room()
-        found = [grad for grad in found if grad is not None]
-        room.keep(present, _dense(found))
-        norms = room.norms()
-        room.keep(present, [self._parameters[index] for index in present])
-        norms += room.norms()
-        # a fused optimizer unscales inside its step, and the scale changes after it
-        scale = [] if grad_scale is None else [grad_scale.clone().view(1)]
-        self._notes = self._plan(present, room), norms, scale
+    def drop(self) -> None:
+        """Forget an update under way."""
+        self._update = None
 
     @torch.no_grad()
-    def after_update(self) -> ParameterNotes | None:
-        """Give what the step's statistics follow from; None if there was no gradient."""
-        notes, self._notes = self._notes, None
-        kept, self._kept = self._kept, None
-        if notes is None or kept is None:
+    def before_update(self, optimizer: Any, alone: bool, closure: bool) -> None:
+        """Read gradients and weights as the optimizer finds them, and keep the weights.
+
+        Args:
+            optimizer: whose update it is.
+            alone: read only what it holds, or all that has a gradient.
+            closure: the gradients come later; `look` reads them.
+        """
+        self._update = None  # of a step that failed
+        if not self._parameters:
+            return
+        held, room = self.held_by(optimizer), self._room()
+        # a fused optimizer unscales inside its step, and the scale changes after it
+        scale, skips = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        scaler = []
+        if isinstance(scale, Tensor) or isinstance(skips, Tensor):
+            like = torch.zeros_like(scale if skips is None else skips)
+            pair = like + 1 if scale is None else scale, like if skips is None else skips
+            scaler = [value.detach().clone().view(1) for value in pair]
+        self._update = Update(id(optimizer), held, alone, room, set(), (), [], [], [], scaler)
+        if closure:
+            self._keep(self._update, range(len(self._parameters)))
+        else:
+            self._look(self._update, room)
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Read the gradients of the update under way, which are there by now."""
+        if self._update is not None:
+            room = self._room()
+            self._look(self._update, room)
+            self._free(room)
+
+    def _look(self, update: Update, room: _Room) -> None:
+        """Read gradients, by way of a room, and keep weights that are not kept yet."""
+        indices = update.held if update.alone else range(len(self._parameters))
+        found = {k: grad for k in sorted(indices) if (grad := self._parameters[k].grad) is not None}
+        update.present = tuple(found)
+        if found:
+            room.keep(update.present, _dense(list(found.values())))
+            update.gradients = room.norms()
+        self._keep(update, [index for index in found if index not in update.kept])
+
+    def _keep(self, update: Update, indices: Sequence[int]) -> None:
+        if indices:
+            update.room.keep(indices, [self._parameters[index] for index in indices])
+            update.kept.update(indices)
+            update.weights = update.room.norms()
+
+    @torch.no_grad()
+    def after_update(self) -> Update | None:
+        """End the update under way, and give it; None if there was no gradient."""
+        update = self._update
+        if update is not None and not update.gradients:
+            self.look()  # no closure was called
+        self._update = None
+        if update is None or not update.present:
             return None
-        plan, norms, scale = notes
-        kept.subtract(self._parameters)
-        norms += kept.norms()
-        self._free(kept)
-        return ParameterForm(plan, 3, bool(scale)), [torch.cat(norms), *scale]
+        update.room.subtract(self._parameters)
+        update.updates = update.room.norms()
+        self._free(update.room)
+        return update
+
+    def of_updates(self, updates: Sequence[Update]) -> ParameterNotes | None:
+        """Give what the step's statistics follow from; None if there was no update.
+
+        A parameter's numbers are those of the last update by an optimizer that holds it.
+        """
+        updates = [update for update in updates if update.present]
+        if not updates:
+            return None
+        numbers = []
+        for update in updates:
+            numbers += [*update.gradients, *update.weights, *update.updates, *update.scaler]
+        key = tuple((update.present, update.held) for update in updates)
+        plan = self._plan(key, updates[0].room)
+        return ParameterForm(plan, 3, tuple(bool(update.scaler) for update in updates)), numbers
 
     @torch.no_grad()
     def of_gradients(self) -> ParameterNotes | None:
@@ -134,51 +222,42 @@ class ParameterNorms:
             room.keep(present, _dense(tensors))
             norms += room.norms()
         self._free(room)
-        return ParameterForm(self._plan(present, room), 2, False), [torch.cat(norms)]
+        plan = self._plan(((present, frozenset(present)),), room)
+        return ParameterForm(plan, 2, (False,)), norms
 
-    def values_of(self, form: ParameterForm, numbers: Tensor) -> Values:
-        """Give gradient norms, weight norms and update ratios by layer.
-
-        Args:
-            form: of the numbers.
-            numbers: of some steps, (steps, numbers) float64.
-        """
-        plan, lists, scaled = form
-        squares = numbers[:, : numbers.shape[1] - scaled].view(len(numbers), lists, -1).square()
-        filled = functional.pad(squares, (0, 1))  # a 0 fills up layers of few parameters
-        gradients, weights, *updates = filled[..., plan.member].sum(-1).sqrt().unbind(1)
-        if scaled:
-            gradients = gradients / numbers[:, -1:]
-        return [
-            self._of(plan, _GRADIENT, gradients / plan.entries.sqrt()),
-            self._of(plan, _WEIGHT, weights),
-            *(self._of(plan, _UPDATE, update / weights) for update in updates),
-        ]
-
-    def _of(self, plan: _Plan, statistic: int, values: Tensor) -> tuple[tuple[int, ...], Tensor]:
-        return tuple(layer * self._width + statistic for layer in plan.layers), values
-
-    def _plan(self, present: tuple[int, ...], room: _Room) -> _Plan:
-        if present not in self._plans:
-            owned: dict[int, list[int]] = {}  # by layer
+    def _plan(self, key: tuple[tuple[tuple[int, ...], frozenset[int]], ...], room: _Room) -> _Plan:
+        """Give the plan for updates of which each found some gradients, and holds some."""
+        if key in self._plans:
+            return self._plans[key]
+        places, count = {index: place for place, index in enumerate(room.order)}, len(room.order)
+        chosen: dict[int, int] = {}  # where a parameter's norms are
+        updated: set[int] = set()
+        for number, (present, held) in enumerate(key):
             for index in present:
-                for layer in self._owners[index]:
-                    owned.setdefault(layer, []).append(index)
-            layers, none = sorted(owned), len(self._parameters)
-            most = max(map(len, owned.values()), default=0)
-            places = {index: place for place, index in enumerate(room.order)}
-            member = [
-                [*(places[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
-                for layer in layers
-            ]
-            entries = [sum(self._parameters[i].numel() for i in owned[layer]) for layer in layers]
-            device = room.entries.device
-            self._plans[present] = _Plan(
-                layers,
-                torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
-                torch.tensor(entries, dtype=torch.float64, device=device),
-            )
-        return self._plans[present]
+                if index in held or index not in updated:
+                    chosen[index] = number * count + places[index]
+            updated.update(held.intersection(present))
+        owned: dict[int, list[int]] = {}  # by layer
+        for index in sorted(chosen):
+            for layer in self._owners[index]:
+                owned.setdefault(layer, []).append(index)
+        layers, none = sorted(owned), len(key) * count
+        most = max(map(len, owned.values()), default=0)
+        member = [
+            [*(chosen[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
+            for layer in layers
+        ]
+        entries = [sum(self._parameters[i].numel() for i in owned[layer]) for layer in layers]
+        device, unheld = room.entries.device, sorted(set(chosen) - updated)
+        self._plans[key] = plan = _Plan(
+            self._width,
+            layers,
+            torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
+            torch.tensor(entries, dtype=torch.float64, device=device),
+            [n for n, layer in enumerate(layers) if not updated.isdisjoint(owned[layer])],
+            self._names[unheld[0]] if unheld else None,
+        )
+        return plan
 
     def _room(self) -> _Room:
         return self._rooms.pop() if self._rooms else _Room(self._parameters)
@@ -186,6 +265,45 @@ class ParameterNorms:
     def _free(self, room: _Room) -> None:
         if room.entries.numel() <= SMALL:
             self._rooms.append(room)
+
+
+def values_of(form: ParameterForm, numbers: Tensor) -> tuple[Values, Values]:
+    """Give gradient norms, weight norms and update ratios by layer; and where there are none.
+
+    The latter are 1 where a value is not defined, and 0 stands for it: in front of weights that
+    are all 0, and of updates that a scaler left out.
+
+    Args:
+        form: of the numbers.
+        numbers: of some steps, (steps, numbers) float64.
+    """
+    plan, lists, scaled = form
+    length = (numbers.shape[1] - 2 * sum(scaled)) // len(scaled)
+    parts, skips, at = [], numbers.new_zeros(len(numbers), 1), 0
+    for scaler in scaled:
+        norms = numbers[:, at : at + length].view(len(numbers), lists, -1)
+        at += length
+        if scaler:
+            scale, skip = numbers[:, at : at + 2].split(1, 1)
+            norms = torch.cat([norms[:, :1] / scale[:, None], norms[:, 1:]], 1)
+            skips = skips.maximum((skip != 0).double())
+            at += 2
+        parts.append(norms.square())
+    filled = functional.pad(torch.cat(parts, 2), (0, 1))  # a 0 fills up layers of few
+    gradients, weights, *updates = filled[..., plan.member].sum(-1).sqrt().unbind(1)
+    found = [(_GRADIENT, gradients / plan.entries.sqrt()), (_WEIGHT, weights)]
+    found += [(_UPDATE, update / weights) for update in updates]
+    values, undefined = [], []
+    for statistic, value in found:
+        none = skips.expand_as(value) != 0
+        places = range(len(plan.layers))
+        if statistic == _UPDATE:
+            none, places = none | (weights == 0), plan.updated
+            value, none = value[:, places], none[:, places]
+        slots = tuple(plan.layers[place] * plan.width + statistic for place in places)
+        values.append((slots, value.masked_fill(none, 0)))
+        undefined.append((slots, none.double()))
+    return values, undefined
 
 
 def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:

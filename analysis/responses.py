@@ -1,6 +1,6 @@
 """What the forward passes of one step give: responses, residual ratios and dead channels.
 
-The response of a BatchNorm is told by its running variance where it can (see `taps`); all else is
+The response of a BatchNorm is told by what it keeps for the backward pass (see `taps`); all else is
 read from the outputs.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,18 +53,16 @@ class Responses:
         self._dead: list[tuple[tuple[int, ...], Tensor]] = []  # of several slots each
         self._doubtful: list[tuple[int, Tensor]] = []  # outputs that may have dead channels
 
-    def hold(self, norms: Sequence[nn.Module]) -> None:
-        """Look at the norms before the forward pass."""
-        self._taps.hold(norms)
+    def __bool__(self) -> bool:
+        return bool(self._taps or self._read)
 
-    def tap(self, norm: nn.Module, inputs: Sequence[Any], output: Tensor) -> Response | None:
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def tap(self, norm: nn.Module, output: Tensor) -> Response | None:
         """Note a forward of a norm; None if its variance cannot be told."""
-        place = self._taps.add(norm, inputs, output)
+        place = self._taps.add(norm, output)
         return None if place is None else Response(True, place)
-
-    def forget(self, norm: nn.Module, inputs: Sequence[Any]) -> None:
-        """Say that a norm ran unseen."""
-        self._taps.forget(norm, inputs)
 
     def read(self, output: Tensor, near_zero: bool = False) -> Response:
         """Read an output's moments; see `row_sums`."""
@@ -125,8 +123,6 @@ def values_of(form: ForwardForm, numbers: Tensor) -> list[tuple[tuple[int, ...],
 
     As (slots, values), values (steps, slots).
     """
-    if not form.slots:
-        return []
     steps, dead = len(numbers), len(form.dead)
     read = sum(2 * rows.count for rows in form.read)
     tapped, summed, shares = numbers.split([numbers.shape[1] - read - dead, read, dead], 1)

@@ -33,18 +33,19 @@ class Pairing:
     """
 
     def __init__(self, certain: Mapping[str, str]) -> None:
-        self.pairs = dict(certain)
-        self._certain = dict(certain)
+        self.pairs = self._certain = dict(certain)
+        self._feeding = set(certain.values())
         self._givers: dict[str, set[str]] = {}  # by norm; "" for what no layer gave
         self._takers: dict[str, set[str]] = {}  # by layer; "" for what no norm took
         self._given: list[_Given] = []
         self._latest: dict[int, _Given] = {}  # by the tensor's id
 
-    def give(self, path: str, output: Tensor) -> None:
-        """Note what a layer gives."""
+    def give(self, path: str, output: Tensor) -> bool:
+        """Note what a layer gives, and say whether it is known to feed a norm."""
         given = _Given(path, ref(output), output._version)
         self._given.append(given)
         self._latest[id(output)] = given
+        return path in self._feeding
 
     def take(self, norm: str, x: Any) -> None:
         """Note what a norm takes."""
@@ -68,7 +69,8 @@ class Pairing:
             for norm, path in {**seen, **unseen}.items()
             if path and self._takers.get(path, {norm}) == {norm}
         }
-        changed, self.pairs = pairs != self.pairs, pairs
+        changed = pairs != self.pairs
+        self.pairs, self._feeding = pairs, set(pairs.values())
         return changed
 
 

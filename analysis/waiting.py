@@ -37,13 +37,15 @@ class Waiting:
 
         Args:
             form: what the numbers are.
-            parts: the numbers, 1-D, on one device.
+            parts: the numbers, 1-D; they are brought to the device of the first.
         """
-        if form != self._form or self._table.device != parts[0].device:
+        device = parts[0].device
+        parts = [part if part.device == device else part.to(device) for part in parts]
+        if form != self._form or self._table.device != device:
             self.flush()
             size = sum(map(len, parts))
             steps = max(1, min(STEPS, LARGE // max(1, size)))
-            self._table = torch.empty(steps, size, dtype=torch.float64, device=parts[0].device)
+            self._table = torch.empty(steps, size, dtype=torch.float64, device=device)
             self._form = form
         torch.cat(parts, out=self._table[self._count])
         self._count += 1
@@ -55,6 +57,9 @@ class Waiting:
         count, self._count = self._count, 0
         if count:
             self._work_out(self._form, self._table[:count])
+
+    def __bool__(self) -> bool:
+        return self._count > 0
 
     def drop(self) -> None:
         """Forget what waits."""

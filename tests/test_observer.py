@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-import analysis.observer
+import analysis.window
 from analysis import LayerReading, Observer
 from analysis.dead import dead_fractions
 from analysis.moments import LONG, moments_of, numbers_of, row_sums
@@ -1010,7 +1010,7 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
     with Observer(net, optimizer) as observer:
         for step in range(3):
             take_step(net, optimizer, *batch_of(net.architecture.image, step))
-        values_of, calls = analysis.observer.values_of, []
+        values_of, calls = analysis.window.values_of_hooks, []
 
         def failing(form, numbers):
             calls.extend(numbers.tolist())
@@ -1018,7 +1018,7 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
                 raise RuntimeError("out of memory")
             return values_of(form, numbers)
 
-        monkeypatch.setattr(analysis.observer, "values_of", failing)
+        monkeypatch.setattr(analysis.window, "values_of_hooks", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             observer.readings()
         take_step(net, optimizer, *batch_of(net.architecture.image, 3))

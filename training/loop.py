@@ -111,9 +111,10 @@ def _step(run: Run) -> None:
     )
     run.trace.append(run.window.clone())
     progress.step += 1
+    if run.observer.step < progress.step:  # the update was left out, by us or by the scaler
+        run.observer.skip()
     if skipped:
         progress.skipped += 1
-        run.observer.skip()
     elif run.ema is not None:
         average(run.ema, run.net, settings.ema, progress.step)
     progress.position += 1
