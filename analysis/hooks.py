@@ -190,11 +190,15 @@ class ForwardHooks:
         # it is called once more where a hook before it removed it
         if self.on and module is self._net and self.trains():
             self._begin()
+            if self._pairing:
+                self._pairing.begin_forward()
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self._net and _why_unreadable() is None:
             self._responses.end_forward()
             self._relus.end_forward(output)
+            if self._pairing and output is not None:
+                self._pairing.end_forward()
 
     def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""

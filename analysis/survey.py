@@ -38,6 +38,7 @@ class Pairing:
         self._givers: dict[str, set[str]] = {}  # by norm; "" for what no layer gave
         self._takers: dict[str, set[str]] = {}  # by layer; "" for what no norm took
         self._given: list[_Given] = []
+        self._whole = 0  # how many of them are of forwards that came to their end
         self._latest: dict[int, _Given] = {}  # by the tensor's id
 
     def give(self, path: str, output: Tensor) -> bool:
@@ -56,11 +57,20 @@ class Pairing:
             given = None
         self._givers.setdefault(norm, set()).add(given.path if given else "")
 
+    def begin_forward(self) -> None:
+        """Forget what was given in a forward that failed or was interrupted."""
+        del self._given[self._whole :]
+
+    def end_forward(self) -> None:
+        """End a forward."""
+        self._whole = len(self._given)
+
     def settle(self) -> bool:
         """Bring `pairs` up to date at the end of a step, and say whether they changed."""
         for given in self._given:
             self._takers.setdefault(given.path, set()).update(given.takers or {""})
         self._given.clear()
+        self._whole = 0
         self._latest.clear()
         seen = {norm: next(iter(paths)) for norm, paths in self._givers.items() if len(paths) == 1}
         unseen = {n: p for n, p in self._certain.items() if n not in self._givers}
