@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analysis.dead import by_channel, dead_fractions
 from analysis.layers import Layer
-from analysis.norms import FEEDERS, Inside, channel_axis, is_norm
+from analysis.norms import FEEDERS, Inside, channel_axis, first_of, is_norm
 from analysis.responses import ForwardForm, Response, Responses
 from analysis.responses import values_of as responses_of
 from analysis.survey import Pairing, Relus
@@ -208,7 +208,7 @@ class ForwardHooks:
             if module is not source:  # a replica, which runs in a thread of its own
                 self.passed = "in replicas (DataParallel)"
                 return
-            output = _first_of(output)
+            output = first_of(output)
             if not (isinstance(output, Tensor) and self.trains() and self._can_read(output)):
                 return
             if len(self._responses) >= FORWARDS * len(self._layers):
@@ -274,13 +274,6 @@ def values_of(form: HookForm, numbers: Tensor) -> Values:
         return []
     responses, own = numbers.split([numbers.shape[1] - len(form.own), len(form.own)], 1)
     return [*responses_of(form.responses, responses), (form.own, own)]
-
-
-def _first_of(output: Any) -> Any:
-    """Give a module's output, of several the first: an LSTM's or an attention's own."""
-    while isinstance(output, tuple | list) and output:
-        output = output[0]
-    return output
 
 
 def _why_unreadable() -> str | None:

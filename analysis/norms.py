@@ -81,6 +81,15 @@ class Inside(TorchFunctionMode):
         """Say whether a module is a norm that may have an activation inside."""
         return is_norm(norm) and _is_odd(norm)
 
+    def attach(self) -> list[Any]:
+        """Hook the norm and its children; gives the handles."""
+        norm, children = self._norm, self._norm.children()
+        return [
+            *(child.register_forward_pre_hook(self.before_child) for child in children),
+            norm.register_forward_pre_hook(self.begin, with_kwargs=True),
+            norm.register_forward_hook(self.end, prepend=True, always_call=True),
+        ]
+
     def end(self, *_: Any) -> None:
         """Look no longer: a hook after the norm, also where it failed."""
         self._input, self._normed = None, []
@@ -122,3 +131,10 @@ class Inside(TorchFunctionMode):
         """Tell what was found, once in a forward."""
         self.end()
         self._found(x)
+
+
+def first_of(output: Any) -> Any:
+    """Give a module's output, of several the first: an LSTM's or an attention's own."""
+    while isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output

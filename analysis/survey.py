@@ -7,12 +7,16 @@ for each layer: in the first step that is read and in which it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 from weakref import ref
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from analysis.layers import Layer, certain_pairs
+from analysis.norms import FEEDERS, is_norm
 
 
 @dataclass(eq=False)
@@ -43,7 +47,7 @@ class Pairing:
 
     def give(self, path: str, output: Tensor) -> bool:
         """Note what a layer gives, and say whether it is known to feed a norm."""
-        given = _Given(path, ref(output), output._version)
+        given = _Given(path, ref(output), _version(output))
         self._given.append(given)
         self._latest[id(output)] = given
         return path in self._feeding
@@ -51,7 +55,7 @@ class Pairing:
     def take(self, norm: str, x: Any) -> None:
         """Note what a norm takes."""
         given = self._latest.get(id(x))
-        if given and given.tensor() is x and given.version == x._version:
+        if given and given.tensor() is x and given.version == _version(x):
             given.takers.add(norm)
         else:
             given = None
@@ -82,6 +86,38 @@ class Pairing:
         changed = pairs != self.pairs
         self.pairs, self._feeding = pairs, set(pairs.values())
         return changed
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+@contextmanager
+def pairing_of(net: nn.Module, rows: Sequence[Layer]) -> Iterator[Pairing]:
+    """Look at the forwards that run meanwhile, and at the end know their pairs.
+
+    Args:
+        net: a network that is not ours.
+        rows: its layers, norms by themselves.
+    """
+    pairing = Pairing(certain_pairs(net, rows))
+
+    def look(path: str, module: nn.Module) -> Any:
+        def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if is_norm(module):
+                pairing.take(path, next(iter((*args, *kwargs.values())), None))
+            if isinstance(module, FEEDERS):
+                pairing.give(path, output)
+
+        return module.register_forward_hook(see, with_kwargs=True)
+
+    handles = [look(row.path, net.get_submodule(row.path)) for row in rows]
+    try:
+        yield pairing
+    finally:
+        for handle in handles:
+            handle.remove()
+    pairing.settle()
 
 
 class Relus:

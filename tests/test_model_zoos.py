@@ -6,7 +6,6 @@ import weakref
 import pytest
 import torch
 from test_observer import hooks_of
-from torch import nn
 from torchvision import models
 
 from analysis import Observer
@@ -20,13 +19,14 @@ SMALL = [  # what always runs, and the side of its images: one of each way to bu
     ("torchvision", "squeezenet1_0", 32),
 ]
 SIDES = {"alexnet": 64, "inception_v3": 80, "maxvit_t": 224, "googlenet": 48}
-DEEP = {"vit_h_14": 4, "vit_l_16": 4, "vit_l_32": 4, "vit_b_16": 4, "vit_b_32": 4}  # blocks, not all
+DEEP = dict.fromkeys(["vit_h_14", "vit_l_16", "vit_l_32", "vit_b_16", "vit_b_32"], 4)  # blocks
 TIMM = [
-    "resnet26d", "resnetv2_50", "seresnet50", "regnety_002", "efficientnet_b0", "mobilenetv3_small_100",
-    "densenet121", "convnext_atto", "convnextv2_atto", "vit_tiny_patch16_224", "deit_tiny_patch16_224",
-    "swin_tiny_patch4_window7_224", "resmlp_12_224", "ghostnet_050", "hrnet_w18_small",
-    "mixer_s32_224", "dpn68", "nf_regnet_b0", "mobilevit_xxs", "poolformer_s12", "cait_xxs24_224", "xcit_nano_12_p8_224",
-    "res2net50_14w_8s", "inception_v4", "edgenext_xx_small", "eva02_tiny_patch14_224",
+    "resnet26d", "resnetv2_50", "seresnet50", "regnety_002", "efficientnet_b0",
+    "mobilenetv3_small_100", "densenet121", "convnext_atto", "convnextv2_atto",
+    "vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224",
+    "resmlp_12_224", "ghostnet_050", "hrnet_w18_small", "mixer_s32_224", "dpn68", "nf_regnet_b0",
+    "mobilevit_xxs", "poolformer_s12", "cait_xxs24_224", "xcit_nano_12_p8_224", "res2net50_14w_8s",
+    "inception_v4", "edgenext_xx_small", "eva02_tiny_patch14_224",
 ]  # fmt: skip
 
 
@@ -71,8 +71,11 @@ class Slow:
             self.ran.add(path)
             self.std.setdefault(path, []).append(output.detach().double().std(correction=0).item())
             if is_norm(module):
-                made = [p for p, tensor, at in self.gave
-                        if tensor is inputs[0] and at == tensor._version]
+                made = [
+                    p
+                    for p, tensor, at in self.gave
+                    if tensor is inputs[0] and at == tensor._version
+                ]
                 self.fed.setdefault(path, set()).update(made or {""})
             if isinstance(module, FEEDERS):
                 self.gave.append((path, output, output._version))
