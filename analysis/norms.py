@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 FEEDERS = (nn.Linear, _ConvNd)
@@ -52,9 +53,11 @@ def channel_axis(module: nn.Module, output: Tensor) -> int | None:
         return output.dim() - len(module.normalized_shape)
     if isinstance(module, _BatchNorm | nn.GroupNorm) and not _is_odd(module):
         return 1
+    if isinstance(module, _InstanceNorm) and not _is_odd(module):
+        return output.dim() - module._get_no_batch_dim()
     weight = getattr(module, "weight", None)
     size = weight.numel() if isinstance(weight, Tensor) else getattr(module, "num_features", 0)
-    axes = [axis for axis, length in enumerate(output.shape) if length == size]
+    axes = [axis for axis in range(1, output.dim()) if output.shape[axis] == size]
     return axes[0] if len(axes) == 1 else None
 
 
