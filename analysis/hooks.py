@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from analysis.dead import by_channel, dead_fractions
+from analysis.hooking import Hooks
 from analysis.layers import Layer
 from analysis.norms import FEEDERS, Inside, channel_axis, first_of, is_norm
 from analysis.responses import ForwardForm, Response, Responses
@@ -21,6 +21,8 @@ Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
 Values = list[tuple[tuple[int, ...], Tensor]]
 """Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
+_C: Any = torch._C
+_DISPATCH = vars(Tensor)["__torch_dispatch__"]
 FORWARDS = 64
 """Forwards of mere parts of the net after which what was read is put away."""
 
@@ -31,28 +33,6 @@ class HookForm(NamedTuple):
     responses: ForwardForm
     own: tuple[int, ...]  # slots
     count: int  # of all
-
-
-class Hook:
-    """Calls a function while it sits on a module; copies of the module get one that does nothing.
-
-    Pickled it is a function of the standard library that does nothing, so that what is saved while
-    layers are read loads anywhere.
-    """
-
-    def __init__(self, call: Callable[..., None] | None) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> None:
-        # what traces the net into other code must see nothing here
-        if self._call is not None and not torch.compiler.is_compiling():
-            self._call(*args)
-
-    def __deepcopy__(self, memo: Any) -> Hook:
-        return Hook(None)
-
-    def __reduce__(self) -> Any:
-        return getattr, (nullcontext(), "__exit__")
 
 
 class ForwardHooks:
@@ -83,7 +63,7 @@ class ForwardHooks:
     ) -> None:
         self._net, self._layers, self._names, self._extra = net, layers, names, extra
         self._begin, self._put_away = begin, put_away
-        self._handles: list[Any] = []
+        self._placed = Hooks()
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
         self._own: list[tuple[int, Tensor]] = []
@@ -102,7 +82,7 @@ class ForwardHooks:
     @property
     def on(self) -> bool:
         """Whether the hooks are there."""
-        return bool(self._handles)
+        return bool(self._placed)
 
     def trains(self) -> bool:
         """Say whether a forward that runs now would be one of training, and can be read."""
@@ -114,16 +94,14 @@ class ForwardHooks:
 
     def listen(self, on: bool) -> None:
         """Put the hooks on the layers, or leave nothing there."""
-        if on and not self._handles:
+        if on and not self._placed:
             _hold_compiled_code(self, True)
             self._attach()
-        elif self._handles and not on:
+        elif self._placed and not on:
             _hold_compiled_code(self, False)
-            for handle in self._handles:
-                handle.remove()
             for inside in self._insides:
                 inside.end()  # of a forward that was interrupted
-            self._handles.clear()
+            self._placed.remove()
             self._insides.clear()
             self._read_inside.clear()
 
@@ -159,16 +137,15 @@ class ForwardHooks:
             source = self._net.get_submodule(layer.source or layer.path)
             if self._pairing and Inside.suits(source):
                 self._attach_inside(source, layer, index)
-            self._handles.append(self._listen_to(source, layer, index))
-        begin = self._net.register_forward_pre_hook(Hook(self._begin_forward))
-        end = self._net.register_forward_hook(Hook(self._end_forward), always_call=True)
-        self._handles += [begin, end]  # also where the forward fails: what follows may restore it
+            self._listen_to(source, layer, index)
+        self._placed.before(self._net, self._begin_forward)
+        self._placed.after(self._net, self._end_forward, always=True)
         paths = {layer.path for layer in self._layers}
         for layer in self._layers:
             if layer.shortcut and layer.shortcut not in paths:
                 module = self._net.get_submodule(layer.shortcut)
                 shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
-                self._handles.append(self._listen_to(module, shortcut, None))
+                self._listen_to(module, shortcut, None)
 
     def _attach_inside(self, norm: nn.Module, layer: Layer, index: int) -> None:
         """Read a norm's response before the activation that is inside the norm."""
@@ -180,11 +157,7 @@ class ForwardHooks:
 
         inside = Inside(norm, read)
         self._insides.append(inside)
-        for child in norm.children():
-            self._handles.append(child.register_forward_pre_hook(Hook(inside.before_child)))
-        begin = norm.register_forward_pre_hook(Hook(inside.begin), with_kwargs=True)
-        end = norm.register_forward_hook(Hook(inside.end), prepend=True, always_call=True)
-        self._handles += [begin, end]
+        inside.attach(self._placed)
 
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
         # it is called once more where a hook before it removed it
@@ -200,7 +173,7 @@ class ForwardHooks:
             if self._pairing and output is not None:
                 self._pairing.end_forward()
 
-    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> Any:
+    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> None:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
         feeds, is_fed = isinstance(source, FEEDERS), is_norm(source)
 
@@ -225,7 +198,7 @@ class ForwardHooks:
                 response = self._responses.read(output, layer.near_zero)
             self._keep(module, layer, index, output, response)
 
-        return source.register_forward_hook(Hook(read), with_kwargs=True)
+        self._placed.after(source, read, kwargs=True)
 
     def _keep(
         self, source: nn.Module, layer: Layer, index: int | None, x: Tensor, response: Response
@@ -252,9 +225,8 @@ class ForwardHooks:
         follows, axis = self._relus.follows(path), channel_axis(source, x)
         if axis is None or follows is False or not x.numel():
             return
-        share = dead_fractions(
-            [by_channel(x.detach(), axis)]
-        )  # now: others may work on it in place
+        # now, for others may work on it in place
+        share = dead_fractions([by_channel(x.detach(), axis)])
         if follows:
             self._responses.share(slot, share)
         else:
@@ -262,8 +234,9 @@ class ForwardHooks:
             self._shares.append((path, slot, share))
 
     def _can_read(self, output: Tensor) -> bool:
-        if type(output).__torch_dispatch__ is not Tensor.__torch_dispatch__ or output.is_nested:
-            self.passed = f"that give a {type(output).__name__}"
+        kind: Any = type(output)
+        if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
+            self.passed = f"that give a {kind.__name__}"
             return False
         return output.is_floating_point() and output.layout is torch.strided
 
@@ -278,13 +251,13 @@ def values_of(form: HookForm, numbers: Tensor) -> Values:
 
 def _why_unreadable() -> str | None:
     """Say where a forward runs now whose numbers are not to be had; None for any other."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _C._functorch.peek_interpreter_stack() is not None:
         return "under torch.func"
     if torch.autograd.forward_ad._current_level >= 0:
         return "under forward-mode differentiation"
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+    if _C._get_dispatch_mode(_C._TorchDispatchModeKey.FAKE) is not None:
         return "under FakeTensorMode"
-    return "under torch.jit.trace" if torch._C._get_tracing_state() is not None else None
+    return "under torch.jit.trace" if _C._get_tracing_state() is not None else None
 
 
 _holding: set[ForwardHooks] = set()

@@ -12,6 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from analysis.hooking import Hooks
+
 FEEDERS = (nn.Linear, _ConvNd)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NAMED = re.compile("(batch|layer|group|instance|rms|response)_?norm", re.IGNORECASE)
@@ -84,14 +86,12 @@ class Inside(TorchFunctionMode):
         """Say whether a module is a norm that may have an activation inside."""
         return is_norm(norm) and _is_odd(norm)
 
-    def attach(self) -> list[Any]:
-        """Hook the norm and its children; gives the handles."""
-        norm, children = self._norm, self._norm.children()
-        return [
-            *(child.register_forward_pre_hook(self.before_child) for child in children),
-            norm.register_forward_pre_hook(self.begin, with_kwargs=True),
-            norm.register_forward_hook(self.end, prepend=True, always_call=True),
-        ]
+    def attach(self, hooks: Hooks) -> None:
+        """Hook the norm and its children."""
+        for child in self._norm.children():
+            hooks.before(child, self.before_child)
+        hooks.before(self._norm, self.begin, kwargs=True)
+        hooks.after(self._norm, self.end, always=True)
 
     def end(self, *_: Any) -> None:
         """Look no longer: a hook after the norm, also where it failed."""

@@ -11,7 +11,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from analysis.hooks import Extra, ForwardHooks, Hook, HookForm
+from analysis.hooking import Hooks
+from analysis.hooks import Extra, ForwardHooks, HookForm
 from analysis.layers import Layer, certain_pairs, paired, rows_of, unwrap
 from analysis.members import Members
 from analysis.parameters import ParameterNorms, ParameterNotes, Update
@@ -32,7 +33,7 @@ class _Late:
 
     @property
     def complete(self) -> bool:
-        """Whether all that had a gradient was updated."""
+        """Whether no other optimizer can follow."""
         return all(update.complete for update in self.updates)
 
     def has(self, optimizer: Any) -> bool:
@@ -99,7 +100,7 @@ class Observer:
         if taken:
             raise ValueError(f"extra must not be named {', '.join(STATISTICS)}, got {min(taken)!r}")
         self._names = (*STATISTICS, *self.extra)
-        self._handles: list[Any] = []  # of the hooks that stay while the `with` block lasts
+        self._placed = Hooks()  # those that stay while the `with` block lasts
         self._attached = False
         self._updates = Updates(self._concerns, self._before, self._look, self._after)
         self._doubts: dict[str, str] = {}  # what to warn of, by kind; empty once it was
@@ -294,13 +295,14 @@ class Observer:
         self._hooks.listen(False)
         self._parameters.unwatch()
         self._survey(pairs)
-        before = {layer.path: place for place, layer in enumerate(layers)}
-        width, slots = len(self._names), []
-        for layer, source in zip(self._rows, self._sources):
-            place = before.get(layer.path)
-            same = place is not None and layers[place] == layer and sources[place] is source
-            slots += [place * width + k if same else None for k in range(width)]
-        self._window.rearrange(slots)
+        before = {
+            (layer, source): place for place, (layer, source) in enumerate(zip(layers, sources))
+        }
+        places = [before.get(pair) for pair in zip(self._rows, self._sources)]
+        width = range(len(self._names))
+        self._window.rearrange(
+            [None if place is None else place * len(width) + k for place in places for k in width]
+        )
         self._joined.clear()
         self._hooks.passed = passed
         self._hooks.listen(listened)
@@ -308,8 +310,7 @@ class Observer:
     def _attach(self) -> None:
         self._attached = True
         if self.optimizer is None:
-            hook = Hook(self._begin_without_optimizer)
-            self._handles.append(self.net.register_forward_pre_hook(hook))
+            self._placed.before(self.net, self._begin_without_optimizer)
         else:
             self._updates.start()
         self._prepare()
@@ -318,9 +319,7 @@ class Observer:
         self._attached = False
         self._prepare()
         self._updates.stop()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._placed.remove()
 
     def _prepare(self) -> None:
         """Listen to the forwards to come if their step is to be read."""
@@ -355,6 +354,8 @@ class Observer:
         if self._pending:
             self._look_at_pairs()
             notes = self._parameters.of_gradients()
+            if self._parameters.gone:
+                self._doubt("gone", _GONE.format(self._parameters.gone))
             if self._has_read:
                 self._add(*self._hooks.take(), notes)
             self._begin_step()
@@ -473,6 +474,10 @@ _SILENT = (
 _UNSEEN = (
     "{} training forwards, but no step of the optimizer was seen, so nothing was read; give the "
     "optimizer that updates the network, a torch.optim.Optimizer, or None"
+)
+_GONE = (
+    "the gradient of {} was gone when the backward pass had made it, so gradient_norm is None; "
+    "give the optimizer that updates it"
 )
 _PASSED = "forwards {} are not read, so responses are None"
 _UNHELD = (

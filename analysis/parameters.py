@@ -46,9 +46,12 @@ class ParameterForm(NamedTuple):
 
     plan: _Plan
     lists: int  # of norms
+    lengths: tuple[int, ...]  # of these lists, by update
     scaled: tuple[bool, ...]  # by update: whether scale and whether it was left out follow
 
 
+_Key = tuple[tuple[tuple[int, ...], frozenset[int], tuple[int, ...]], ...]
+"""Of each update: parameters with a gradient, those that are held, those of the norms in order."""
 ParameterNotes = tuple[ParameterForm, list[Tensor]]
 """What one step gave, numbers in 1-D parts."""
 
@@ -59,19 +62,14 @@ class Update:
 
     optimizer: int  # its id
     held: frozenset[int]  # parameters that it holds
-    alone: bool  # whether to read these alone, or all with a gradient
-    room: _Room  # with the weights before
+    complete: bool  # whether these are all
+    room: _Room  # with the weights before, of all parameters or only of these
     kept: set[int]  # whose weights are there
     present: tuple[int, ...]  # parameters with a gradient
     gradients: list[Tensor]  # norms
     weights: list[Tensor]
     updates: list[Tensor]
     scaler: list[Tensor]  # scale, whether the update is left out
-
-    @property
-    def complete(self) -> bool:
-        """Whether all that has a gradient is updated by it."""
-        return self.held.issuperset(self.present)
 
 
 class ParameterNorms:
@@ -88,7 +86,9 @@ class ParameterNorms:
         self.own(net, layers)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
-        self._rooms: list[_Room] = []  # free ones
+        self.gone: str | None = None  # a parameter whose gradient was gone before it was seen
+        self._all = tuple(range(len(self._parameters)))
+        self._rooms: dict[tuple[int, ...], list[_Room]] = {}  # free ones, by what they are for
         self._update: Update | None = None  # under way
 
     def own(self, net: nn.Module, layers: list[Layer]) -> None:
@@ -112,8 +112,10 @@ class ParameterNorms:
 
         def hook(index: int) -> Callable[[Tensor], None]:
             def read(parameter: Tensor) -> None:
-                if parameter.grad is not None:
-                    self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
+                if parameter.grad is None:  # an optimizer in the backward pass took it
+                    self.gone = self._names[index]
+                    return
+                self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
 
             return read
 
@@ -144,17 +146,13 @@ class ParameterNorms:
         self._update = None  # of a step that failed
         if not self._parameters:
             return
-        held, room = self.held_by(optimizer), self._room()
-        # a fused optimizer unscales inside its step, and the scale changes after it
-        scale, skips = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
-        scaler = []
-        if isinstance(scale, Tensor) or isinstance(skips, Tensor):
-            like = torch.zeros_like(scale if skips is None else skips)
-            pair = like + 1 if scale is None else scale, like if skips is None else skips
-            scaler = [value.detach().clone().view(1) for value in pair]
-        self._update = Update(id(optimizer), held, alone, room, set(), (), [], [], [], scaler)
+        held = self.held_by(optimizer)
+        room = self._room(tuple(sorted(held)) if alone else self._all)
+        scaler = _scaler_of(optimizer)
+        complete = len(held) == len(self._all)
+        self._update = Update(id(optimizer), held, complete, room, set(), (), [], [], [], scaler)
         if closure:
-            self._keep(self._update, range(len(self._parameters)))
+            self._keep(self._update, room.members)
         else:
             self._look(self._update, room)
 
@@ -162,14 +160,13 @@ class ParameterNorms:
     def look(self) -> None:
         """Read the gradients of the update under way, which are there by now."""
         if self._update is not None:
-            room = self._room()
+            room = self._room(self._update.room.members)
             self._look(self._update, room)
             self._free(room)
 
     def _look(self, update: Update, room: _Room) -> None:
         """Read gradients, by way of a room, and keep weights that are not kept yet."""
-        indices = update.held if update.alone else range(len(self._parameters))
-        found = {k: grad for k in sorted(indices) if (grad := self._parameters[k].grad) is not None}
+        found = {k: grad for k in room.members if (grad := self._parameters[k].grad) is not None}
         update.present = tuple(found)
         if found:
             room.keep(update.present, _dense(list(found.values())))
@@ -191,7 +188,7 @@ class ParameterNorms:
         self._update = None
         if update is None or not update.present:
             return None
-        update.room.subtract(self._parameters)
+        update.room.subtract([self._parameters[index] for index in update.room.members])
         update.updates = update.room.norms()
         self._free(update.room)
         return update
@@ -207,9 +204,11 @@ class ParameterNorms:
         numbers = []
         for update in updates:
             numbers += [*update.gradients, *update.weights, *update.updates, *update.scaler]
-        key = tuple((update.present, update.held) for update in updates)
-        plan = self._plan(key, updates[0].room)
-        return ParameterForm(plan, 3, tuple(bool(update.scaler) for update in updates)), numbers
+        key = tuple((update.present, update.held, update.room.order) for update in updates)
+        lengths = tuple(len(update.room.order) for update in updates)
+        scaled = tuple(bool(update.scaler) for update in updates)
+        plan = self._plan(key, updates[0].room.entries.device)
+        return ParameterForm(plan, 3, lengths, scaled), numbers
 
     @torch.no_grad()
     def of_gradients(self) -> ParameterNotes | None:
@@ -217,38 +216,39 @@ class ParameterNorms:
         seen, self._seen = self._seen, {}
         if not seen:
             return None
-        present, room, norms = tuple(sorted(seen)), self._room(), []
+        present, room, norms = tuple(sorted(seen)), self._room(self._all), []
         for tensors in zip(*(seen[index] for index in present)):
             room.keep(present, _dense(tensors))
             norms += room.norms()
         self._free(room)
-        plan = self._plan(((present, frozenset(present)),), room)
-        return ParameterForm(plan, 2, (False,)), norms
+        key = ((present, frozenset(present), room.order),)
+        plan = self._plan(key, room.entries.device)
+        return ParameterForm(plan, 2, (len(room.order),), (False,)), norms
 
-    def _plan(self, key: tuple[tuple[tuple[int, ...], frozenset[int]], ...], room: _Room) -> _Plan:
+    def _plan(self, key: _Key, device: torch.device) -> _Plan:
         """Give the plan for updates of which each found some gradients, and holds some."""
         if key in self._plans:
             return self._plans[key]
-        places, count = {index: place for place, index in enumerate(room.order)}, len(room.order)
         chosen: dict[int, int] = {}  # where a parameter's norms are
         updated: set[int] = set()
-        for number, (present, held) in enumerate(key):
-            for index in present:
-                if index in held or index not in updated:
-                    chosen[index] = number * count + places[index]
+        none = 0  # the number of norms
+        for present, held, order in key:
+            places = {index: none + place for place, index in enumerate(order)}
+            chosen |= {k: places[k] for k in present if k in held or k not in updated}
             updated.update(held.intersection(present))
+            none += len(order)
         owned: dict[int, list[int]] = {}  # by layer
         for index in sorted(chosen):
             for layer in self._owners[index]:
                 owned.setdefault(layer, []).append(index)
-        layers, none = sorted(owned), len(key) * count
+        layers = sorted(owned)
         most = max(map(len, owned.values()), default=0)
         member = [
             [*(chosen[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
             for layer in layers
         ]
         entries = [sum(self._parameters[i].numel() for i in owned[layer]) for layer in layers]
-        device, unheld = room.entries.device, sorted(set(chosen) - updated)
+        unheld = sorted(set(chosen) - updated)
         self._plans[key] = plan = _Plan(
             self._width,
             layers,
@@ -259,12 +259,13 @@ class ParameterNorms:
         )
         return plan
 
-    def _room(self) -> _Room:
-        return self._rooms.pop() if self._rooms else _Room(self._parameters)
+    def _room(self, members: tuple[int, ...]) -> _Room:
+        free = self._rooms.get(members)
+        return free.pop() if free else _Room(members, [self._parameters[k] for k in members])
 
     def _free(self, room: _Room) -> None:
         if room.entries.numel() <= SMALL:
-            self._rooms.append(room)
+            self._rooms.setdefault(room.members, []).append(room)
 
 
 def values_of(form: ParameterForm, numbers: Tensor) -> tuple[Values, Values]:
@@ -277,12 +278,11 @@ def values_of(form: ParameterForm, numbers: Tensor) -> tuple[Values, Values]:
         form: of the numbers.
         numbers: of some steps, (steps, numbers) float64.
     """
-    plan, lists, scaled = form
-    length = (numbers.shape[1] - 2 * sum(scaled)) // len(scaled)
+    plan, lists, lengths, scaled = form
     parts, skips, at = [], numbers.new_zeros(len(numbers), 1), 0
-    for scaler in scaled:
-        norms = numbers[:, at : at + length].view(len(numbers), lists, -1)
-        at += length
+    for length, scaler in zip(lengths, scaled):
+        norms = numbers[:, at : at + lists * length].view(len(numbers), lists, -1)
+        at += lists * length
         if scaler:
             scale, skip = numbers[:, at : at + 2].split(1, 1)
             norms = torch.cat([norms[:, :1] / scale[:, None], norms[:, 1:]], 1)
@@ -306,21 +306,38 @@ def values_of(form: ParameterForm, numbers: Tensor) -> tuple[Values, Values]:
     return values, undefined
 
 
+def _scaler_of(optimizer: Any) -> list[Tensor]:
+    """Give what a scaler told a fused optimizer, which unscales inside its step.
+
+    The scale, and 1 where the update is left out; both will have changed after the step. Nothing
+    without a scaler.
+    """
+    scale, skips = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+    if isinstance(scale, Tensor):
+        none = torch.zeros_like(scale) if skips is None else skips
+        return [value.detach().clone().view(1) for value in (scale, none)]
+    if isinstance(skips, Tensor):  # unscaled before the step
+        return [torch.ones_like(skips).view(1), skips.detach().clone().view(1)]
+    return []
+
+
 def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
 
 
 class _Room:
-    """Room for a number from every entry of the parameters, as a row for each.
+    """Room for a number from every entry of some parameters, its members, as a row for each.
 
     To copy all to here and take the norms of rows of one size at once is faster than a norm each.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, members: tuple[int, ...], parameters: Sequence[Tensor]) -> None:
+        self.members = members
         sizes: dict[int, list[int]] = {}
         for index, parameter in enumerate(parameters):
             sizes.setdefault(max(NARROW, parameter.numel()), []).append(index)
-        self.order = [index for indices in sizes.values() for index in indices]  # of the norms
+        # of the norms
+        self.order = tuple(members[k] for indices in sizes.values() for k in indices)
         dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
         wide = torch.promote_types(dtype, torch.float64)
         total = sum(size * len(indices) for size, indices in sizes.items())
@@ -335,17 +352,15 @@ class _Room:
                 like = parameters[index]
                 views[index] = row.as_strided(like.shape, torch.empty_like(like).stride())
             start += rows.numel()
-        self._views = [views[index] for index in range(len(parameters))]
+        self._views = {member: views[index] for index, member in enumerate(members)}
 
     def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
         """Copy to here what belongs to the parameters of these indices."""
-        every = len(indices) == len(self._views)
-        views = self._views if every else [self._views[index] for index in indices]
-        torch._foreach_copy_(views, tensors)
+        torch._foreach_copy_([self._views[index] for index in indices], tensors)
 
     def subtract(self, tensors: list[Tensor]) -> None:
-        """Take from what is here what belongs to all parameters."""
-        torch._foreach_sub_(self._views, tensors)
+        """Take from what is here what belongs to all members."""
+        torch._foreach_sub_(list(self._views.values()), tensors)
 
     def norms(self) -> list[Tensor]:
         """Give the L2 norms of what is here of each parameter, in parts; see `order`."""

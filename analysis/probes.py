@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from analysis.hooking import Hooks
 from analysis.layers import Layer, layers_of, paired, parameters_of, rows_of, unwrap
 from analysis.norms import Inside, channel_axis, first_of
 from analysis.survey import pairing_of
@@ -191,7 +192,7 @@ def _read_outputs(
     """Give, by layer, what `read` makes of its response in eval mode; of several, of the last."""
     net = unwrap(net)
     found: dict[str, Tensor | None] = {}
-    handles: list[Any] = []
+    hooks = Hooks()
 
     def attach(path: str, module: nn.Module) -> None:
         inside: list[Tensor | None] = []
@@ -204,9 +205,8 @@ def _read_outputs(
                 found[path] = read(module, output)
 
         if not isinstance(net, Network) and Inside.suits(module):
-            norm = Inside(module, lambda x: inside.append(read(module, x)))
-            handles.extend(norm.attach())
-        handles.append(module.register_forward_hook(keep))
+            Inside(module, lambda x: inside.append(read(module, x))).attach(hooks)
+        hooks.after(module, keep)
 
     def run() -> None:
         try:
@@ -214,8 +214,7 @@ def _read_outputs(
                 attach(row.path, net.get_submodule(row.path))
             net(inputs)
         finally:
-            for handle in handles:
-                handle.remove()
+            hooks.remove()
 
     with mode(net, training=False):
         layers = _layers_while(net, run)

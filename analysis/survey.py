@@ -15,6 +15,7 @@ from weakref import ref
 
 from torch import Tensor, nn
 
+from analysis.hooking import Hooks
 from analysis.layers import Layer, certain_pairs
 from analysis.norms import FEEDERS, is_norm
 
@@ -102,21 +103,23 @@ def pairing_of(net: nn.Module, rows: Sequence[Layer]) -> Iterator[Pairing]:
     """
     pairing = Pairing(certain_pairs(net, rows))
 
-    def look(path: str, module: nn.Module) -> Any:
+    hooks = Hooks()
+
+    def look(path: str, module: nn.Module) -> None:
         def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if is_norm(module):
                 pairing.take(path, next(iter((*args, *kwargs.values())), None))
             if isinstance(module, FEEDERS):
                 pairing.give(path, output)
 
-        return module.register_forward_hook(see, with_kwargs=True)
+        hooks.after(module, see, kwargs=True)
 
-    handles = [look(row.path, net.get_submodule(row.path)) for row in rows]
+    for row in rows:
+        look(row.path, net.get_submodule(row.path))
     try:
         yield pairing
     finally:
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
     pairing.settle()
 
 

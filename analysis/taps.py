@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # a subclass may normalise otherwise
+_AUTOGRAD: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 _WIDE = (torch.float32, torch.float64)
 _KERNELS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 
@@ -39,10 +40,10 @@ def inverse_of(norm: Any, output: Tensor) -> Tensor | None:
     """
     if type(norm) not in _EXACT or not norm.training or not norm.affine:
         return None
-    node = output.grad_fn
+    node: Any = output.grad_fn
     if node is None or node.name() not in _KERNELS:  # none, or what a hook made of the output
         return None
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+    if _AUTOGRAD._top_saved_tensors_default_hooks(False) is not None:
         return None  # to ask for what is kept would have it computed anew, or moved
     inverse = node._saved_result2
     sound = inverse.dtype in _WIDE and len(inverse) == norm.num_features

@@ -1,0 +1,116 @@
+"""Hooks on modules that copies of the modules do not have."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+_KEPT = ("_forward_hooks", "_forward_pre_hooks")
+_STATE = "__getstate__"
+
+
+class Hook:
+    """Calls a function while it sits on a module.
+
+    Where a module of a class with a way of its own to be copied takes it along, it is a hook that
+    does nothing; pickled, that is a function of the standard library, which loads anywhere.
+    """
+
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        # what traces the net into other code must see nothing here
+        if self._call is not None and not torch.compiler.is_compiling():
+            self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(None)
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")
+
+    @property
+    def __name__(self) -> str:
+        raise AttributeError(
+            "torch.jit.script cannot compile a network while an Observer reads it; "
+            "give it a copy.deepcopy of the network"
+        )
+
+
+class Hooks:
+    """Hooks put on modules, to be removed together.
+
+    While they are there a module's state, which is what copies and pickles are made of, leaves them
+    out.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._modules: list[nn.Module] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._handles)
+
+    def before(self, module: nn.Module, call: Callable[..., None], kwargs: bool = False) -> None:
+        """Have it called before the module's forwards, with the module and its arguments."""
+        handle = module.register_forward_pre_hook(Hook(call), with_kwargs=kwargs)
+        self._handles.append(handle)
+        self._hide(module)
+
+    def after(
+        self,
+        module: nn.Module,
+        call: Callable[..., None],
+        always: bool = False,
+        kwargs: bool = False,
+    ) -> None:
+        """Have it called after the module's forwards, `always` also after those that fail."""
+        handle = module.register_forward_hook(Hook(call), with_kwargs=kwargs, always_call=always)
+        self._handles.append(handle)
+        self._hide(module)
+
+    def remove(self) -> None:
+        """Leave nothing on the modules."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._modules:
+            if not any(isinstance(hook, Hook) for hook in _hooks_of(module)):
+                vars(module).pop(_STATE, None)
+        self._handles.clear()
+        self._modules.clear()
+
+    def _hide(self, module: nn.Module) -> None:
+        kind: Any = type(module)
+        plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+        if plain and not hasattr(kind, "__deepcopy__"):
+            vars(module).setdefault(_STATE, MethodType(_state_without_hooks, module))
+            self._modules.append(module)
+
+
+def _hooks_of(module: nn.Module) -> list[Any]:
+    return [hook for name in _KEPT for hook in getattr(module, name).values()]
+
+
+def _state_without_hooks(module: nn.Module) -> Any:
+    """Give what the module's class says its state is, but for hooks of ours."""
+    state: Any = type(module).__getstate__(module)  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(state, dict):
+        return state
+    state = {name: value for name, value in state.items() if name != _STATE}
+    for name in _KEPT:
+        for flags in (name, f"{name}_always_called", f"{name}_with_kwargs"):
+            if flags in state:
+                hooks = getattr(module, name)
+                state[flags] = OrderedDict(
+                    (key, value)
+                    for key, value in state[flags].items()
+                    if not isinstance(hooks.get(key), Hook)
+                )
+    return state
