@@ -57,6 +57,9 @@ class Observer:
     A BatchNorm's response is told by its running statistics where they can, to 1e-5, and in half
     precision as it was before rounding; `analysis/taps.py` says where that is too little.
 
+    `layers` lists what is read. In a network that is not ours it is revised when a forward that is
+    read shows which norm takes which layer's output.
+
     A net under `torch.compile` runs uncompiled in the steps that are read (and only in these: take
     `every=10` or more). Around DistributedDataParallel each process reads its own batches. Layers
     have the names that they have inside the wrapper.
@@ -245,7 +248,9 @@ class Observer:
         self._alone = rows_of(self._inner)
         self._sources = [self._inner.get_submodule(row.path) for row in self._alone]
         self._parameters = ParameterNorms(self._inner, self._alone, len(self._names))
-        pairs = {**certain_pairs(self._inner, self._alone), **(pairs or {})}
+        paths = {row.path for row in self._alone}
+        known = {n: path for n, path in (pairs or {}).items() if paths.issuperset((n, path))}
+        pairs = {**certain_pairs(self._inner, self._alone), **known}
         self._hooks = ForwardHooks(
             self._inner, self._alone, self._names, self.extra, self._begin, self._put_aside, pairs
         )
