@@ -112,6 +112,8 @@ class ForwardHooks:
     def take(self) -> tuple[HookForm, list[Tensor]]:
         """Give what was read, numbers in 1-D parts, and begin the next step."""
         self._relus.settle()
+        if self._pairing:
+            self._pairing.prune()
         for path, slot, share in self._shares:
             if self._relus.follows(path):
                 self._responses.share(slot, share)
@@ -162,9 +164,9 @@ class ForwardHooks:
     def _begin_forward(self, module: nn.Module, args: Any) -> None:
         # it is called once more where a hook before it removed it
         if self.on and module is self._net and self.trains():
-            self._begin()
             if self._pairing:
                 self._pairing.begin_forward()
+            self._begin()
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self._net and _why_unreadable() is None:

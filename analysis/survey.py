@@ -70,12 +70,21 @@ class Pairing:
         """End a forward."""
         self._whole = len(self._given)
 
+    def prune(self) -> None:
+        """Keep nothing of outputs that no norm can take any more."""
+        open_ones = [given for given in self._given if given.tensor() is not None]
+        self._put_away([given for given in self._given if given.tensor() is None])
+        self._given, self._whole = open_ones, len(open_ones)
+        self._latest = {id(given.tensor()): given for given in open_ones}
+
+    def _put_away(self, several: Sequence[_Given]) -> None:
+        for given in several:
+            self._takers.setdefault(given.path, set()).update(given.takers or {""})
+
     def settle(self) -> bool:
         """Bring `pairs` up to date at the end of a step, and say whether they changed."""
-        for given in self._given:
-            self._takers.setdefault(given.path, set()).update(given.takers or {""})
-        self._given.clear()
-        self._whole = 0
+        self._put_away(self._given)
+        self._given, self._whole = [], 0
         self._latest.clear()
         seen = {norm: next(iter(paths)) for norm, paths in self._givers.items() if len(paths) == 1}
         unseen = {n: p for n, p in self._certain.items() if n not in self._givers}
