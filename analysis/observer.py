@@ -54,8 +54,14 @@ class Observer:
             grown = grow(net, actions, optimizer)
             observer.follow(grown)
 
-    A BatchNorm's response is told by its running statistics where they can, to 1e-5, and in half
-    precision as it was before rounding; `analysis/taps.py` says where that is too little.
+    A BatchNorm's response is told by what it keeps for the backward pass, whatever its momentum: to
+    1e-5 unless its inputs' variance is below eps / 100, and in half precision as it was before
+    rounding (see `analysis/taps.py`).
+
+    Modules and parameters may be replaced: a layer that stays goes on with its window, a new one
+    begins. Copies and pickles of the net have nothing of the observer. Forwards under torch.func,
+    in forward-mode differentiation, of fake tensors and of DataParallel's replicas are not read.
+    What is None for such a reason a UserWarning of `readings` tells, once.
 
     `layers` lists what is read. In a network that is not ours it is revised when a forward that is
     read shows which norm takes which layer's output.
@@ -67,8 +73,10 @@ class Observer:
     Args:
         net: our network, or any module; a module's path is the name of its reading.
         optimizer: its steps are the steps that count, gradients are read as it sees them (after
-            clipping and unscaling) and update ratios become available. Without it every training
-            forward counts as a step, and gradients are read as the backward pass leaves them.
+            clipping and unscaling; of a closure's those of the first call) and update ratios
+            become available. Steps of one made anew, over parameters of its own, count too; steps
+            over others are read with the step they belong to. Without it every training forward
+            counts as a step, and gradients are read as the backward pass leaves them.
         every: read every so many steps, the first step of every window among them.
         step: steps already taken, for a resumed run.
         edited: step of the last edit by block, for a resumed run.
@@ -372,7 +380,7 @@ class Observer:
 
     def _check_parameters(self) -> None:
         """See whether the parameters are still the network's."""
-        if not self._members.same_modules():
+        if not self._forwards and not self._members.same_modules():
             self._survey_again()
         elif not (self._members.same_parameters() or self._members.swapped()):
             self._close()

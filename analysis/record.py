@@ -61,8 +61,9 @@ class LayerReading:
             BatchNorm it sets the effective learning rate, rate / norm^2 (van Laarhoven 2017, arXiv
             1706.05350, section 3).
         update_ratio: L2 norm of the step over that of the parameters, weight decay and momentum
-            included; None without an optimizer. LARS holds it equal over layers (You et al. 2017,
-            arXiv 1708.03888).
+            included; None without an optimizer that updates them, and of steps from weights that
+            are all 0 or that a GradScaler left out. LARS holds it equal over layers (You et al.
+            2017, arXiv 1708.03888).
         dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch (Lu et al.
             2019, arXiv 1903.06733); None where no relu follows. In a network that is not ours it
             must take the response itself, each time; None also where activations are checkpointed
