@@ -18,7 +18,7 @@ SMALL = [  # what always runs, and the side of its images: one of each way to bu
     ("torchvision", "mobilenet_v3_small", 32),
     ("torchvision", "squeezenet1_0", 32),
 ]
-SIDES = {"alexnet": 64, "inception_v3": 139, "maxvit_t": 224, "googlenet": 48}
+SIDES = {"alexnet": 64, "inception_v3": 299, "maxvit_t": 224, "googlenet": 48}
 DEEP = dict.fromkeys(["vit_h_14", "vit_l_16", "vit_l_32", "vit_b_16", "vit_b_32"], 4)  # blocks
 TIMM = [
     "resnet26d", "resnetv2_50", "seresnet50", "regnety_002", "efficientnet_b0",
