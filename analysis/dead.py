@@ -30,6 +30,11 @@ class _Look(NamedTuple):
     axis: int
 
 
+def by_channel(x: Tensor, axis: int) -> Tensor:
+    """Give a view, (N, channels, ...), of an output that has its channels along another axis."""
+    return x[None] if axis == 0 else x.movedim(axis, 1)
+
+
 @torch.no_grad()
 def dead_fractions(outputs: Sequence[Tensor]) -> Tensor:
     """Give the share of dead channels of each (N, channels, ...), as (outputs,) float64."""
@@ -45,7 +50,7 @@ def dead_fractions(outputs: Sequence[Tensor]) -> Tensor:
     for (_, look), several in looks.items():
         tops = _tops([outputs[index] for indices in several for index in indices], look)
         for indices, part in zip(several, tops.split(list(map(len, several)))):
-            least = _by_channel(part, outputs[indices[0]].shape[1]).amin(1).tolist()
+            least = _tops_by_channel(part, outputs[indices[0]].shape[1]).amin(1).tolist()
             living.update(index for index, top in zip(indices, least) if top > 0)
     none = torch.zeros(len(outputs), dtype=torch.float64)
     if len(living) == len(outputs):
@@ -60,7 +65,7 @@ def _share(x: Tensor) -> Tensor:
     look = _look(x, x.numel())
     if look is None:
         return _share(x.movedim(1, -1).contiguous().movedim(-1, 1))
-    return (_by_channel(_tops([x], look), x.shape[1]) <= 0).double().mean()
+    return (_tops_by_channel(_tops([x], look), x.shape[1]) <= 0).double().mean()
 
 
 def _look(x: Tensor, entries: int) -> _Look | None:
@@ -88,6 +93,6 @@ def _tops(outputs: Sequence[Tensor], look: _Look) -> Tensor:
     return bits.view(len(outputs), *look.shape).amax(1 + look.axis)
 
 
-def _by_channel(tops: Tensor, channels: int) -> Tensor:
+def _tops_by_channel(tops: Tensor, channels: int) -> Tensor:
     """Give every channel's largest entry, (outputs, entries) -> (outputs, channels)."""
     return tops.view(len(tops), -1, channels).amax(1)

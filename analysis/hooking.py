@@ -60,14 +60,22 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self._handles)
 
-    def before(self, module: nn.Module, call: Callable[..., None]) -> None:
+    def before(self, module: nn.Module, call: Callable[..., None], kwargs: bool = False) -> None:
         """Have it called before the module's forwards, with the module and its arguments."""
-        self._handles.append(module.register_forward_pre_hook(Hook(call)))
+        handle = module.register_forward_pre_hook(Hook(call), with_kwargs=kwargs)
+        self._handles.append(handle)
         self._hide(module)
 
-    def after(self, module: nn.Module, call: Callable[..., None], always: bool = False) -> None:
+    def after(
+        self,
+        module: nn.Module,
+        call: Callable[..., None],
+        always: bool = False,
+        kwargs: bool = False,
+    ) -> None:
         """Have it called after the module's forwards, `always` also after those that fail."""
-        self._handles.append(module.register_forward_hook(Hook(call), always_call=always))
+        handle = module.register_forward_hook(Hook(call), with_kwargs=kwargs, always_call=always)
+        self._handles.append(handle)
         self._hide(module)
 
     def remove(self) -> None:
@@ -99,7 +107,7 @@ def _state_without_hooks(module: nn.Module) -> Any:
         return state
     state = {name: value for name, value in state.items() if name != _STATE}
     for name in _KEPT:
-        for flags in (name, f"{name}_always_called"):
+        for flags in (name, f"{name}_always_called", f"{name}_with_kwargs"):
             if flags in state:
                 hooks = getattr(module, name)
                 state[flags] = OrderedDict(

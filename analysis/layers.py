@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from analysis.norms import FEEDERS, is_norm
 from nets.modules import Network, PlainBlock, ResidualBlock
-
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
-_SUMMING = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # their norms follow sums
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,10 @@ class Layer:
     """A watched module: its path is its name, its output is the response that is read.
 
     `source` is the path of the module that makes the output, where that is not the layer's own;
-    `modules` are the paths of the modules whose parameters are the layer's; `rectified` says that
-    a relu follows; `branch` and `shortcut` are the paths whose outputs a block adds up;
-    `near_zero` that norms hold the output's mean within a few standard deviations.
+    `modules` are the paths of the modules whose parameters are the layer's, and unless it is
+    `bare` those of the modules inside them; `rectified` says that a relu is known to follow;
+    `branch` and `shortcut` are the paths whose outputs a block adds up; `near_zero` that norms
+    hold the output's mean within a few standard deviations.
     """
 
     path: str
@@ -34,6 +34,7 @@ class Layer:
     shortcut: str | None = None
     source: str | None = None
     near_zero: bool = False
+    bare: bool = False
 
 
 def unwrap(net: nn.Module) -> nn.Module:
@@ -45,13 +46,60 @@ def unwrap(net: nn.Module) -> nn.Module:
 
 
 def layers_of(net: nn.Module) -> list[Layer]:
-    """List the layers to watch, in the order of definition.
+    """List the layers to watch, in the order of definition, as far as no forward need be seen.
 
     In a network of ours these are the stem, every layer inside a block, the block as a whole,
-    projecting shortcuts and the head; in any other module the normalisations, and the
-    convolutions and linear layers that feed none.
+    projecting shortcuts and the head. In any other module they are the norms and all modules that
+    hold parameters of their own; a norm has its feeder with it where both are members of an
+    `nn.Sequential`, one after the other.
     """
+    rows = rows_of(net)
+    return [layer for layer in paired(rows, certain_pairs(net, rows)) if layer.modules]
+
+
+def rows_of(net: nn.Module) -> list[Layer]:
+    """List the same with every norm and its feeder by themselves, unless the network is ours."""
     return _layers_of_network(net) if isinstance(net, Network) else _layers_of_module(net)
+
+
+def paired(rows: list[Layer], pairs: Mapping[str, str]) -> list[Layer]:
+    """Give norms what feeds them; rows that feed one are left without modules, and are no layers.
+
+    Args:
+        rows: what `rows_of` gave.
+        pairs: the path of a norm's feeder, by that of the norm.
+    """
+    modules = {row.path: row.modules for row in rows}
+    given = {norm: modules[feeder] + modules[norm] for norm, feeder in pairs.items()}
+    given.update(dict.fromkeys(pairs.values(), ()))
+    return [replace(row, modules=given.get(row.path, row.modules)) for row in rows]
+
+
+def certain_pairs(net: nn.Module, rows: Sequence[Layer]) -> dict[str, str]:
+    """Give the pairs that no forward need show, feeders by norm: adjacent members of Sequential.
+
+    A module of several names may be fed by several; only a forward tells.
+    """
+    if isinstance(net, Network):
+        return {}
+    names = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
+    path_of = {id(net.get_submodule(row.path)): row.path for row in rows}
+    pairs = {}
+    for sequence in net.modules():
+        if type(sequence).forward is not nn.Sequential.forward:
+            continue
+        for one, next_one in pairwise(sequence.children()):
+            alone = names[id(one)] == names[id(next_one)] == 1
+            if alone and isinstance(one, FEEDERS) and is_norm(next_one):
+                pairs[path_of[id(next_one)]] = path_of[id(one)]
+    return pairs
+
+
+def parameters_of(net: nn.Module, layer: Layer) -> list[nn.Parameter]:
+    """Give the parameters that are read as a layer's, each once."""
+    modules = [net.get_submodule(path) for path in layer.modules]
+    found = [p for module in modules for p in module.parameters(recurse=not layer.bare)]
+    return list({id(parameter): parameter for parameter in found}.values())
 
 
 def _layers_of_network(net: Network) -> list[Layer]:
@@ -98,32 +146,23 @@ def _layers_of_block(
 
 
 def _layers_of_module(net: nn.Module) -> list[Layer]:
-    layers: list[Layer] = []
-    feeders: set[str] = set()
-    for parent, module in net.named_modules():
-        prefix = f"{parent}." if parent else ""
-        previous, before = "", None
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if isinstance(child, _NORMS):
-                fed = before is not None and _outputs(before) == _channels(child)
-                fed = fed and not isinstance(module, _SUMMING)
-                feeders.update([previous] if fed else [])
-                layers.append(Layer(path, "inner", modules=(previous, path) if fed else (path,)))
-            elif isinstance(child, _WEIGHTED):
-                layers.append(Layer(path, "inner", modules=(path,)))
-            previous, before = path, child if isinstance(child, _WEIGHTED) else None
-    # a module of several names goes by its first
-    order = {path: position for position, (path, _) in enumerate(net.named_modules())}
-    kept = [layer for layer in layers if layer.path in order and layer.path not in feeders]
-    return sorted(kept, key=lambda layer: order[layer.path])
+    """List norms and modules with parameters of their own; `named_modules` gives each once."""
+    home: dict[str, str] = {}  # the path of the layer in which a module's parameters are read
+    owners: dict[str, list[str]] = {}
+    for path, module in net.named_modules():
+        parent = path.rpartition(".")[0]
+        part = path and (_never_runs(module) or _is_part(path, net.get_submodule(parent)))
+        home[path] = home[parent] if part else path
+        if is_norm(module) or next(module.parameters(recurse=False), None) is not None:
+            owners.setdefault(home[path], []).append(path)
+    return [Layer(p, "inner", modules=tuple(owners[p]), bare=True) for p in home if p in owners]
 
 
-def _outputs(module: nn.Module) -> int:
-    return module.out_features if isinstance(module, nn.Linear) else module.out_channels  # pyright: ignore
+def _never_runs(module: nn.Module) -> bool:
+    held = nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict
+    return isinstance(module, held) and type(module).forward is nn.Module.forward
 
 
-def _channels(norm: nn.Module) -> int:
-    if isinstance(norm, nn.LayerNorm):
-        return norm.normalized_shape[-1]
-    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features  # pyright: ignore
+def _is_part(path: str, parent: nn.Module) -> bool:
+    """Whether the module above works with a module's weights: attention, or a parametrization."""
+    return isinstance(parent, nn.MultiheadAttention) or "parametrizations" in path.split(".")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from analysis.hooking import Hooks
 from analysis.hooks import Extra, ForwardHooks, HookForm
-from analysis.layers import Layer, layers_of, unwrap
+from analysis.layers import Layer, certain_pairs, paired, rows_of, unwrap
 from analysis.members import Members
 from analysis.parameters import ParameterNorms, ParameterNotes, Update
 from analysis.record import STATISTICS, LayerReading
@@ -62,6 +62,9 @@ class Observer:
     begins. Copies and pickles of the net have nothing of the observer. Forwards under torch.func,
     in forward-mode differentiation, of fake tensors and of DataParallel's replicas are not read.
     What is None for such a reason a UserWarning of `readings` tells, once.
+
+    `layers` lists what is read. In a network that is not ours it is revised when a forward that is
+    read shows which norm takes which layer's output.
 
     A net under `torch.compile` runs uncompiled in the steps that are read (and only in these: take
     `every=10` or more). Around DistributedDataParallel each process reads its own batches. Layers
@@ -157,8 +160,10 @@ class Observer:
         if self._window or not self._last:
             self._last = {
                 layer.path: self._reading(layer, means[index * width : (index + 1) * width])
-                for index, layer in enumerate(self.layers)
+                for index, layer in enumerate(self._rows)
+                if layer.modules
             }
+            self._doubt_silent_layers()
             self._window.begin(len(means))
         if self._forwards > 1 and self.step == self._window_start:
             self._doubt("unseen", _UNSEEN.format(self._forwards))
@@ -195,28 +200,33 @@ class Observer:
         self._close()
         width, forward = len(self._names), ("response_mean", "response_std")
         broken = self._window.broken()
+        broken = [slot for slot in broken if self._rows[slot // width].modules] or broken
         broken = [slot for slot in broken if self._names[slot % width] in forward] or broken
         if not broken:
             return None
         others = len({slot // width for slot in broken}) - 1
-        return self.layers[broken[0] // width].path, self._names[broken[0] % width], others
+        return self._rows[broken[0] // width].path, self._names[broken[0] % width], others
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
         self._close()
         window = {"start": self._window_start, **self._window.state()}
         last = {path: {**asdict(r), "extra": dict(r.extra)} for path, r in self._last.items()}
-        return {"step": self.step, "edited": dict(self.edited), "window": window, "last": last}
+        found = {"step": self.step, "edited": dict(self.edited), "window": window, "last": last}
+        return {**found, "pairs": dict(self._hooks.pairs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        window, size = state["window"], len(self.layers) * len(self._names)
+        window, size = state["window"], len(self._rows) * len(self._names)
         if len(window["counts"]) != size:
             raise ValueError(
                 f"state must hold {size} counts, a layer's {len(self._names)} statistics for each "
-                f"of {len(self.layers)} layers, got {len(window['counts'])}"
+                f"of {len(self._rows)} layers, got {len(window['counts'])}"
             )
         self._hooks.take()  # what was read before is not of this window
+        if state.get("pairs"):
+            self._hooks.listen(False)
+            self._survey(state["pairs"])
         self._late = None
         self._window.load(window, next(self.net.parameters()).device)
         self._window_start, self.edited = window["start"], dict(state["edited"])
@@ -231,7 +241,7 @@ class Observer:
         if optimizer is None and net is self._inner and net._compiled_call_impl is not None:
             raise ValueError("optimizer must be given for a net compiled in place, got None")
         self._survey()
-        self._window = Window(len(self.layers) * len(self._names))
+        self._window = Window(len(self._rows) * len(self._names))
         self._last: dict[str, LayerReading] = {}
         self._window_start = self.step
         self._adopted: Any = None  # weak, the optimizer that stands in for the one given
@@ -240,15 +250,50 @@ class Observer:
         self._usual = 0  # training forwards of the last step
         self._forget_step()
 
-    def _survey(self) -> None:
-        """Look at what the network consists of."""
+    def _survey(self, pairs: Mapping[str, str] | None = None) -> None:
+        """Look at what the network consists of; `pairs` of norms and their feeders are known."""
         self._members = Members(self._inner)
-        self.layers: list[Layer] = layers_of(self._inner)
-        self._sources = [self._inner.get_submodule(layer.path) for layer in self.layers]
-        self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
+        self._alone = rows_of(self._inner)
+        self._sources = [self._inner.get_submodule(row.path) for row in self._alone]
+        self._parameters = ParameterNorms(self._inner, self._alone, len(self._names))
+        paths = {row.path for row in self._alone}
+        known = {n: path for n, path in (pairs or {}).items() if paths.issuperset((n, path))}
+        pairs = {**certain_pairs(self._inner, self._alone), **known}
         self._hooks = ForwardHooks(
-            self._inner, self.layers, self._names, self.extra, self._begin, self._put_aside
+            self._inner, self._alone, self._names, self.extra, self._begin, self._put_aside, pairs
         )
+        self._pair()
+
+    def _pair(self) -> None:
+        """Read norms together with what feeds them; what feeds one is no layer of its own."""
+        self._rows = paired(self._alone, self._hooks.pairs)
+        self.layers: list[Layer] = [row for row in self._rows if row.modules]
+        self._parameters.own(self._inner, self._rows)
+
+    def _look_at_pairs(self) -> None:
+        """Pair norms otherwise if the step's forwards showed so."""
+        if self._hooks.settle():
+            before = self._rows
+            self._pair()
+            self._window.rearrange(
+                [
+                    None if row.modules != old.modules and name in _OF_PARAMETERS else place
+                    for place, (row, old, name) in enumerate(
+                        (row, old, name)
+                        for row, old in zip(self._rows, before)
+                        for name in self._names
+                    )
+                ]
+            )
+
+    def _doubt_silent_layers(self) -> None:
+        """Name layers that have gradients and no response, where others have one."""
+        read = self._last.items()
+        silent = [path for path, one in read if one.gradient_norm and one.response_std is None]
+        if len(silent) < sum(one.gradient_norm is not None for _, one in read):
+            more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+            if silent:
+                self._doubt("silent", _SILENT.format(silent[0] or "the network itself", more))
 
     def _survey_again(self) -> None:
         """Look at a network whose modules changed; layers that did not go on with their windows."""
@@ -256,14 +301,17 @@ class Observer:
         if self._hooks:
             self._put_aside()
         listened, passed = self._hooks.on, self._hooks.passed
-        layers, sources = self.layers, self._sources
+        layers, sources = self._rows, self._sources
+        modules = dict(self._inner.named_modules())
+        same = {row.path for row, one in zip(layers, sources) if modules.get(row.path) is one}
+        pairs = {n: path for n, path in self._hooks.pairs.items() if same.issuperset((n, path))}
         self._hooks.listen(False)
         self._parameters.unwatch()
-        self._survey()
+        self._survey(pairs)
         before = {
             (layer, source): place for place, (layer, source) in enumerate(zip(layers, sources))
         }
-        places = [before.get(pair) for pair in zip(self.layers, self._sources)]
+        places = [before.get(pair) for pair in zip(self._rows, self._sources)]
         width = range(len(self._names))
         self._window.rearrange(
             [None if place is None else place * len(width) + k for place in places for k in width]
@@ -317,6 +365,7 @@ class Observer:
 
     def _end_step_without_optimizer(self) -> None:
         if self._pending:
+            self._look_at_pairs()
             notes = self._parameters.of_gradients()
             if self._parameters.gone:
                 self._doubt("gone", _GONE.format(self._parameters.gone))
@@ -337,7 +386,7 @@ class Observer:
             self._close()
             self._parameters.unwatch()
             self._members = Members(self._inner)
-            self._parameters = ParameterNorms(self._inner, self.layers, len(self._names))
+            self._parameters = ParameterNorms(self._inner, self._rows, len(self._names))
 
     def _concerns(self, optimizer: Any) -> bool:
         if optimizer is self.optimizer:
@@ -371,6 +420,7 @@ class Observer:
         late = self._late is not None
         if self._has_read or late or (closure and self._hooks.on):
             self._hooks.look()
+            self._look_at_pairs()
             self._parameters.before_update(optimizer, not self._counted, closure)
 
     def _look(self) -> None:
@@ -429,6 +479,11 @@ class Observer:
         self._doubts.setdefault(kind, f"Observer: {text}")
 
 
+_OF_PARAMETERS = ("gradient_norm", "weight_norm", "update_ratio")
+_SILENT = (
+    "no response of {!r}{} was read: it has gradients, but did not run as a module or gave no "
+    "floating-point tensor, so its response_mean and response_std are None"
+)
 _UNSEEN = (
     "{} training forwards, but no step of the optimizer was seen, so nothing was read; give the "
     "optimizer that updates the network, a torch.optim.Optimizer, or None"

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from analysis.hooks import Values
-from analysis.layers import Layer
+from analysis.layers import Layer, parameters_of
 from analysis.record import STATISTICS
 
 _GRADIENT, _WEIGHT, _UPDATE = (
@@ -83,20 +83,23 @@ class ParameterNorms:
         named = {name: p for name, p in net.named_parameters() if not is_lazy(p)}
         self._names, self._parameters = list(named), list(named.values())
         self._position = {id(parameter): k for k, parameter in enumerate(self._parameters)}
-        owners: list[list[int]] = [[] for _ in self._parameters]
-        for number, layer in enumerate(layers):
-            modules = [net.get_submodule(path) for path in layer.modules]
-            for index in {self._position.get(id(p), -1) for m in modules for p in m.parameters()}:
-                if index >= 0:
-                    owners[index].append(number)
-        self._owners = list(map(tuple, owners))
-        self._plans: dict[Any, _Plan] = {}
+        self.own(net, layers)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
         self._watched: dict[int, Any] = {}  # hook handles, by parameter
         self.gone: str | None = None  # a parameter whose gradient was gone before it was seen
         self._all = tuple(range(len(self._parameters)))
         self._rooms: dict[tuple[int, ...], list[_Room]] = {}  # free ones, by what they are for
         self._update: Update | None = None  # under way
+
+    def own(self, net: nn.Module, layers: list[Layer]) -> None:
+        """Say which layers the parameters belong to."""
+        owners: list[list[int]] = [[] for _ in self._parameters]
+        for number, layer in enumerate(layers):
+            for parameter in parameters_of(net, layer):
+                if id(parameter) in self._position:
+                    owners[self._position[id(parameter)]].append(number)
+        self._owners = list(map(tuple, owners))
+        self._plans: dict[Any, _Plan] = {}
 
     def held_by(self, optimizer: Any) -> frozenset[int]:
         """Say which of the parameters an optimizer holds."""

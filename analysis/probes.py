@@ -6,12 +6,15 @@ Probes run in eval mode; buffers, modes, gradients and the global generator stay
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from analysis.layers import layers_of, unwrap
+from analysis.hooking import Hooks
+from analysis.layers import Layer, layers_of, paired, parameters_of, rows_of, unwrap
+from analysis.norms import Inside, channel_axis, first_of
+from analysis.survey import pairing_of
 from nets.modules import Network, ResidualBlock
 from nets.taps import mode
 
@@ -73,20 +76,24 @@ def effective_rank(net: nn.Module, inputs: Tensor) -> dict[str, float]:
     costs one forward pass and a float64 covariance per layer.
 
     Args:
-        net: our network or any module; the layers are those of `Observer`.
+        net: our network or any module; the layers are those of `Observer`, of a module that is not
+            ours those whose outputs are known to have channels along one of their axes.
         inputs: of a fixed batch.
     """
+    ours = isinstance(unwrap(net), Network)
 
-    def rank(module: nn.Module, output: Tensor) -> Tensor:
-        last = isinstance(module, nn.Linear | nn.LayerNorm) or output.dim() < 3
-        rows = output.movedim(-1 if last else 1, -1).flatten(0, -2).double()  # (samples, channels)
+    def rank(module: nn.Module, output: Tensor) -> Tensor | None:
+        axis = 1 if ours else channel_axis(module, output)
+        if axis is None or output.dim() < 2:
+            return None
+        rows = output.movedim(axis, -1).flatten(0, -2).double()  # (samples, channels)
         rows = rows - rows.mean(0)
         values = torch.linalg.eigvalsh(rows.T @ rows).clamp_min(0)
         shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
         return torch.special.entr(shares).sum().exp() * shares.sum().round()
 
     read = _read_outputs(net, inputs, rank)
-    return dict(zip(read, torch.stack(list(read.values())).tolist()))
+    return dict(zip(read, torch.stack(list(read.values())).tolist())) if read else {}
 
 
 def response_histograms(
@@ -146,7 +153,8 @@ def gradient_signal_to_noise(
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     squares = [value.clone() for value in total]
-    with mode(net, training=False), torch.enable_grad():
+
+    def run() -> None:
         for part in range(parts):
             chosen = slice(part * size, (part + 1) * size)
             value = loss(net(inputs[chosen]), targets[chosen])
@@ -155,12 +163,14 @@ def gradient_signal_to_noise(
                 if gradient is not None:
                     total[index] += gradient
                     squares[index] += gradient.double().square()
+
+    with mode(net, training=False), torch.enable_grad():
+        layers = _layers_while(net, run)
     signal = {id(p): (s / parts).square().sum() for p, s in zip(parameters, total)}
     power = {id(p): s.sum() / parts for p, s in zip(parameters, squares)}
     found = {}
-    for layer in layers_of(net):
-        modules = [net.get_submodule(path) for path in layer.modules]
-        owned = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+    for layer in layers:
+        owned = [id(p) for p in parameters_of(net, layer) if p.requires_grad]
         if owned:
             mean = torch.stack([signal[key] for key in owned]).sum()
             spread = torch.stack([power[key] for key in owned]).sum() - mean
@@ -168,27 +178,49 @@ def gradient_signal_to_noise(
     return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
 
 
+def _layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
+    """Give the layers of a network, in one that is not ours as the forwards of `run` show them."""
+    if isinstance(net, Network):
+        run()
+        return layers_of(net)
+    rows = rows_of(net)
+    with pairing_of(net, rows) as pairing:
+        run()
+    return [layer for layer in paired(rows, pairing.pairs) if layer.modules]
+
+
 @torch.no_grad()
 def _read_outputs(
-    net: nn.Module, inputs: Tensor, read: Callable[[nn.Module, Tensor], Tensor]
+    net: nn.Module, inputs: Tensor, read: Callable[[nn.Module, Tensor], Tensor | None]
 ) -> dict[str, Tensor]:
-    """Give, by layer, what `read` makes of its output in eval mode; of several, of the last."""
+    """Give, by layer, what `read` makes of its response in eval mode; of several, of the last."""
     net = unwrap(net)
-    layers, found, handles = layers_of(net), {}, []
+    found: dict[str, Tensor | None] = {}
+    hooks = Hooks()
 
-    def hook(path: str) -> Callable[..., None]:
-        def keep(module: nn.Module, args: object, output: Tensor) -> None:
-            found[path] = read(module, output)
+    def attach(path: str, module: nn.Module) -> None:
+        inside: list[Tensor | None] = []
 
-        return keep
+        def keep(module: nn.Module, args: object, output: Any) -> None:
+            output = first_of(output)
+            if inside:  # read before the activation that the norm carries
+                found[path] = inside.pop()
+            elif isinstance(output, Tensor) and output.is_floating_point():
+                found[path] = read(module, output)
 
-    try:
-        with mode(net, training=False):
-            for layer in layers:
-                module = net.get_submodule(layer.path)
-                handles.append(module.register_forward_hook(hook(layer.path)))
+        if not isinstance(net, Network) and Inside.suits(module):
+            Inside(module, lambda x: inside.append(read(module, x))).attach(hooks)
+        hooks.after(module, keep)
+
+    def run() -> None:
+        try:
+            for row in rows_of(net):
+                attach(row.path, net.get_submodule(row.path))
             net(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {layer.path: found[layer.path] for layer in layers if layer.path in found}
+        finally:
+            hooks.remove()
+
+    with mode(net, training=False):
+        layers = _layers_while(net, run)
+    values = {layer.path: found.get(layer.path) for layer in layers}
+    return {path: value for path, value in values.items() if value is not None}

@@ -36,7 +36,13 @@ class LayerReading:
     """What was read of one layer: means over a window's sampled steps, None where not applicable.
 
     A layer is the module at a path. The reading of a normalisation covers the convolution or
-    linear layer that feeds it: the response is what comes after both, the parameters are theirs.
+    linear layer whose very output it takes, if that feeds nothing but this normalisation: the
+    response is what comes after both, before an activation that the normalisation carries; the
+    parameters are theirs. In a network that is not ours the forward passes show it, and each module
+    that holds parameters of its own is a layer: attention with its projections, a parametrized
+    layer with its parametrization, a module with its lists of parameters, the network itself ("")
+    with what it holds directly. A parameter that two modules share is read in both. Of an output
+    of several parts the first is the response.
     Statistics of the forward pass are of training forwards, of several calls in a step the mean;
     numbers without a unit are ratios.
 
@@ -59,10 +65,12 @@ class LayerReading:
             are all 0 or that a GradScaler left out. LARS holds it equal over layers (You et al.
             2017, arXiv 1708.03888).
         dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch (Lu et al.
-            2019, arXiv 1903.06733); None where no relu follows.
+            2019, arXiv 1903.06733); None where no relu follows. In a network that is not ours it
+            must take the response itself, each time; None also where activations are checkpointed
+            and where a relu works in place on a view.
         residual_ratio: std(F(x)) / std(x), a block's branch, before any is dropped, against the
             shortcut it is added to (De and Smith 2020, arXiv 2002.10444, section 3: in deep nets
-            with BatchNorm it falls with depth).
+            with BatchNorm it falls with depth); None in a network that is not ours.
         edited: step of the last edit of the block, None if it is as it was at the start.
         extra: statistics of one's own, see Observer.
     """

@@ -86,6 +86,10 @@ class Responses:
         if output.device.type != "cpu" or len(self._doubtful) == TOGETHER:
             self._look_for_dead()
 
+    def share(self, slot: int, dead: Tensor) -> None:
+        """Note the share of dead channels of an output, which has been looked at, (1,)."""
+        self._dead.append(((slot,), dead))
+
     def end_forward(self) -> None:
         """Look at what waited for the forward pass to end."""
         self._taps.look()

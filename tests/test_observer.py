@@ -121,13 +121,13 @@ def layers_by_hand(net):
 
 
 def layers_of_resnet18(net):
-    layers = {"bn1": ("inner", None, ["conv1", "bn1"], False, None)}
+    layers = {"bn1": ("inner", None, ["conv1", "bn1"], True, None)}
     for stage in range(1, 5):
         for block in range(2):
             path = f"layer{stage}.{block}"
             for number in (1, 2):
                 owners = [f"{path}.conv{number}", f"{path}.bn{number}"]
-                layers[owners[1]] = ("inner", None, owners, False, None)
+                layers[owners[1]] = ("inner", None, owners, number == 1, None)
             if stage > 1 and block == 0:
                 owners = [f"{path}.downsample.0", f"{path}.downsample.1"]
                 layers[owners[1]] = ("inner", None, owners, False, None)

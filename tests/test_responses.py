@@ -158,7 +158,10 @@ def test_a_transformer_block():
         spread = output.std(correction=0).item()
         assert found[path].response_std == pytest.approx(spread, rel=1e-5), path
         assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5), path
-    assert found["0.self_attn.out_proj"].gradient_norm > 0
+    owned = [g.flatten() for name, g in gradients.items() if name.startswith("0.self_attn.")]
+    norm = torch.cat(owned).square().mean().sqrt().item()
+    assert found["0.self_attn"].gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert "0.self_attn.out_proj" not in found  # attention works with its weights
 
 
 class InModes(nn.Module):

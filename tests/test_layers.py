@@ -1,0 +1,537 @@
+"""Which layers of a network that is not ours are read, and where, against hooks set by hand."""
+
+import gc
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from test_observer import hooks_of, sgd
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
+
+from analysis import Observer
+from analysis.layers import parameters_of
+from analysis.probes import effective_rank, gradient_signal_to_noise, response_histograms
+
+
+class Net(nn.Module):
+    """Does what a function says with the modules and parameters that it is given by name."""
+
+    def __init__(self, does, **members):
+        super().__init__()
+        self.does = does
+        for name, member in members.items():
+            setattr(self, name, member)
+
+    def forward(self, *inputs):
+        return self.does(self, *inputs)
+
+
+def images(step=0, channels=8, side=6):
+    return torch.randn(8, channels, side, side, generator=torch.Generator().manual_seed(step))
+
+
+def rows(step=0, features=8):
+    return torch.randn(8, features, generator=torch.Generator().manual_seed(step))
+
+
+def read(net, inputs_of, steps=2, known=True, loss=None):
+    """Readings, the layers' modules by path, and the gradients of the first step by name."""
+    loss = loss or (lambda output: output.square().mean())
+    optimizer, gradients = sgd(net), {}
+    hooks = hooks_of(net, optimizer)
+    with Observer(net, optimizer if known else None) as observer:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss(net(inputs_of(step))).backward()
+            for name, parameter in net.named_parameters():
+                if step == 0 and parameter.grad is not None:
+                    gradients[name] = parameter.grad.double().clone()
+            optimizer.step()
+        found = observer.readings()
+    assert hooks_of(net, optimizer) == hooks
+    assert _get_current_function_mode_stack() == []
+    assert list(found) == [layer.path for layer in observer.layers]
+    return found, {layer.path: layer.modules for layer in observer.layers}, gradients
+
+
+def owned_once(net):
+    layers = Observer(net).layers
+    owned = [id(p) for layer in layers for p in parameters_of(net, layer)]
+    return sorted(owned) == sorted(map(id, net.parameters()))
+
+
+# Which norm belongs to which layer ----------------------------------------------------------------
+
+
+def convolutions_first(make):
+    def does(net, x):
+        x = functional.relu(net.bn1(net.conv1(x)))
+        return net.fc(functional.relu(net.bn2(net.conv2(x))).mean((2, 3)))
+
+    return Net(
+        does,
+        conv1=nn.Conv2d(8, 8, 3, padding=1),
+        conv2=nn.Conv2d(8, 8, 3, padding=1),
+        bn1=make(),
+        bn2=make(),
+        fc=nn.Linear(8, 4),
+    )
+
+
+NORMS = {
+    "batch": lambda: nn.BatchNorm2d(8),
+    "group": lambda: nn.GroupNorm(2, 8),
+    "instance": lambda: nn.InstanceNorm2d(8, affine=True),
+    "bare": lambda: nn.InstanceNorm2d(8),
+    "layer": lambda: nn.LayerNorm([8, 6, 6]),
+    "frozen": lambda: FrozenBatchNorm2d(8),
+    "lazy": lambda: nn.LazyBatchNorm2d(),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_belongs_to_the_layer_whose_output_it_takes(name, known):
+    torch.manual_seed(0)
+    net = convolutions_first(NORMS[name])
+    if name == "lazy":
+        net(images())
+    found, modules, gradients = read(net, images, 1, known)
+    expected = {"bn1": ("conv1", "bn1"), "bn2": ("conv2", "bn2"), "fc": ("fc",)}
+    assert modules == expected
+    for path, owners in modules.items():
+        owned = [g.flatten() for n, g in gradients.items() if n.rpartition(".")[0] in owners]
+        norm = torch.cat(owned).square().mean().sqrt().item()
+        assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5)
+
+
+def test_what_no_forward_showed_is_paired_only_where_it_is_certain():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    assert [layer.modules for layer in Observer(net).layers] == [("0", "1"), ("3",)]
+    net = convolutions_first(NORMS["batch"])
+    assert {layer.path for layer in Observer(net).layers} == {"conv1", "conv2", "bn1", "bn2", "fc"}
+    shared = nn.Linear(8, 8)  # fed to another norm in each
+    parts = [nn.Sequential(shared, nn.LayerNorm(8)) for _ in range(2)]
+    assert all(len(layer.modules) == 1 for layer in Observer(nn.Sequential(*parts)).layers)
+
+
+def changing(net, x):
+    net.calls = getattr(net, "calls", 0) + 1
+    return net.norm((net.a if net.calls % 2 else net.b)(x))
+
+
+LONE = {
+    "a sum": lambda net, x: net.norm(net.a(x) + net.b(x)),
+    "a concatenation": lambda net, x: net.norm(torch.cat([net.a(x)[:, :4], net.b(x)[:, :4]], 1)),
+    "of several layers": lambda net, x: net.norm(net.b(net.norm(net.a(x)))),
+    "changed in place": lambda net, x: net.norm(net.a(net.b(x)).relu_()),
+    "of a layer that also runs without": lambda net, x: net.a(net.norm(net.a(net.b(x)))),
+    "of other layers in other steps": changing,
+    "before the layer": lambda net, x: net.b(net.a(net.norm(x))),
+}
+
+
+@pytest.mark.parametrize("name", LONE)
+def test_a_norm_that_takes_no_one_layers_output_is_read_by_itself(name):
+    torch.manual_seed(0)
+    net = Net(LONE[name], a=nn.Linear(8, 8), norm=nn.LayerNorm(8), b=nn.Linear(8, 8))
+    found, modules, _ = read(net, rows, 3)
+    assert modules == {"a": ("a",), "norm": ("norm",), "b": ("b",)}
+    assert all(reading.response_std is not None for reading in found.values())
+
+
+def test_a_pair_that_runs_only_later_and_one_after_a_forward_that_failed():
+    torch.manual_seed(0)
+
+    def does(net, x):
+        net.calls = getattr(net, "calls", 0) + 1
+        y = net.norm(net.a(x)) if net.calls > 1 else x
+        if net.calls == 2:
+            raise KeyError("stop")
+        return net.b(y)
+
+    net = Net(does, a=nn.Linear(8, 8), norm=nn.LayerNorm(8), b=nn.Linear(8, 8))
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        net(rows()).sum().backward()
+        optimizer.step()
+        with pytest.raises(KeyError, match="stop"):
+            net(rows())
+        optimizer.zero_grad()
+        net(rows()).square().sum().backward()
+        gradients = [p.grad.flatten() for m in (net.a, net.norm) for p in m.parameters()]
+        norm = torch.cat(gradients).square().mean().sqrt().item()
+        optimizer.step()
+        found = observer.readings()
+    assert list(found) == ["norm", "b"]
+    assert found["norm"].gradient_norm == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_resumed_observer_knows_the_pairs():
+    torch.manual_seed(0)
+    net = convolutions_first(NORMS["batch"])
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        net(images()).square().mean().backward()
+        optimizer.step()
+        state = observer.state_dict()
+        expected = observer.readings()
+    resumed = Observer(net, optimizer)
+    with resumed:
+        resumed.load_state_dict(state)
+        assert resumed.readings() == expected
+        assert [layer.path for layer in resumed.layers] == ["bn1", "bn2", "fc"]
+    assert hooks_of(net, optimizer) == []
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_under_checkpointing(reentrant):
+    torch.manual_seed(0)
+    net = convolutions_first(NORMS["batch"])
+    inner = net.does
+    net.does = lambda net, x: checkpoint(inner, net, x, use_reentrant=reentrant)
+    found, modules, _ = read(net, lambda step: images(step).requires_grad_())
+    assert modules["bn1"] == ("conv1", "bn1")
+    assert found["bn1"].response_std == pytest.approx(1, abs=1e-3)
+
+
+# Norms that carry their activation ----------------------------------------------------------------
+
+
+class ByFunction(nn.BatchNorm2d):
+    def forward(self, x):
+        return functional.relu(super().forward(x), inplace=True)
+
+
+class ByChild(nn.GroupNorm):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.drop, self.act = nn.Dropout(0.5), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class ByProduct(nn.LayerNorm):
+    """Swish written out, on channels that are moved to the end and back."""
+
+    def forward(self, x):
+        y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return y * torch.sigmoid(y)
+
+
+class OwnRMSNorm(nn.Module):
+    """Nothing of torch's normalises here."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.act = nn.Parameter(torch.ones(channels, 1, 1)), nn.GELU()
+
+    def forward(self, x):
+        return self.act(self.weight * x / x.square().mean(1, keepdim=True).sqrt())
+
+
+class Doubled(nn.BatchNorm2d):
+    """Carries no activation, so all that it does is its response."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+CARRIED = {
+    "by function": (lambda: ByFunction(8), 1.0, True),
+    "by child": (lambda: ByChild(2, 8), 1.0, None),
+    "by product": (lambda: ByProduct(8), 1.0, None),
+    "of its own": (lambda: OwnRMSNorm(8), 1.0, None),
+    "without": (lambda: Doubled(8), 2.0, None),
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_norm_that_carries_its_activation_is_read_before_it(name):
+    torch.manual_seed(0)
+    make, std, dead = CARRIED[name]
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), make(), nn.Conv2d(8, 2, 1))
+    found, modules, _ = read(net, images, 1)
+    assert modules["1"] == ("0", "1")
+    assert found["1"].response_std == pytest.approx(std, abs=0.03)
+    assert abs(found["1"].response_mean) < 0.05
+    assert (found["1"].dead_fraction is not None) is (dead is True)
+    histogram = response_histograms(net, images())["1"]
+    assert histogram.sum / histogram.num == pytest.approx(0, abs=0.15)
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_a_forward_that_fails_inside_a_norm_leaves_no_trace(error):
+    class Failing(nn.BatchNorm2d):
+        def forward(self, x):
+            super().forward(x)
+            raise error("stop")
+
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), Failing(8))
+    optimizer = sgd(net)
+    with Observer(net, optimizer), pytest.raises(error, match="stop"):
+        net(images())
+    assert _get_current_function_mode_stack() == []
+    assert hooks_of(net, optimizer) == []
+
+
+def test_a_mode_of_the_users_own_is_left_alone():
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), ByFunction(8))
+    with Mode() as mode:
+        optimizer = sgd(net)
+        with Observer(net, optimizer) as observer:
+            net(images()).sum().backward()
+            optimizer.step()
+            assert observer.readings()["1"].response_std == pytest.approx(1, abs=1e-3)
+        assert _get_current_function_mode_stack() == [mode]
+
+
+OURS = ("analysis.survey", "analysis.responses", "analysis.taps", "analysis.moments")
+
+
+@pytest.mark.parametrize("updates", [True, False])
+def test_nothing_grows_with_the_steps(updates):
+    def objects():
+        gc.collect()
+        kinds = [type(one) for one in gc.get_objects()]
+        return sum(issubclass(k, torch.Tensor) or str(k.__module__) in OURS for k in kinds)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), ByFunction(8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))
+    optimizer, counts = sgd(net), []
+    with Observer(net, optimizer):
+        for step in range(40):
+            net(images()).sum().backward()
+            if updates:
+                optimizer.step()
+            if step in (19, 39):  # what waits to be worked out together is dealt with by then
+                counts.append(objects())
+    assert counts[1] <= counts[0] + 5
+
+
+# Parameters of any module -------------------------------------------------------------------------
+
+
+def language(net, i):
+    return net.head(net.rnn(net.embed(i))[0])
+
+
+def packed(net, x):
+    whole = nn.utils.rnn.pack_padded_sequence(x[:3, None].expand(3, 4, 8), [4, 3, 2], True)
+    return net.head(net.rnn(whole)[1][-1])
+
+
+def ids(step=0):
+    return torch.randint(10, (8, 5), generator=torch.Generator().manual_seed(step))
+
+
+OTHERS = {
+    "attention": (
+        lambda: Net(
+            lambda net, x: net.head(net.attention(x[None], x[None], x[None])[0]),
+            attention=nn.MultiheadAttention(8, 2, kdim=8, vdim=8),
+            head=nn.Linear(8, 2),
+        ),
+        rows,
+        {"attention": ("attention", "attention.out_proj"), "head": ("head",)},
+    ),
+    "language": (
+        lambda: Net(language, embed=nn.Embedding(10, 8), rnn=nn.LSTM(8, 8), head=nn.Linear(8, 10)),
+        ids,
+        {"embed": ("embed",), "rnn": ("rnn",), "head": ("head",)},
+    ),
+    "packed": (
+        lambda: Net(packed, rnn=nn.GRU(8, 8, batch_first=True), head=nn.Linear(8, 2)),
+        rows,
+        {"rnn": ("rnn",), "head": ("head",)},
+    ),
+    "one layer": (lambda: nn.Linear(8, 4), rows, {"": ("",)}),
+    "bag and bilinear": (
+        lambda: Net(
+            lambda net, i: net.b(net.e(i), net.e(i)),
+            e=nn.EmbeddingBag(10, 8),
+            b=nn.Bilinear(8, 8, 2),
+        ),
+        ids,
+        {"e": ("e",), "b": ("b",)},
+    ),
+    "parameters of a block": (
+        lambda: Net(
+            lambda net, x: net.part(x + net.token),
+            token=nn.Parameter(torch.ones(8)),
+            part=Net(
+                lambda net, x: x * net.scale + net.list[0],
+                scale=nn.Parameter(torch.ones(8)),
+                list=nn.ParameterList([torch.ones(8)]),
+            ),
+        ),
+        rows,
+        {"": ("",), "part": ("part", "part.list")},
+    ),
+    "lists": (
+        lambda: Net(
+            lambda net, x: net.parts[1](x + net.parts[0]["a"]),
+            parts=nn.ModuleList([nn.ParameterDict({"a": torch.ones(8)}), nn.Linear(8, 2)]),
+        ),
+        rows,
+        {"": ("parts.0",), "parts.1": ("parts.1",)},
+    ),
+    "parametrized": (
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Linear(8, 8)), nn.RMSNorm(8), nn.ReLU(), nn.Linear(8, 2)
+        ),
+        rows,
+        {"1": ("0", "0.parametrizations.weight", "1"), "3": ("3",)},
+    ),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_parameter_has_a_layer_and_every_layer_a_response(name, known):
+    torch.manual_seed(0)
+    make, inputs_of, expected = OTHERS[name]
+    net = make()
+    assert owned_once(net)
+    found, modules, gradients = read(net, inputs_of, 1, known)
+    assert modules == expected
+    for path, owners in modules.items():
+        owned = [g.flatten() for n, g in gradients.items() if n.rpartition(".")[0] in owners]
+        norm = torch.cat(owned).square().mean().sqrt().item()
+        assert found[path].gradient_norm == pytest.approx(norm, rel=1e-5)
+        assert found[path].response_std is not None
+
+
+def test_what_has_no_response_is_named_once():
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.b(functional.linear(x, net.a.weight, net.a.bias)),
+        a=nn.Linear(8, 8),
+        b=nn.Linear(8, 2),
+        unused=nn.Linear(8, 2),
+    )
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        for step in range(2):
+            net(rows(step)).square().mean().backward()
+            optimizer.step()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = observer.readings()
+            texts = [str(warning.message) for warning in caught]
+            assert [text for text in texts if "no response of 'a' was read" in text] == texts
+            assert len(texts) == (step == 0)
+            assert found["a"].response_std is None
+            assert found["a"].gradient_norm > 0
+            assert found["unused"].gradient_norm is None
+
+
+def test_parameters_that_two_layers_hold_are_read_in_both():
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, i: net.head(net.embed(i)),
+        embed=nn.Embedding(10, 8),
+        head=nn.Linear(8, 10, bias=False),
+    )
+    net.head.weight = net.embed.weight
+    found, modules, gradients = read(net, ids, 1)
+    norm = gradients["embed.weight"].square().mean().sqrt().item()
+    assert [found[path].gradient_norm for path in modules] == pytest.approx([norm, norm], rel=1e-5)
+
+
+def test_probes_have_the_layers_that_the_forward_shows():
+    torch.manual_seed(0)
+    net = convolutions_first(NORMS["batch"])
+    targets = torch.zeros(8, dtype=torch.long)
+    assert list(effective_rank(net, images())) == ["bn1", "bn2", "fc"]
+    assert list(response_histograms(net, images())) == ["bn1", "bn2", "fc"]
+    noise = gradient_signal_to_noise(net, images(), targets, functional.cross_entropy, 4)
+    assert list(noise) == ["bn1", "bn2", "fc"]
+    make, inputs_of, expected = OTHERS["attention"]
+    assert list(response_histograms(make(), inputs_of())) == list(expected)
+    assert hooks_of(net) == []
+
+
+# Dead channels ------------------------------------------------------------------------------------
+
+RELUS = {
+    "module": nn.ReLU(),
+    "in place": nn.ReLU(inplace=True),
+    "relu6": nn.ReLU6(),
+    "function": functional.relu,
+    "torch's": torch.relu,
+    "method": lambda x: x.relu_(),
+    "clamped": lambda x: x.clamp(min=0),
+}
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_dead_channels_are_found_where_a_relu_follows(name):
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.fc(net.last(RELUS[name](net.bn(net.conv(x))) + x).mean((2, 3))),
+        conv=nn.Conv2d(8, 8, 3, padding=1),
+        bn=nn.BatchNorm2d(8),
+        last=nn.Conv2d(8, 8, 1),
+        fc=nn.Linear(8, 2),
+    )
+    with torch.no_grad():
+        net.bn.bias[:3] = -50
+    found, _, _ = read(net, images)
+    assert {path: reading.dead_fraction for path, reading in found.items()} == {
+        "bn": 3 / 8,
+        "last": None,
+        "fc": None,
+    }
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+def test_the_channels_of_a_layer_are_its_own():
+    torch.manual_seed(0)
+
+    def does(net, x):
+        x = functional.relu(net.norm(net.conv(x).permute(0, 2, 3, 1)))  # (N, H, W, C)
+        x = functional.relu(net.linear(x)).permute(0, 3, 1, 2)
+        return Output(functional.relu(net.whole(x)))
+
+    net = Net(
+        does,
+        conv=nn.Conv2d(8, 4, 3),  # C and H and W are all 4
+        norm=nn.LayerNorm(4),
+        linear=nn.Linear(4, 6),
+        whole=nn.LayerNorm([6, 4, 4]),
+    )
+    with torch.no_grad():
+        net.norm.bias[:1] = -50
+        net.linear.bias[:3] = -50
+        net.whole.bias[:2], net.whole.bias[2:] = -50, 50
+    found, _, _ = read(net, images, loss=lambda output: output.logits.mean())
+    assert [found[path].dead_fraction for path in ("norm", "linear", "whole")] == [
+        1 / 4,
+        1 / 2,
+        1 / 3,
+    ]
+    assert found["conv"].dead_fraction is None
+    assert all(reading.residual_ratio is None for reading in found.values())
+
+
+def test_a_layer_that_a_relu_follows_in_some_calls_only_has_no_dead_channels():
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.a(functional.relu(net.a(x))), a=nn.Linear(8, 8))
+    assert read(net, rows)[0]["a"].dead_fraction is None
