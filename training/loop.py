@@ -50,7 +50,7 @@ def train(
 
     Args:
         settings: what to do; `settings.folder` holds the result.
-        say: takes one line per record.
+        say: takes a line on what training images go through, then one per record.
         advance: called after every step with the fraction of the budget spent.
 
     Raises:
@@ -64,6 +64,7 @@ def train(
     if done is not None:
         return done
     run = open_run(settings)
+    say(f"augmentation: {run.batches.augment} (--augment {settings.augment})")
     with run.held:
         _run(run, say, advance)
         return finish(run)
