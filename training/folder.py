@@ -70,8 +70,10 @@ def claim(
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not resume:  # else it is of the comparison, whose runs all see the same
+            (folder / DATA).unlink(missing_ok=True)
         if data is not None:
-            settle(folder, data)  # a comparison has said which images all of its runs see
+            settle(folder, data)
         write_json(folder / "environment.json", environment())
         write_whole(folder / "config.yaml", text)  # last: it makes the folder a run's
     except OSError as error:

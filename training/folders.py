@@ -16,8 +16,6 @@ from training.images import Images, Parts, decode
 
 THREADED_PIXELS = 128 * 128
 """Images of at least so many pixels are decoded in several threads (measured on 2 cores)."""
-LEAST_LEVEL = 2**14
-"""Images of 16 bits that stay below it would keep fewer than 64 of the 256 levels of 8 bits."""
 _LITTER = ("thumbs.db", "desktop.ini")
 """What Windows leaves in folders of images; what begins with a dot is left out too."""
 _Classes = dict[str, list[Path]]
@@ -61,11 +59,9 @@ def _read(path: str) -> Parts:
         only = ", ".join(train)
         raise ValueError(f"train of {root} must hold at least 2 classes, got 1 ({only})")
     first = next(iter(train.values()))[0]
-    deep: list[tuple[int, Path]] = []
     with catch_warnings():
         simplefilter("ignore")  # Pillow's, of metadata; what makes an image unusable is an error
-        parts = _decode_all(train, first, deep), _decode_all(test, first, deep)
-    _check_levels(deep)
+        parts = _decode_all(train, first), _decode_all(test, first)
     return *parts, tuple(map(_printable, train))
 
 
@@ -112,25 +108,20 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     raise ValueError(f"{entry.path} is no image that can be read (it is {kind})")
 
 
-def _decode_all(classes: _Classes, first: Path, deep: list[tuple[int, Path]]) -> Images:
-    """Decode the files of a part in threads; all must have the size of `first`.
-
-    The largest level of each image of 16 bits goes to `deep`.
-    """
+def _decode_all(classes: _Classes, first: Path) -> Images:
+    """Decode the files of a part in threads; all must have the size of `first`."""
     files = [file for members in classes.values() for file in members]
-    size = decode(first)[0].shape
+    size = decode(first).shape
     pixels = np.empty((len(files), *size), dtype=np.uint8)
 
     def place(chunk: np.ndarray) -> None:
         for index in chunk:
-            image, largest = decode(files[index])
+            image = decode(files[index])
             if image.shape != size:
                 got, wanted = (f"{width} x {height}" for height, width, _ in (image.shape, size))
                 where = f"{got} in {files[index]} and {wanted} in {first}"
                 raise ValueError(f"images must all be of one size, got {where}")
             pixels[index] = image
-            if largest:
-                deep.append((largest, files[index]))
 
     # Threads that decode small images wait for the interpreter's lock: slower than one thread.
     threads = os.cpu_count() or 1 if size[0] * size[1] >= THREADED_PIXELS else 1
@@ -139,13 +130,3 @@ def _decode_all(classes: _Classes, first: Path, deep: list[tuple[int, Path]]) ->
             pass  # raises the first error in the order of the files
     counts = torch.tensor([len(members) for members in classes.values()])
     return Images(torch.from_numpy(pixels), torch.arange(len(classes)).repeat_interleave(counts))
-
-
-def _check_levels(deep: list[tuple[int, Path]]) -> None:
-    """Refuse images of 16 bits of which the upper 8 say too little: 12-bit X-rays, say."""
-    if deep and max(deep)[0] < LEAST_LEVEL:
-        largest, file = max(deep)
-        raise ValueError(
-            f"images of 16 bits must use their levels up to {LEAST_LEVEL} and above, for the upper "
-            f"8 bits are taken; the largest is {largest}, in {file}: scale them to 65535"
-        )

@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-_PLAIN = ("1", "L", "P", "RGB", "YCbCr")
-"""Pillow's modes that have one reading in 8 bits of RGB; YCbCr is JPEG's, of the full range."""
-_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-_DEEP = ("PNG", "TIFF", "JPEG2000")
-"""Formats whose grey levels of 16 bits Pillow gives from 0; of others it says no sign or scale."""
-_ORIENTATION, _BITS, _PHOTOMETRIC, _EXTRA = 274, 258, 262, 338  # tags of EXIF and TIFF
-_ALLOWED = "images must be grey, palette or RGB, of 8 or 16 bits, and opaque"
+_MODES = ("1", "L", "P", "RGB", "YCbCr", "LA", "La", "PA", "RGBA", "RGBa")
+"""Pillow's modes that have one reading as RGB of 8 bits; YCbCr is JPEG's, of the full range."""
+_ALLOWED = "images must be grey, palette or RGB of up to 8 bits a channel, opaque, one to a file"
+_KINDS = {"F": "floats", "I": "integers of more than 8 bits", "RGBX": "channels beside its colours"}
+_ORIENTATION, _BITS, _EXTRA = 274, 258, 338
+"""Tags of EXIF and TIFF."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,71 +40,66 @@ Parts = tuple[Images, Images | None, tuple[str, ...]]
 """Training part, test part (None where the source has none), class names (none: a regression)."""
 
 
-def decode(file: Path) -> tuple[np.ndarray, int]:
-    """Decode one file to RGB, (H, W, 3) uint8; second comes its largest level if it has 16 bits.
+def decode(file: Path) -> np.ndarray:
+    """Decode one file to RGB, (H, W, 3) uint8.
 
-    Of 16 bits the upper 8 are taken. EXIF's orientation is applied, an alpha channel that is opaque
-    everywhere is dropped, and colour profiles are not applied.
+    Grey levels are repeated, fewer bits than 8 spread over 0 to 255. EXIF's orientation is applied,
+    an alpha channel that is opaque everywhere is dropped, and colour profiles are not applied.
 
     Raises:
-        ValueError: it is damaged or no image, or has no one reading in 8 bits: several frames, real
-            transparency, floats, signed or 32-bit integers, CMYK, Lab, further channels.
+        ValueError: it is damaged or no image, or no 8 bits of RGB hold it as it is: more bits,
+            floats, real transparency, several images, CMYK, Lab, further channels.
     """
     try:
-        with Image.open(file) as image:
+        # By its name Pillow 13 maps a file at its upright size, and mangles a turned grey TIFF.
+        with file.open("rb") as stream, Image.open(stream) as image:
             # A camera's MPO holds previews and depth maps behind its one picture.
-            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-            image.load()
-            wrong = f"holds {frames} images" if frames > 1 else _wrong(image)
-            pixels, largest = (np.empty(0), 0) if wrong else _pixels(image)
+            count = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            wrong = f"holds {count} images" if count > 1 else _unfit(image)
+            if not wrong:
+                pixels = _pixels(image)
+                if pixels is not None:
+                    return pixels
+                wrong = "is transparent in places"
     # Damaged files leave PIL's decoders as any of these.
     except (
         *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError),
         *(OverflowError, Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
         raise ValueError(f"{file} is no image that can be read ({error})") from None
-    if wrong:
-        raise ValueError(f"{_ALLOWED}; {file} {wrong}")
-    return pixels, largest
+    raise ValueError(f"{_ALLOWED}; {file} {wrong}")
 
 
-def _wrong(image: Any) -> str:
-    """Say why an image cannot be used as it is; nothing if it can."""
+def _unfit(image: Any) -> str:
+    """Say why an image that is not decoded yet does not fit into 8 bits of RGB; nothing if it does.
+
+    Pillow cuts off what is more, without a word: 16 bits of colour, a fourth band.
+    """
+    if image.mode not in _MODES:
+        deep = "16 bits a channel" if image.mode.startswith("I;16") else image.mode
+        return f"holds {_KINDS.get(image.mode, deep)} ({image.format})"
     tags = getattr(image, "tag_v2", {})
+    bits = [int(bits) for bits in np.atleast_1d(tags.get(_BITS, 8))] if tags else [8]
+    for tile in image.tile:
+        how = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if ";16" in str(how[0]) or tile.codec_name == "SGI16":
+            bits.append(16)
+        if tile.codec_name.startswith("ppm") and max(how[1:], default=0) > 255:
+            bits.append(16)
+    if max(bits) > 8:
+        return f"holds {max(bits)} bits a channel ({image.format})"
     if tags and 0 in np.atleast_1d(tags.get(_EXTRA, ())):
-        return "has channels beside its colours"
-    if _is_deep(image):
-        if "transparency" in image.info:
-            return "has a transparent level"
-        return "counts its levels from white" if tags.get(_PHOTOMETRIC) == 0 else ""
-    if image.mode not in (*_PLAIN, *_ALPHA):
-        kind = {"F": "floats", "I": "integers of unknown range"}.get(image.mode, image.mode)
-        kind = "16-bit levels of unknown range" if image.mode.startswith("I;16") else kind
-        return f"holds {kind} ({image.format})"
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        return "is transparent in places"
+        return f"holds channels beside its colours ({image.format})"
     return ""
 
 
-def _is_deep(image: Any) -> bool:
-    """Say whether these are grey levels of 0 to 65535, or of a TIFF's 12 bits."""
-    # PGM's levels of more than 8 bits come as 32-bit integers, spread from its maxval to 65535.
-    return (image.format in _DEEP and image.mode.startswith("I;16")) or (
-        image.format in ("PPM", "PNG") and image.mode == "I"
-    )
-
-
-def _pixels(image: Any) -> tuple[np.ndarray, int]:
-    """Give (H, W, 3) uint8, and the largest level of 16 bits, or 0 where there are 8."""
-    bits = 8
-    if _is_deep(image):
-        bits = int(np.max(getattr(image, "tag_v2", {}).get(_BITS, 16)))
+def _pixels(image: Any) -> np.ndarray | None:
+    """Give an image as RGB, (H, W, 3) uint8; None if it is not opaque."""
+    image.load()
     if image.info and image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if bits == 8:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")  # of such palettes Pillow warns otherwise
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), 0
-    levels = np.asarray(image)
-    grey = (levels >> (bits - 8)).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2), int(levels.max()) << (16 - bits)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            return None
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
