@@ -118,7 +118,14 @@ def main() -> None:
     rounds = given.pop("rounds")
     with tempfile.TemporaryDirectory() as folder:
         # So long a budget that nothing ends; Plateau is asked at every record and finds no room.
-        settings = Train(**given, epochs=10_000, policy=Plateau(), start=Start(1, None), out=folder)
+        settings = Train(
+            **given,
+            augment="crop-flip",  # as the usual loop
+            epochs=10_000,
+            policy=Plateau(),
+            start=Start(1, None),
+            out=folder,
+        )
         run = open_run(settings)
         run.judged = part_of(run.splits.train, settings.validation_images)
 

@@ -125,8 +125,9 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(whole):
         assert float(row["validation_accuracy"]) == summary["validation_accuracy"]
         assert int(row["train_flops"]) == summary["train_flops"]
         assert (row["policy"], row["test_accuracy"]) == (summary["policy"], "")
-    assert len(lines) == 4
-    assert lines[2].startswith("3/4  growing  seed 0  ")
+    assert len(lines) == 5
+    assert lines[0] == "augmentation: crop (pad 1) (--augment auto)"
+    assert lines[3].startswith("3/4  growing  seed 0  ")
     assert parts == sorted(parts)
     assert parts[-1] == 1
 
@@ -403,7 +404,8 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
     table = compare(replace(settings, final=True), lines.append).text
     assert "validation loss" in table
     assert "accuracy %" not in table
-    assert "  loss 0." in lines[0]
+    assert lines[0] == "augmentation: none (--augment auto)"
+    assert "  loss 0." in lines[1]
     assert [row["validation_accuracy"] for row in rows_of(tmp_path)] == ["", ""]
 
 
@@ -417,7 +419,7 @@ def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys,
     assert run.main(given) == 0
     output = capsys.readouterr().out
     assert (folder / "comparison.md").read_text() in output
-    assert output.startswith("1/2  static  seed 0  ")
+    assert output.splitlines()[1].startswith("1/2  static  seed 0  ")
     assert f"tensorboard --logdir {folder}" in output
     opened.clear()
     assert run.main(["compare", "--config", str(folder / "config.yaml")]) == 0

@@ -337,7 +337,7 @@ def test_a_folder_of_images(tmp_path: Path):
 def test_threads_keep_the_order_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name = write_folder(tmp_path, {"a": 20, "b": 15}, {"a": 1, "b": 1})
     serial = load(name)
-    monkeypatch.setattr("training.sources.THREADED_PIXELS", 1)
+    monkeypatch.setattr("training.folders.THREADED_PIXELS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert same(serial.train, load(name).train)
 
@@ -584,5 +584,6 @@ def test_nothing_in_a_batch_waits_for_the_host():
 def test_every_data_set_has_an_augmentation():
     for name in NAMES:
         assert isinstance(augment_of(name), Augment)
-    assert augment_of("cifar100") == augment_of("folder:x") == Augment(pad=4, flip=True)
+    assert augment_of("cifar100") == augment_of("cifar10") == Augment(pad=4, flip=True)
+    assert augment_of("folder:x") == Augment()
     assert not any(augment_of(name).flip for name in ("digits", "mnist", "sine"))

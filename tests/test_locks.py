@@ -99,6 +99,7 @@ def test_two_real_commands_and_the_first_killed(tmp_path):
     words = command(tmp_path, "Periodic", "--epochs", "1000", "--records", "100000")
     first = real(words)
     assert first.stdout is not None
+    assert first.stdout.readline().startswith("augmentation: ")
     assert first.stdout.readline().startswith("step ")
     second = real([*words, "--resume"])
     (line,) = second.communicate(timeout=1200)[1].splitlines()

@@ -312,6 +312,8 @@ def test_a_run_says_a_line_for_every_record_and_how_far_it_is(tmp_path):
     spent: list[float] = []
     train(small(tmp_path), lines.append, spent.append)
     history = read_history(tmp_path)
+    first, *lines = lines
+    assert first == "augmentation: crop (pad 1) (--augment auto)"
     assert len(lines) == len(history)
     assert spent == sorted(spent)
     assert len(spent) == history[-1].step

@@ -139,7 +139,8 @@ def test_the_first_command_leaves_all_files(first):
 
 def test_the_first_command_prints_plain_lines(first):
     folder, output = first
-    lines = output.splitlines()
+    first_line, *lines = output.splitlines()
+    assert first_line == "augmentation: crop (pad 1) (--augment auto)"
     assert len(lines) == 22
     assert all(line.startswith("step ") for line in lines[:20])
     assert lines[20].startswith("validation accuracy ")

@@ -29,6 +29,7 @@ from nets.checks import check_count
 from nets.initializers import hash_of
 from training.checkpoint import load_checkpoint, network_of
 from training.forks import Candidates, Fork, candidates, fork_of
+from training.identity import check_same_data
 from training.locks import alone
 from training.process import own_process
 from training.run import CHECKED, Ground, ground_of, probe_of, restore
@@ -86,6 +87,8 @@ def _branch(
         if order:
             settings = replace(settings, seed=hash_of(settings.seed, "order", order))
         ground = ground_of(settings) if missing else None
+        if ground is not None:
+            check_same_data(fork.run, ground.data)
         for name, actions in missing.items():
             assert ground is not None
             with own_process(settings):

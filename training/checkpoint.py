@@ -15,7 +15,7 @@ from analysis import Observer
 from analysis.files import write_whole
 from nets import Architecture, Network
 from training.budget import Progress
-from training.folder import with_defaults
+from training.folder import binding, completed
 from training.step import UNSCALED
 
 
@@ -117,7 +117,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
-        found = with_defaults(state["identity"])
+        found = binding(completed(dict(state["identity"])))
         architecture = Architecture.from_dict(state["architecture"])
     except Exception as error:  # torch raises many kinds for a damaged file
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

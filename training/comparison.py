@@ -17,6 +17,7 @@ from analysis.tables import result_of
 from training.cells import Job, gpus_of, jobs_of, workers_of
 from training.engines import Engine, Here, Pool, run_jobs
 from training.folder import check_same_settings, claim_comparison, read_summary
+from training.identity import check_same_data, settle
 from training.locks import alone
 from training.settings import Compare, Train, settings_to_dict, settings_to_yaml
 from training.step import Precision, slow_settings
@@ -47,7 +48,7 @@ def compare(
 
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
-        say: takes one line per run that ends.
+        say: takes a line on what training images go through, then one per run that ends.
         advance: called with the ended fraction of the comparison.
 
     Raises:
@@ -60,13 +61,16 @@ def compare(
     engine = _engine(settings, len(missing))
     with ExitStack() as held:
         try:
-            check(jobs)
+            data = check(jobs)
             held.enter_context(alone(Path(settings.out)))
             told = settings_to_dict(settings), settings_to_yaml(settings)
             claim_comparison(Path(settings.out), *told)
+            for job in missing:  # now, that a run which begins later sees the same
+                settle(job.settings.folder, data[job.settings.data, job.settings.net])
         except BaseException:
             engine.stop()
             raise
+        say(_augmentations(settings, data))
         if summaries:
             say(f"{len(summaries)} of {len(jobs)} are finished")
         if missing and not gpus_of(settings):
@@ -114,21 +118,34 @@ def _engine(settings: Compare, cells: int) -> Engine:
     return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here()
 
 
-def check(jobs: Sequence[Job]) -> None:
-    """Raise a ValueError for whatever any of the runs would refuse, before anything is written."""
+def _augmentations(settings: Compare, data: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    """Give in one line what the training images of each data set go through."""
+    found = {name: identity["augmentation"] for (name, _), identity in data.items()}
+    told = [f"{name} {words}" if len(found) > 1 else words for name, words in found.items()]
+    return f"augmentation: {'; '.join(told)} (--augment {settings.augment})"
+
+
+def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Raise a ValueError for whatever any of the runs would refuse, before anything is written.
+
+    Gives the identity of the data, by data set and net: all runs on it must see the same.
+    """
     from training.judgement import check_needs
     from training.run import ground_of  # imports torch: late, so that the processes start first
 
-    limits = {}
+    limits, data = {}, dict[tuple[str, str], Mapping[str, Any]]()
     for run in (job.settings for job in jobs):
         check_needs(run.policy)
         place = run.data, run.net
         if place not in limits:
-            limits[place] = ground_of(replace(run, start=None)).limit
+            ground = ground_of(replace(run, start=None))
+            limits[place], data[place] = ground.limit, ground.data
         if run.start is None or run.start.architecture is None:
             run.first(limits[place])
         if (run.folder / "config.yaml").exists():
             check_same_settings(run.folder, settings_to_dict(run))
+        check_same_data(run.folder, data[place])
+    return data
 
 
 def _summary(run: Train) -> Mapping[str, Any] | None:
@@ -137,7 +154,9 @@ def _summary(run: Train) -> Mapping[str, Any] | None:
         summary = read_summary(run.folder)
     except ValueError:
         return None  # if the file is damaged, the run says so
-    return None if run.final and not summary["test_readings"] else summary
+    if run.final and not summary["test_readings"]:
+        return None
+    return {**summary, "data": run.data}  # where the images lie now; `check` says they are the same
 
 
 def _judge(

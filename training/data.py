@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
-from nets.checks import check_choice, check_count
+from nets.checks import check_count
 from nets.initializers import generator_of
-from training.sources import Images, read
+from training.augmenting import AUGMENTS as AUGMENTS
+from training.augmenting import Augment
+from training.augmenting import augment_of as augment_of
+from training.images import Images
+from training.sources import read
 
 TEST_SHARE = 0.2
 """Of a data set without an official test split."""
@@ -24,7 +28,8 @@ class Splits:
     """A data set, divided once and for all runs.
 
     `classes` is 1 for a regression; `image` is the shape of one input, (channels, height, width) or
-    (1,). `test` is for the one reading at the end of a run: nothing here looks into it.
+    (1,); `names` are those of the classes, none for a regression. `test` is for the one reading at
+    the end of a run: nothing here looks into it, but that its content is told by a hash.
     """
 
     train: Images
@@ -34,35 +39,7 @@ class Splits:
     image: tuple[int, ...]
     task: Literal["classification", "regression"]
     name: str
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Crops from an image padded with `pad` black pixels a side; one image of two is mirrored."""
-
-    pad: int = 0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        check_count("pad", self.pad, least=0)
-
-
-AUGMENTS = {
-    "digits": Augment(pad=1),
-    "mnist": Augment(pad=2),
-    "fashion-mnist": Augment(pad=2, flip=True),
-    "cifar10": Augment(pad=4, flip=True),
-    "cifar100": Augment(pad=4, flip=True),
-    "folder": Augment(pad=4, flip=True),
-    "sine": Augment(),
-}
-
-
-def augment_of(name: str) -> Augment:
-    """Give the usual augmentation of a data set (He et al. 2015, section 4.2, for CIFAR)."""
-    kind = name.partition(":")[0]
-    check_choice("data", kind, tuple(AUGMENTS))
-    return AUGMENTS[kind]
+    names: tuple[str, ...] = ()
 
 
 def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> Splits:
@@ -82,14 +59,14 @@ def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> S
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation must be above 0 and below 1, got {validation!r}")
-    train, test, classes = read(name, Path(data_dir).expanduser())
+    train, test, names = read(name, Path(data_dir).expanduser())
     if test is None:
         train, test = divide(train, TEST_SHARE, "test")
     train, held = divide(train, validation, "validation")
     shape = tuple(train.pixels.shape[1:])
     image = (shape[-1], *shape[:-1])  # (H, W, C) -> (C, H, W)
     task = "regression" if train.targets.is_floating_point() else "classification"
-    return Splits(train, held, test, classes, image, task, name)
+    return Splits(train, held, test, len(names) or 1, image, task, name, names)
 
 
 def divide(images: Images, share: float, purpose: str) -> tuple[Images, Images]:

@@ -17,13 +17,14 @@ import yaml
 
 from analysis import Record
 from analysis.files import append, write_whole
+from training.identity import NAME as DATA
+from training.identity import settle
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("policy_errors", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
-_NEWER = {"deterministic": False}
-"""Settings that folders of earlier versions lack, and what they were then."""
+_FOLDER = "folder:"
 _SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("data", "net", "policy"), str),
     **dict.fromkeys(("parameters", "flops", "train_flops", "steps", "test_readings"), int),
@@ -39,11 +40,18 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def claim(folder: Path, settings: Mapping[str, Any], text: str, resume: bool) -> None:
-    """Make the folder a run's own and write its config.yaml.
+def claim(
+    folder: Path,
+    settings: Mapping[str, Any],
+    text: str,
+    resume: bool,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Make the folder a run's own and write its config.yaml, and data.json if `data` is given.
 
     Raises:
-        ValueError: it holds another run, or `resume` is asked with other settings than the run's.
+        ValueError: it holds another run, or `resume` is asked with other settings or data than the
+            run's (`training.identity`).
     """
     try:
         if folder.exists() and not folder.is_dir():
@@ -55,9 +63,17 @@ def claim(folder: Path, settings: Mapping[str, Any], text: str, resume: bool) ->
         if not resume:
             raise ValueError(f"out: {folder} already holds a run; choose another or add --resume")
         check_same_settings(folder, settings)
+        if data is not None:
+            settle(folder, data)
+        if read_config(folder)["data"] != settings["data"]:  # they have moved
+            write_whole(folder / "config.yaml", text)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not resume:  # else it is of the comparison, whose runs all see the same
+            (folder / DATA).unlink(missing_ok=True)
+        if data is not None:
+            settle(folder, data)
         write_json(folder / "environment.json", environment())
         write_whole(folder / "config.yaml", text)  # last: it makes the folder a run's
     except OSError as error:
@@ -83,23 +99,37 @@ def claim_comparison(folder: Path, settings: Mapping[str, Any], text: str) -> No
 
 
 def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first setting in which the folder's run differs."""
-    before = with_defaults(read_config(folder))
-    for name, value in binding(settings).items():
-        if before.get(name) != value:
+    """Raise a ValueError that names the first setting in which the folder's run differs.
+
+    Where a folder of images lies may differ if the run, or each run of a comparison, has written
+    down what it saw.
+    """
+    before, wanted = read_config(folder), binding(settings)
+    kept = binding(before)
+    if "cells" not in before and not (folder / DATA).exists() and "data" in settings:
+        kept["data"], wanted["data"] = before.get("data"), settings["data"]
+    for name, value in wanted.items():
+        if kept.get(name) != value:
             raise ValueError(
-                f"{name} must be {before.get(name)!r} to resume the run in {folder}, got {value!r}"
+                f"{name} must be {kept.get(name)!r} to resume the run in {folder}, got {value!r}"
             )
 
 
-def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a folder's settings with those that are newer than it, at what they were before."""
-    return {**_NEWER, **settings}
-
-
 def binding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the settings that a run keeps when it is resumed."""
-    return {name: value for name, value in settings.items() if name not in _FREE}
+    """Give the settings that a run keeps when it is resumed.
+
+    Of a folder of images that is its kind: where it lies may change, what is in it may not.
+    """
+    kept = {name: value for name, value in settings.items() if name not in _FREE}
+    if str(kept.get("data")).startswith(_FOLDER):
+        kept["data"] = _FOLDER
+    return kept
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give settings that an earlier version wrote with those that it did not know yet."""
+    mirrored = str(settings.get("data")).startswith(_FOLDER)  # then; now that must be asked for
+    return {"augment": "crop-flip" if mirrored else "auto", "deterministic": False, **settings}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -113,7 +143,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict):
         raise ValueError(f"out: {path} cannot be read")
-    return config
+    return completed(config)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def train(
 
     Args:
         settings: what to do; `settings.folder` holds the result.
-        say: takes one line per record, and first one for what makes the run slow, if anything.
+        say: takes a line on what training images go through and one on what makes the run slow, if
+            anything does, then one per record.
         advance: called after every step with the fraction of the budget spent.
 
     Raises:
@@ -65,6 +66,7 @@ def train(
         return done
     run = open_run(settings)
     with run.held:
+        say(f"augmentation: {run.batches.augment} (--augment {settings.augment})")
         for line in slow_settings(settings, run.precision):
             say(line)
         _run(run, say, advance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.initializers import generator_of
 from training import ranks
+from training.augmenting import augment_of
 from training.budget import Budget, Progress
 from training.checkpoint import (
     load_checkpoint,
@@ -29,7 +31,6 @@ from training.checkpoint import (
 from training.data import (
     Batches,
     Splits,
-    augment_of,
     channel_statistics,
     evaluation_batches,
     load,
@@ -37,12 +38,13 @@ from training.data import (
 )
 from training.finite import check_losses, check_state
 from training.folder import append_losses, binding, claim, cut_back
+from training.identity import difference, identity_of
+from training.images import Images
 from training.judgement import check_policy
 from training.locks import alone
 from training.model import model_of
 from training.process import own_process
 from training.settings import Train, settings_to_dict, settings_to_yaml
-from training.sources import Images
 from training.step import LOSSES, Loss, Precision, make_optimizer
 
 PROBE = 128
@@ -142,6 +144,7 @@ class Ground:
     batches: Batches
     limit: Architecture
     first: Architecture
+    data: Mapping[str, Any]  # what makes the data the same, of `training.identity`
 
 
 def ground_of(settings: Train) -> Ground:
@@ -157,17 +160,27 @@ def ground_of(settings: Train) -> Ground:
     limit = settings.limit(splits.classes, splits.image)
     first = settings.first(limit)
     statistics = channel_statistics(splits.train)
+    augment = augment_of(settings.data, settings.augment, splits.image)
     batches = Batches(
         splits.train,
         settings.batch_size,
         settings.seed,
         precision.device,
-        augment_of(settings.data),
+        augment,
         *statistics,
         ranks.rank(),
         ranks.size(),
     )
-    return Ground(precision, splits, statistics, batches, limit, first)
+    data = identity_of(splits, augment)
+    return Ground(precision, splits, statistics, batches, limit, first, data)
+
+
+def check_processes(data: Mapping[str, Any]) -> None:
+    """Raise a ValueError on every process if one of them, on another machine, say, sees others."""
+    told = difference(ranks.from_first(lambda: data), data)
+    if ranks.greatest(bool(told)):
+        here = told or "other data on another process"
+        raise ValueError(f"data must be the same on all processes, got {here}")
 
 
 def open_run(settings: Train) -> Run:
@@ -181,6 +194,7 @@ def open_run(settings: Train) -> Run:
         held.enter_context(own_process(settings))
         check_policy(settings.policy)
         text, ground = settings_to_yaml(settings), ground_of(settings)
+        check_processes(ground.data)
         held.enter_context(ranks.on_first(alone(settings.folder)))
         run = _open(settings, text, ground)
         run.held = held.pop_all()
@@ -191,7 +205,7 @@ def _open(settings: Train, text: str, ground: Ground) -> Run:
     """Make or take up the run in a folder that is ours; `text` is its config.yaml."""
     device, folder = ground.precision.device, settings.folder
     plain = settings_to_dict(settings)
-    ranks.from_first(lambda: claim(folder, plain, text, settings.resume))
+    ranks.from_first(lambda: claim(folder, plain, text, settings.resume, ground.data))
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path, binding(plain)) if path.exists() else None
     torch.manual_seed(settings.seed)

@@ -27,6 +27,7 @@ from policies import (
 MOST_EPOCHS = 10**9
 MOST_THREADS = 1024
 MOST_PARAMETERS = 10**11
+AUGMENTATIONS = ("auto", "none", "crop", "crop-flip", "flip")
 INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
@@ -58,6 +59,9 @@ class Common:
         data: digits, mnist, fashion-mnist, cifar10, cifar100, sine or folder:PATH
             (PATH/train/CLASS/* and PATH/test/CLASS/*).
         data_dir: where torchvision keeps or downloads its files.
+        augment: of training images: none, crop (from an image padded with black), flip (one of two
+            is mirrored: not for what has a left and a right), crop-flip, or auto: the data set's
+            standard recipe, which for a folder is none.
         net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
             the run may cost more.
         order: post or pre activation; by default as the net was published.
@@ -100,6 +104,7 @@ class Common:
 
     data: str = "digits"
     data_dir: str = "data"
+    augment: str = "auto"
     net: str = "resnet20"
     order: str | None = None
     epochs: float = 20
@@ -130,6 +135,7 @@ class Common:
         check_kinds(self)
         if not 0 < self.epochs <= MOST_EPOCHS:
             raise ValueError(f"epochs must be above 0 and at most {MOST_EPOCHS}, got {self.epochs}")
+        check_choice("augment", self.augment, AUGMENTATIONS)
         check_choice("budget", self.budget, ("flops", "epochs", "seconds"))
         check_choice("schedule", self.schedule, ("cosine", "hold"))
         check_choice("optimizer", self.optimizer, ("sgd", "adam", "adamw", "rmsprop"))

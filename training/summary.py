@@ -8,10 +8,12 @@ from typing import Any
 from nets import action_to_dict
 from nets.actions import adds_capacity
 from training import ranks
+from training.augmenting import augment_of
 from training.checkpoint import load_checkpoint, network_of
 from training.data import channel_statistics, load
 from training.finite import finite
 from training.folder import check_same_settings, read_summary, write_json
+from training.identity import check_same_data, identity_of
 from training.locks import alone
 from training.process import own_process
 from training.run import Run
@@ -94,7 +96,8 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
     """Give the summary of a finished run that is resumed, the test set read if asked; else None.
 
     Raises:
-        ValueError: the folder's run has other settings, or its files cannot be read.
+        ValueError: the folder's run has other settings, its test set is asked for and the data are
+            not the run's, or its files cannot be read.
     """
     folder = settings.folder
     path = folder / "summary.json"
@@ -105,6 +108,8 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
     if settings.final and not summary["test_readings"]:
         checkpoint = folder / "checkpoint.pt"
         splits, precision = load(settings.data, settings.data_dir), Precision.of(settings)
+        augment = augment_of(settings.data, settings.augment, splits.image)
+        check_same_data(folder, identity_of(splits, augment))
         net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
         statistics = channel_statistics(splits.train)
         with own_process(settings), ranks.on_first(alone(folder)):
