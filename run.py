@@ -144,7 +144,8 @@ def _compare(chosen: Namespace) -> int:
 def _inspect(chosen: Namespace) -> int:
     from analysis.suggestions import suggestions
     from analysis.tables import growth_table, layer_table
-    from analysis.timeline import layer_values
+    from analysis.timeline import architectures, layer_values
+    from nets import cost
 
     history = _history(chosen.run)
     if not -len(history) <= chosen.record < len(history):
@@ -157,7 +158,7 @@ def _inspect(chosen: Namespace) -> int:
         return 0
     out = _draw(chosen, history)
     record = history[chosen.record]
-    first, last = history[0].cost, history[-1].cost
+    first, last = history[0].cost, cost(architectures(history)[-1][1])
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
     print(f"{first.parameters:,} parameters at first, {last.parameters:,} at the end\n")
     print(f"Growth and other edits\n\n{growth_table(history)}\n")

@@ -10,7 +10,7 @@ from traceback import format_exc
 from analysis import Record, read_history
 from analysis.tables import phrase
 from nets import Action, Architecture, Cost, Freeze, Unfreeze, action_to_dict, cost, train_flops
-from nets.action_dicts import ACTIONS
+from nets.action_dicts import ACTIONS, action_from_dict
 from nets.actions import adds_capacity
 from nets.checks import check_choice
 from policies import Policy, Yoked
@@ -75,7 +75,7 @@ def ask(policy: Policy, history: History) -> tuple[Action, ...]:
     wrong = _wrong(answer)
     if wrong:
         raise ValueError(f"policy {type(policy).__name__} {wrong}")
-    return tuple(answer)
+    return tuple(map(_as_recorded, answer))
 
 
 def attempt(policy: Policy, history: History) -> Answer:
@@ -87,7 +87,7 @@ def attempt(policy: Policy, history: History) -> Answer:
     except (Exception, SystemExit) as error:
         answer, wrong, trace = (), told(error), format_exc()
     if not wrong:
-        return Answer(tuple(answer))
+        return Answer(tuple(map(_as_recorded, answer)))
     return Answer(failure=failure_of(policy, history[-1], wrong), trace=trace)
 
 
@@ -110,6 +110,17 @@ def _wrong(answer: object) -> str:
         except (TypeError, ValueError, RecursionError):
             return f"must return actions of plain numbers and text, got {_short(action)}"
     return ""
+
+
+def _as_recorded(action: Action) -> Action:
+    """Give the action with the numbers and texts that a history and a checkpoint hold.
+
+    A numpy float, which JSON takes for a number, would make a checkpoint that cannot be read.
+    """
+    plain = action_from_dict(json.loads(json.dumps(action_to_dict(action))))
+    if callable(initializer := getattr(action, "initializer", None)):
+        return replace(plain, initializer=initializer)  # pyright: ignore[reportCallIssue]
+    return plain
 
 
 def _short(value: object) -> str:

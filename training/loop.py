@@ -183,6 +183,8 @@ def _write(run: Run, board: Board, record: Record, difference: float | None) -> 
     if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
         board.pictures(run.history, reference_of(run.folder))
     if at_end:
+        if (size := cost(run.net.architecture)) != record.cost:  # a block has faded
+            board.size(record.step, size)
         board.hyperparameters(record.step, hyperparameters(run))
     board.flush()
 

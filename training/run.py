@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from analysis import Observer, Record, read_history
 from analysis.board import Board
 from analysis.files import writing
+from analysis.timeline import statistics_of
 from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.initializers import generator_of
@@ -198,6 +199,8 @@ def _open(settings: Train, text: str, ground: Ground) -> Run:
     if state is not None:
         progress = restore(state, path, net, optimizer, scaler, observer, window)
     history = read_history(folder, progress.records) if progress.records else []
+    # From the start: TensorBoard purges nothing at the first such mark that it sees.
+    marks = {"purge_step": progress.step + 1, "charted": bool(statistics_of(history))}
     ranks.from_first(lambda: cut_back(folder, progress.records, progress.step))
     return Run(
         settings=settings,
@@ -221,8 +224,7 @@ def _open(settings: Train, text: str, ground: Ground) -> Run:
         trace=[window.clone()],
         progress=progress,
         history=history,
-        # From the start: TensorBoard purges nothing at the first such mark that it sees.
-        board=Board(folder, purge_step=progress.step + 1) if ranks.rank() == 0 else None,
+        board=Board(folder, **marks) if ranks.rank() == 0 else None,
         held=ExitStack(),
     )
 

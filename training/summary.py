@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nets import action_to_dict
+from nets import action_to_dict, cost
 from nets.actions import adds_capacity
 from training import ranks
 from training.checkpoint import load_checkpoint, network_of
@@ -21,13 +21,15 @@ from training.step import LOSSES, Precision, evaluate
 def finish(run: Run) -> Mapping[str, Any]:
     """Give the summary of a run that has spent its budget; rank 0 writes it."""
     last, progress = run.history[-1], run.progress
+    architecture = run.net.architecture  # not the record's if a block had faded by then
+    size = cost(architecture)
     summary = {
         "policy": type(run.settings.policy).__name__,
         "seed": run.settings.seed,
         "data": run.settings.data,
         "net": run.settings.net,
-        "parameters": last.cost.parameters,
-        "flops": last.cost.flops,
+        "parameters": size.parameters,
+        "flops": size.flops,
         "limit": {"parameters": run.limit.parameters, "flops": run.limit.flops},
         "train_flops": progress.flops,
         "steps": progress.step,
@@ -48,7 +50,7 @@ def finish(run: Run) -> Mapping[str, Any]:
         ],
     }
     how = (*run.statistics, run.loss, run.precision)
-    if len(run.judged) < len(run.splits.validation):
+    if len(run.judged) < len(run.splits.validation) or architecture != last.architecture:
         loss, accuracy = evaluate(run.net, run.splits.validation, *how)
         summary.update(validation_loss=finite(loss), validation_accuracy=accuracy)
     if run.ema is not None:
@@ -58,7 +60,7 @@ def finish(run: Run) -> Mapping[str, Any]:
         summary.update(_test(evaluate(run.net, run.splits.test, *how)))
 
     def write() -> dict[str, Any]:
-        write_json(run.folder / "architecture.json", run.net.architecture.to_dict())
+        write_json(run.folder / "architecture.json", architecture.to_dict())
         write_json(run.folder / "summary.json", summary)
         return summary
 
