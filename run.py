@@ -156,7 +156,7 @@ def _inspect(chosen: Namespace) -> int:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([("step", "layer", "statistic", "value"), *layer_values(history)])
         return 0
-    out = _draw(chosen, history)
+    drawn = _draw(chosen, history)
     record = history[chosen.record]
     first, last = history[0].cost, cost(architectures(history)[-1][1])
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
@@ -169,20 +169,26 @@ def _inspect(chosen: Namespace) -> int:
     said = suggestions(history[: chosen.record % len(history) + 1])
     lines = [f"- {path}: {words}" for path, all_words in said.items() for words in all_words]
     print("\n".join(["Rules of thumb\n", *(lines or ["nothing to say"]), ""]))
-    print(f"pictures in {out}")
+    print(drawn)
     return 0
 
 
-def _draw(chosen: Namespace, history: Sequence[Record]) -> Path:
-    """Write the pictures of a run and give their folder."""
+def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
+    """Write the pictures of a run, and say where they are or why there are none."""
+    from analysis.drawing import Undrawn, drawing
     from analysis.pictures import draw
     from training.pictures import reference_of, write_pictures
 
     folder = Path(chosen.run) if Path(chosen.run).is_dir() else Path(chosen.run).parent
     out = Path(chosen.out) if chosen.out else folder / "pictures"
     reference = _history(chosen.reference) if chosen.reference else reference_of(folder)
-    write_pictures(out, draw(history, reference))
-    return out
+    try:
+        with drawing():
+            pictures = draw(history, reference)
+    except Undrawn as failure:
+        return str(failure)
+    write_pictures(out, pictures)
+    return f"pictures in {out}"
 
 
 def _replay(chosen: Namespace) -> int:

@@ -9,6 +9,7 @@ from time import perf_counter
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
+from analysis.drawing import drawing
 from analysis.events import EventFile
 from analysis.probes import Histogram
 from analysis.record import Record
@@ -136,20 +137,25 @@ class Board:
         Args:
             history: at least one record.
             reference: the history of a run to compare with.
+
+        Raises:
+            Undrawn: the table alone is written.
         """
         from analysis import pictures  # imports matplotlib when it draws
 
+        step = history[-1].step
+        self._drawn = perf_counter()
+        self._events.add(text("growth_history", growth_table(history)), step)
+        with drawing():
+            drawn = pictures.draw(history, reference)
         size = {"width": pictures.WIDTH, "height": pictures.HEIGHT, "colorspace": 4}
         images = [
             Summary.Value(
                 tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
             )
-            for name, png in pictures.draw(history, reference).items()
+            for name, png in drawn.items()
         ]
-        step = history[-1].step
         self._events.add(Summary(value=images), step)
-        self._events.add(text("growth_history", growth_table(history)), step)
-        self._drawn = perf_counter()
 
     def size(self, step: int, size: Cost) -> None:
         """Write the size of a network that is no longer the last record's."""

@@ -168,7 +168,8 @@ def _judge(
     write_whole(folder / "comparison.csv", _csv(jobs, summaries, judged))
     write_whole(folder / "comparison.md", text + "\n")
     if groups:
-        write_report(folder, groups)
+        missing = write_report(folder, groups)
+        text += f"\n\n{missing}" if missing else ""
     return text
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis import Record, response_histograms
 from analysis.board import Board
+from analysis.drawing import Undrawn
 from analysis.tables import phrase
 from nets import (
     Action,
@@ -138,7 +139,7 @@ def _record_and_grow(run: Run, speed: float) -> str:
         append_record(run.folder, record)
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
         run.board.record(record, speed, averaged)
-        _write(run, run.board, record, difference)
+        notes += _write(run, run.board, record, difference)
     run.save()
     notes += [f"{run.progress.skipped} steps skipped"] if run.progress.skipped else []
     return "  ".join([line_of(record, speed), *notes])
@@ -175,18 +176,26 @@ def _decide_and_grow(run: Run, record: Record) -> tuple[Verdict, float | None, s
     return faded, _grow(run, faded), failure
 
 
-def _write(run: Run, board: Board, record: Record, difference: float | None) -> None:
-    """Write to TensorBoard what comes with a record; pictures after growth and at the end."""
+def _write(run: Run, board: Board, record: Record, difference: float | None) -> list[str]:
+    """Write to TensorBoard what comes with a record; pictures after growth and at the end.
+
+    Gives what could not be drawn, which ends no run.
+    """
+    notes: list[str] = []
     board.growth(record.step, record.applied, record.refused, difference)
     board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
     at_end = run.spent >= 1 and not run.record_due
     if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
-        board.pictures(run.history, reference_of(run.folder))
+        try:
+            board.pictures(run.history, reference_of(run.folder))
+        except Undrawn as failure:
+            notes.append(str(failure))
     if at_end:
         if (size := cost(run.net.architecture)) != record.cost:  # a block has faded
             board.size(record.step, size)
         board.hyperparameters(record.step, hyperparameters(run))
     board.flush()
+    return notes
 
 
 def _measure(run: Run) -> Record:
