@@ -10,14 +10,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jsonargparse import Namespace
 
 from analysis import Record, read_history
+from analysis.files import path_of
 from training.commandline import Exit, Parser, make_parser, one_line, underscored
+from training.console import complain, lose_stdout, open_streams, say
 from training.failures import PolicyFailed, told
 from training.finite import NonFinite
 from training.settings import Compare, Train
@@ -25,27 +26,31 @@ from training.settings import Compare, Train
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
-    sys.path.insert(0, os.getcwd())  # a user's own policies
-    parser = make_parser()
     try:
+        open_streams()
+        sys.path.insert(0, os.getcwd())  # a user's own policies
+        parser = make_parser()
         given = sys.argv[1:] if arguments is None else arguments
         chosen = _chosen(parser, [underscored(word) for word in given])
         command = {"train": _train, "compare": _compare, "inspect": _inspect, "replay": _replay}
         command["branch"] = _branch
-        return command[chosen.subcommand](chosen[chosen.subcommand])
+        code = command[chosen.subcommand](chosen[chosen.subcommand])
+        sys.stdout.flush()
+        return code
     except ValueError as error:
-        print(f"run.py: error: {one_line(str(error))}", file=sys.stderr)
+        complain(f"run.py: error: {one_line(str(error))}")
         return 2
     except PolicyFailed as failure:
-        print(failure, file=sys.stderr)
+        complain(str(failure))
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
+    except BrokenPipeError as error:  # its reader has gone
+        lose_stdout(error)
         return 1
     except (OSError, NonFinite) as error:  # a full disk, say
-        print(f"run.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        place = lose_stdout(error) if isinstance(error, OSError) else ""
+        complain(f"run.py: error: {place}{' '.join(str(error).split())}")
         return 1
 
 
@@ -73,17 +78,18 @@ def _reporting(first: bool = True):
         yield lambda line: None, None
         return
     if not sys.stdout.isatty():
-        yield lambda line: print(line, flush=True), None
+        yield say, None
         return
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
         task = bar.add_task("budget", total=1.0)
 
-        def say(line: str) -> None:
-            bar.console.print(line, highlight=False, markup=False)
+        def above(line: str) -> None:
+            with suppress(OSError):
+                bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-        yield say, lambda spent: bar.update(task, completed=spent)
+        yield above, lambda spent: bar.update(task, completed=spent)
 
 
 def _train(chosen: Namespace) -> int:
@@ -99,7 +105,7 @@ def _train(chosen: Namespace) -> int:
                 summary = train(settings, say, advance)
         except (Interrupted, PolicyFailed) as stop:
             if first:
-                print(stop, file=sys.stderr)
+                complain(str(stop))
             return stop.code
         except NonFinite:
             if first:
@@ -132,12 +138,12 @@ def _compare(chosen: Namespace) -> int:
         with _reporting() as (say, advance):
             outcome = compare(settings, say, advance)
     except Interrupted as stop:
-        print(f"stopped; the same command goes on ({stop})", file=sys.stderr)
+        complain(f"stopped; the same command goes on ({stop})")
         return stop.code
     print(f"\n{outcome.text}\n")
-    print(f"{settings.out}/report.html; or: tensorboard --logdir {settings.out}")
+    print(f"{settings.folder}/report.html; or: tensorboard --logdir {settings.folder}")
     for line in outcome.failures:
-        print(line, file=sys.stderr)
+        complain(line)
     return 1 if outcome.failures else 0
 
 
@@ -179,8 +185,9 @@ def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
     from analysis.pictures import draw
     from training.pictures import reference_of, write_pictures
 
-    folder = Path(chosen.run) if Path(chosen.run).is_dir() else Path(chosen.run).parent
-    out = Path(chosen.out) if chosen.out else folder / "pictures"
+    folder = path_of("run", chosen.run)
+    folder = folder if folder.is_dir() else folder.parent
+    out = path_of("out", chosen.out) if chosen.out else folder / "pictures"
     reference = _history(chosen.reference) if chosen.reference else reference_of(folder)
     try:
         with drawing():
@@ -206,13 +213,15 @@ def _branch(chosen: Namespace) -> int:
         raise ValueError(f"branch must run in 1 process (torchrun is for train), got {started()}")
     _history(chosen.run)  # refuses a comparison with a word on its runs
     with _reporting() as (say, advance):
-        text = branch(Path(chosen.run), chosen.at, chosen.steps, chosen.orders, say, advance)
+        text = branch(
+            path_of("run", chosen.run), chosen.at, chosen.steps, chosen.orders, say, advance
+        )
     print(f"\n{text}")
     return 0
 
 
 def _history(run: str) -> list[Record]:
-    runs = sorted(path.parent for path in Path(run).glob("*/seed*/history.jsonl"))
+    runs = sorted(path.parent for path in path_of("run", run).glob("*/seed*/history.jsonl"))
     if runs:
         raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
     history = read_history(run)

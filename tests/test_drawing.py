@@ -136,7 +136,7 @@ def test_a_comparison_ends_without_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "draw", fails)
     monkeypatch.setattr(plots, "score_over", fails)
     cells = {"a": Cell(start=Start(0.25, None)), "b": Cell(start=Start(0.5, None))}
-    settings = Compare(**QUICK, cells=cells, seeds=[0], workers=1, out=str(tmp_path))
+    settings = Compare(**QUICK, threads=1, cells=cells, seeds=[0], workers=1, out=str(tmp_path))
     outcome = compare(settings, lambda line: None)
     assert outcome.failures == ()
     assert outcome.text.splitlines()[-1] == f"report.html: {FAILURE}"

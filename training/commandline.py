@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from analysis.files import path_of
 from policies import Policy
 from training.settings import Compare, Train, settings_to_dict
 
@@ -57,7 +58,7 @@ class Parser(ArgumentParser):
         self.exit(2, f"run.py: error: {one_line(message)}\n")
 
     def parse_path(self, path: Any, *rest: Any, **options: Any) -> Any:
-        check_config(Path(path))
+        check_config(path_of("config", path))
         return super().parse_path(path, *rest, **options)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from analysis.claims import Finished, Judgement, judge, judgement_text
@@ -60,9 +59,9 @@ def compare(
     with ExitStack() as held:
         try:
             check(jobs)
-            held.enter_context(alone(Path(settings.out)))
+            held.enter_context(alone(settings.folder))
             told = settings_to_dict(settings), settings_to_yaml(settings)
-            claim_comparison(Path(settings.out), *told)
+            claim_comparison(settings.folder, *told)
         except BaseException:
             engine.stop()
             raise
@@ -95,7 +94,7 @@ def _run_missing(
         if advance:
             advance(count / len(jobs))
         with suppress(Unwritten):  # the other cells go on; at the end it is written anew
-            write_whole(Path(settings.out) / "comparison.csv", _csv(jobs, summaries, {}))
+            write_whole(settings.folder / "comparison.csv", _csv(jobs, summaries, {}))
     return tuple(failures[job.name] for job in jobs if job.name in failures)
 
 
@@ -140,7 +139,7 @@ def _judge(
     settings: Compare, jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Judge the rows of each data set and net, write all files, and give the text."""
-    folder, judged, texts = Path(settings.out), dict[str, Mapping[str, Any]](), []
+    folder, judged, texts = settings.folder, dict[str, Mapping[str, Any]](), []
     grounds = dict.fromkeys(settings.ground(name) for name in settings.cells)
     groups: list[tuple[str, Judgement]] = []
     for ground in grounds:

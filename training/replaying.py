@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import Record, read_history
+from analysis.files import path_of
 from analysis.tables import markdown, phrase
 from nets import Action
 from nets.actions import adds_capacity
@@ -45,7 +46,7 @@ def runs_of(folders: Sequence[str]) -> list[Path]:
         ValueError: one of them holds no history.
     """
     found: list[Path] = []
-    for folder in map(Path, folders):
+    for folder in (path_of("runs", each) for each in folders):
         inner = sorted(path.parent for path in folder.glob("*/seed*/history.jsonl"))
         found.extend(inner or [folder])
     return list(dict.fromkeys(found))

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from analysis.files import path_of
 from nets import Architecture, cost, preset, seed_of
 from nets.checks import check_choice, check_count, check_fraction, check_kinds
 from policies import (
@@ -188,13 +189,15 @@ class Train(Common):
         check_count("seed", self.seed, least=0)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        _ = self.folder  # refuses what is none
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         data = Path(self.data.removeprefix("folder:")).name
         policy = type(self.policy).__name__.lower()
-        return Path(self.out or f"runs/{data}-{self.net}-{policy}-seed{self.seed}")
+        name = f"runs/{data}-{self.net}-{policy}-seed{self.seed}"
+        return _folder(name if self.out is None else self.out)
 
     def limit(self, classes: int, image: tuple[int, ...]) -> Architecture:
         """Give the limit network for data of that shape."""
@@ -220,6 +223,13 @@ class Train(Common):
         return first
 
 
+def _folder(out: str) -> Path:
+    """Give the folder that `out` names; a ValueError if it names none."""
+    if not out or "\0" in out:
+        raise ValueError(f"out must be the name of a folder, got {out!r}")
+    return path_of("out", out)
+
+
 def _check_net(name: str) -> None:
     """Raise a ValueError unless it is the name of a network that a machine could hold."""
     if re.search(r"\d{6}", name):  # of layers or channels: counting alone would take for ever
@@ -232,8 +242,9 @@ def _check_net(name: str) -> None:
 
 
 def _read_architecture(path: str) -> Architecture:
+    file = path_of("start.architecture", path)
     try:
-        return Architecture.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return Architecture.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(
@@ -337,7 +348,13 @@ class Compare(Common):
         if self.workers is not None:
             check_count("workers", self.workers)
         check_count("per_gpu", self.per_gpu)
+        _ = self.folder  # refuses what is none
         self._check_pair()
+
+    @property
+    def folder(self) -> Path:
+        """The comparison's folder."""
+        return _folder(self.out)
 
     @property
     def pair(self) -> tuple[str, str] | None:

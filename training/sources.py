@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from analysis.files import path_of
 from nets.checks import check_choice
 from nets.initializers import generator_of
 
@@ -164,7 +165,7 @@ def read_folder(path: str) -> Parts:
         ValueError: a folder or class is missing or empty, train and test differ in their classes, a
             file is no image, or an image has another size than the first.
     """
-    root = Path(path).expanduser()
+    root = path_of("data", path)
     if not path or not root.is_dir():
         raise ValueError(f"data folder:PATH must name an existing folder, got {path!r}")
     train, test = _class_files(root / "train"), _class_files(root / "test")

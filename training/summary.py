@@ -7,6 +7,7 @@ from typing import Any
 
 from nets import action_to_dict, cost
 from nets.actions import adds_capacity
+from nets.checks import in_one_line
 from training import ranks
 from training.checkpoint import load_checkpoint, network_of
 from training.data import channel_statistics, load
@@ -16,6 +17,9 @@ from training.locks import alone
 from training.run import Run
 from training.settings import Train, settings_to_dict
 from training.step import LOSSES, Precision, evaluate
+
+_MOST = 2000
+"""Characters of a setting that TensorBoard shows."""
 
 
 def finish(run: Run) -> Mapping[str, Any]:
@@ -80,12 +84,12 @@ def hyperparameters(run: Run) -> dict[str, str | float]:
     names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
     names += ("weight_decay", "initializer", "precision")
     return {
-        "data": settings.data,
+        "data": in_one_line(settings.data, _MOST),
         "lr": settings.learning_rate,
         "net": settings.net,
         "policy": type(settings.policy).__name__,
         "seed": settings.seed,
-        "settings_of_policy": repr(settings.policy),
+        "settings_of_policy": in_one_line(repr(settings.policy), _MOST),
         "start_parameters": run.history[0].cost.parameters,
         **{f"training.{name}": getattr(settings, name) for name in names},
     }
