@@ -113,6 +113,21 @@ def check_config(path: Path) -> None:
         raise TypeError(f"config: {path} must hold a mapping of settings, got {got}")
     if twice:
         raise TypeError(f"config: {path} must hold every setting once, got {twice} twice")
+    _check_rows(path, root, loader)
+
+
+def _check_rows(path: Path, root: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+    """Raise a TypeError for a row's name that YAML reads as another: 010 is 8, on is true."""
+    for key, cells in root.value:
+        if key.value != "cells" or not isinstance(cells, yaml.MappingNode):
+            continue
+        for name, _ in cells.value:
+            read = loader.construct_object(name, deep=True)
+            if str(read) != name.value:
+                raise TypeError(
+                    f"config: {path} must hold names of rows that are text; put {name.value} in "
+                    f"quotes, as YAML reads it as {read!r}"
+                )
 
 
 def _said_twice(root: yaml.Node | None) -> str:

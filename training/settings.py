@@ -28,6 +28,8 @@ from policies import (
 MOST_EPOCHS = 10**9
 MOST_THREADS = 1024
 MOST_PARAMETERS = 10**11
+MOST_OF_A_NAME = 200
+"""Bytes of a row's name; file systems take 255."""
 INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
@@ -186,6 +188,9 @@ class Train(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_made("policy", self.policy, Policy)
+        if self.start is not None:
+            check_made("start", self.start, Start)
         check_count("seed", self.seed, least=0)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
@@ -221,6 +226,28 @@ class Train(Common):
         if cost(first).flops > cost(limit).flops or cost(first).parameters > cost(limit).parameters:
             raise ValueError(f"start must cost at most the limit {cost(limit)}, got {cost(first)}")
         return first
+
+
+def check_made(name: str, value: object, kind: type) -> None:
+    """Raise a ValueError unless the value is an object of that class; null in a file is none."""
+    if not isinstance(value, kind):
+        got = "null" if value is None else repr(value)
+        raise ValueError(f"{name} must be a {kind.__name__}, got {got}")
+
+
+def _row(name: object) -> str:
+    """Give a row's name as text: YAML reads 8 and 0.5 as numbers, and on, no and null as others."""
+    if name is None or isinstance(name, bool):
+        said = "null" if name is None else str(name).lower()
+        raise ValueError(
+            f"cells must have names that are text, got {said}: put the name in quotes, as YAML "
+            "reads on, off, yes, no, true, false, null and ~ otherwise"
+        )
+    text = str(name)
+    bad = text in ("", "..") or text.startswith("~") or Path(text).name != text
+    if bad or not text.isprintable() or len(text.encode()) > MOST_OF_A_NAME:
+        raise ValueError(f"cells must have names that a folder can have, got {text[:99]!r}")
+    return text
 
 
 def _folder(out: str) -> Path:
@@ -277,6 +304,11 @@ class Cell:
     net: str | None = None
     scratch: str | None = None
     yoked: str | None = None
+
+    def __post_init__(self) -> None:
+        check_made("policy", self.policy, Policy)
+        if self.start is not None:
+            check_made("start", self.start, Start)
 
     @property
     def source(self) -> str | None:
@@ -336,11 +368,17 @@ class Compare(Common):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be at least one, and no two the same, got {self.seeds}")
+        for seed in self.seeds:
+            check_count("seeds", seed, least=0)
         if not self.cells:
             raise ValueError("cells must be at least one row, got none")
+        cells = {_row(name): cell for name, cell in self.cells.items()}
+        if len(cells) < len(self.cells):
+            raise ValueError(f"cells must have names of their own, got {list(self.cells)}")
+        object.__setattr__(self, "cells", cells)
+        for name, cell in self.cells.items():
+            check_made(f"cells: {name}", cell, Cell)
         for name in self.cells:
-            if name in ("", "..") or Path(name).name != name:
-                raise ValueError(f"cells must have names that a folder can have, got {name!r}")
             self._check_source(name)
         check_choice("engine", self.engine, ("pool", "ray"))
         if self.address is not None and self.engine != "ray":
