@@ -30,7 +30,7 @@ def test_a_row_may_be_called_so(parser, name):
     ("rows", "words"),
     [
         *((f"{{{name}: {{policy: Never}}}}", f"put {name} in quotes, as YAML reads it as")
-          for name in ("on", "off", "yes", "No", "true", "null", "~", "010", "0x10", "1_000", "1.50")),
+          for name in ("on", "off", "yes", "No", "true", "null", "~", "010", "1_000", "1.50")),
         ("{'': {policy: Never}}", "cells must have names that a folder can have, got ''"),
         ("{'~': {policy: Never}}", "cells must have names that a folder can have, got '~'"),
         ("{'~x': {policy: Never}}", "cells must have names that a folder can have, got '~x'"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from traceback import format_exc
 
@@ -38,6 +40,41 @@ class Answer:
     actions: tuple[Action, ...] = ()
     failure: str = ""
     trace: str = ""
+
+
+def own_copy(policy: Policy) -> Policy:
+    """Give a run a policy of its own: what one run changes in it no other run sees.
+
+    Raises:
+        ValueError: it holds something that cannot be copied.
+    """
+    try:
+        return deepcopy(policy)
+    except Exception as error:
+        kind = type(policy).__name__
+        raise ValueError(f"policy {kind} must be plain data, to be copied: {told(error)}") from None
+
+
+def state_of(policy: Policy) -> bytes:
+    """Give what a policy holds, to tell whether it changes; nothing if that cannot be told."""
+    try:
+        return pickle.dumps(getattr(policy, "__dict__", {}))
+    except Exception:
+        return b""
+
+
+def is_frozen(policy: Policy) -> bool:
+    """Say whether a policy is a frozen dataclass, as it must be to decide by the history alone."""
+    made = getattr(type(policy), "__dataclass_params__", None)
+    return made is not None and made.frozen
+
+
+def told_of_state(policy: Policy) -> str:
+    """Give in one line what comes of a policy that keeps a state."""
+    return (
+        f"policy {type(policy).__name__} keeps a state: a run that is resumed, or replayed, begins "
+        "with a new one, and may decide otherwise; see docs/policies.md"
+    )
 
 
 def check_policy(policy: Policy) -> None:

@@ -30,7 +30,15 @@ from training.failures import PolicyFailed, told
 from training.finite import check_state, check_validation, finite, finite_readings
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
-from training.judgement import Verdict, attempt, failure_of, first_refusals, judge
+from training.judgement import (
+    Verdict,
+    attempt,
+    failure_of,
+    first_refusals,
+    judge,
+    state_of,
+    told_of_state,
+)
 from training.measuring import measure_probes, with_probes
 from training.model import model_of
 from training.pictures import reference_of
@@ -129,10 +137,14 @@ def _record_and_grow(run: Run, speed: float) -> str:
     record = _measure(run)
     loss, accuracy = _validate(run, run.ema)
     averaged = finite(loss), accuracy
+    state = state_of(run.settings.policy)
     verdict, difference, failure = _decide_and_grow(run, record)
     record = replace(record, **vars(verdict))
     notes = first_refusals(run.history, record.refused)
     notes += [failure] if failure else []
+    if not run.stateful and state_of(run.settings.policy) != state:
+        run.stateful = True
+        notes.append(told_of_state(run.settings.policy))
     run.history.append(record)
     run.progress.records += 1
     if run.board is not None:

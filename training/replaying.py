@@ -13,7 +13,7 @@ from nets import Action
 from nets.actions import adds_capacity
 from policies import Policy
 from training.folder import read_config
-from training.judgement import judge, replay
+from training.judgement import judge, own_copy, replay
 
 Answer = tuple[Record, Sequence[Action]]
 
@@ -69,7 +69,7 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
         if not isinstance(grow_until, int | float):
             raise ValueError(f"grow_until of {run} must be a number, got {grow_until!r}")
         try:
-            answers = list(replay(policy, history))
+            answers = list(replay(own_copy(policy), history))
             found.append(Replay(run, answers, grow_until))
         except ValueError as error:  # it misses a probe, say, that this run did not record
             found.append(Replay(run, [], why=str(error)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from training.data import (
 )
 from training.finite import check_losses, check_state
 from training.folder import append_losses, binding, claim, cut_back
-from training.judgement import check_policy
+from training.judgement import check_policy, own_copy
 from training.locks import alone
 from training.model import model_of
 from training.settings import Train, settings_to_dict, settings_to_yaml
@@ -76,6 +76,7 @@ class Run:
     history: list[Record]
     board: Board | None
     held: ExitStack  # the lock on the folder
+    stateful: bool = False  # whether the policy was seen to change, which is told once
 
     @property
     def spent(self) -> float:
@@ -174,6 +175,7 @@ def open_run(settings: Train) -> Run:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check_policy(settings.policy)
+    settings = replace(settings, policy=own_copy(settings.policy))
     text, ground = settings_to_yaml(settings), ground_of(settings)
     with ExitStack() as held:
         held.enter_context(ranks.on_first(alone(settings.folder)))

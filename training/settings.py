@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import Enum
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -443,6 +444,10 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name  # by which it is read again
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, Policy):
         kind = type(value)
         module = "policies" if kind.__module__.startswith("policies.") else kind.__module__
@@ -451,7 +456,7 @@ def _plain(value: Any) -> Any:
             raise ValueError(
                 f"policy must be a dataclass, whose fields are its settings, got {path}"
             )
-        return {"class_path": path, "init_args": _plain(asdict(value))}
+        return {"class_path": path, "init_args": _fields(path, value)}
     if isinstance(value, Cell):
         return settings_to_dict(value)
     if isinstance(value, Start):
@@ -460,7 +465,37 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)  # numpy's float is a float
     return value
+
+
+def _fields(path: str, policy: Policy) -> dict[str, Any]:
+    """Give what a policy is made of; a ValueError names what no file could hold."""
+    found = {}
+    for item in fields(policy):  # pyright: ignore[reportArgumentType]
+        if item.init:
+            value = _plain(getattr(policy, item.name))
+            if not _storable(value):
+                words = "fields of numbers, text, lists and mappings"
+                raise ValueError(
+                    f"policy {path} must have {words}, got {item.name}={value!r}"[:300]
+                )
+            found[item.name] = value
+    return found
+
+
+def _storable(value: Any) -> bool:
+    """Say whether a config file and a checkpoint hold the value and give it back the same."""
+    if isinstance(value, list):
+        return all(map(_storable, value))
+    if isinstance(value, dict):
+        return all(map(_storable, [*value, *value.values()]))
+    kinds = (type(None), bool, int, float, str)
+    return type(value) in kinds and value == value  # NaN is not
 
 
 def settings_to_yaml(settings: Any) -> str:
