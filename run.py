@@ -5,9 +5,15 @@ Nothing here imports torch before a command needs it, so that `--help` appears a
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if __name__ == "__main__" and os.getcwd() != _HERE:  # `python -m` puts the working folder first
+    sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
+sys.path.insert(0, _HERE)  # ours, whatever PYTHONPATH calls `nets`, say
+
+import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -21,14 +27,17 @@ from training.commandline import Exit, Parser, make_parser, one_line, underscore
 from training.console import complain, lose_stdout, open_streams, say
 from training.failures import PolicyFailed, told
 from training.finite import NonFinite
+from training.places import hidden, import_from
 from training.settings import Compare, Train
+
+sys.path.remove(_HERE)  # what else lies beside us has no precedence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
     try:
         open_streams()
-        sys.path.insert(0, os.getcwd())  # a user's own policies
+        import_from(os.getcwd(), _HERE)  # a user's own policies
         parser = make_parser()
         given = sys.argv[1:] if arguments is None else arguments
         chosen = _chosen(parser, [underscored(word) for word in given])
@@ -57,11 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _chosen(parser: Parser, words: list[str]) -> Namespace:
     """Read the command line; it imports and makes the policies that it names."""
     try:
-        return parser.instantiate(parser.parse_args(words))
+        chosen = parser.instantiate(parser.parse_args(words))
     except (Exit, ValueError):
         raise
     except (Exception, SystemExit) as error:
         raise ValueError(f"policy cannot be loaded: {told(error)}") from None
+    given = chosen[chosen.subcommand]
+    policies = [cell.policy for cell in (getattr(given, "cells", None) or {}).values()]
+    for policy in (getattr(given, "policy", None), *policies):
+        module = type(policy).__module__
+        if not module.startswith("policies.") and (why := hidden(module)):
+            raise ValueError(f"policy {module}.{type(policy).__name__}: {why}")
+    return chosen
 
 
 def _settings(kind: Callable[..., Any], chosen: Namespace) -> Any:

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from analysis.files import path_of
 from policies import Policy
+from training.places import hidden
 from training.settings import Compare, Train, settings_to_dict
 
 EPILOG = """\
@@ -74,7 +75,7 @@ def one_line(message: str) -> str:
     name = ".".join(keys)
     module = re.search(r"Expected a path but (\S+) either .* Errors: - (.*)$", line)
     if module and "dot import path" not in line:
-        return f"{name} {module[1]} cannot be loaded: {module[2]}"
+        return f"{name} {module[1]} cannot be loaded: {_or_hidden(module[1], module[2])}"
     path = re.search(r"Expected a dot import path string: (\S*)", line)
     path = path or re.search(
         r"Not a valid subclass of Policy\. Got value: (.*) Subclass types", line
@@ -82,7 +83,8 @@ def one_line(message: str) -> str:
     if path and name.endswith("policy"):
         known = ", ".join(known_policies())
         return (
-            f"{name} must be one of {known}, or an import path such as mine.Mine; got {path[1]!r}"
+            f"{name} must be one of {known}, or an import path such as mine.Mine; got "
+            f"{_or_hidden(path[1], repr(path[1]))}"
         )
     if path:
         return f"{name} must be a mapping, got {path[1]!r}"
@@ -95,6 +97,12 @@ def one_line(message: str) -> str:
         kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
         return f"{name} must be {kind}, got {value[1]!r}"
     return f"{name}: {reason}" if name else reason
+
+
+def _or_hidden(path: str, words: str) -> str:
+    """Give the words, and what hides the module of that import path if something does."""
+    why = hidden(path.strip("'\""))
+    return f"{words}; {why}" if why else words
 
 
 def check_config(path: Path) -> None:

@@ -185,7 +185,14 @@ class Pool:
         context = multiprocessing.get_context("spawn")  # a fork would share torch's threads' locks
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,))
-        process.start()
+        # Or a user's random.py would be imported before it is told where modules come from.
+        kept = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            process.start()
+        finally:
+            os.environ.pop("PYTHONSAFEPATH")
+            os.environ.update({} if kept is None else {"PYTHONSAFEPATH": kept})
         theirs.close()  # the child's alone: when it dies, ours ends
         self._workers.append(_Worker(process, ours, device))
         return self._workers[-1]
