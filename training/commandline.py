@@ -96,7 +96,8 @@ def one_line(message: str) -> str:
     if expected and value:
         kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
         return f"{name} must be {kind}, got {value[1]!r}"
-    return f"{name}: {reason}" if name else reason
+    given = re.search(r"given class_path '([\w.]+)'", line)
+    return _or_hidden(given[1] if given else "", f"{name}: {reason}" if name else reason)
 
 
 def _or_hidden(path: str, words: str) -> str:

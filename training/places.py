@@ -21,6 +21,8 @@ def import_from(folder: str, ours: str) -> None:
 def hidden(import_path: str) -> str:
     """Say in words that a user's module in the working folder is hidden by another, or nothing."""
     name = import_path.partition(".")[0]
+    if not name:
+        return ""
     here = [path for path in (Path(f"{name}.py"), Path(name) / "__init__.py") if path.is_file()]
     module = sys.modules.get(name)
     if not here or module is None:
