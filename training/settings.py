@@ -370,7 +370,7 @@ class Compare(Common):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be at least one, and no two the same, got {self.seeds}")
         for seed in self.seeds:
-            check_count("seeds", seed, least=0)
+            check_count("seed", seed, least=0)
         if not self.cells:
             raise ValueError("cells must be at least one row, got none")
         cells = {_row(name): cell for name, cell in self.cells.items()}
