@@ -5,58 +5,79 @@ Nothing here imports torch before a command needs it, so that `--help` appears a
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if __name__ == "__main__" and os.getcwd() != _HERE:  # `python -m` puts the working folder first
+    sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
+sys.path.insert(0, _HERE)  # ours, whatever PYTHONPATH calls `nets`, say
+
+import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jsonargparse import Namespace
 
 from analysis import Record, read_history
+from analysis.files import path_of
 from training.commandline import Exit, Parser, make_parser, one_line, underscored
+from training.console import complain, lose_stdout, open_streams, say
 from training.failures import PolicyFailed, told
 from training.finite import NonFinite
+from training.places import hidden, import_from
 from training.settings import Compare, Train
+
+sys.path.remove(_HERE)  # what else lies beside us has no precedence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
-    sys.path.insert(0, os.getcwd())  # a user's own policies
-    parser = make_parser()
     try:
+        open_streams()
+        import_from(os.getcwd(), _HERE)  # a user's own policies
+        parser = make_parser()
         given = sys.argv[1:] if arguments is None else arguments
         chosen = _chosen(parser, [underscored(word) for word in given])
         command = {"train": _train, "compare": _compare, "inspect": _inspect, "replay": _replay}
         command["branch"] = _branch
-        return command[chosen.subcommand](chosen[chosen.subcommand])
+        code = command[chosen.subcommand](chosen[chosen.subcommand])
+        sys.stdout.flush()
+        return code
     except ValueError as error:
-        print(f"run.py: error: {one_line(str(error))}", file=sys.stderr)
+        complain(f"run.py: error: {one_line(str(error))}")
         return 2
     except PolicyFailed as failure:
-        print(failure, file=sys.stderr)
+        complain(str(failure))
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
+    except BrokenPipeError as error:  # its reader has gone
+        lose_stdout(error)
         return 1
     except (OSError, NonFinite) as error:  # a full disk, say
-        print(f"run.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        place = lose_stdout(error) if isinstance(error, OSError) else ""
+        complain(f"run.py: error: {place}{' '.join(str(error).split())}")
         return 1
 
 
 def _chosen(parser: Parser, words: list[str]) -> Namespace:
     """Read the command line; it imports and makes the policies that it names."""
     try:
-        return parser.instantiate(parser.parse_args(words))
+        chosen = parser.instantiate(parser.parse_args(words))
     except (Exit, ValueError):
         raise
     except (Exception, SystemExit) as error:
         raise ValueError(f"policy cannot be loaded: {told(error)}") from None
+    given = chosen[chosen.subcommand]
+    policies = [cell.policy for cell in (getattr(given, "cells", None) or {}).values()]
+    for policy in (getattr(given, "policy", None), *policies):
+        module = type(policy).__module__
+        if not module.startswith("policies.") and (why := hidden(module)):
+            raise ValueError(f"policy {module}.{type(policy).__name__}: {why}")
+    return chosen
 
 
 def _settings(kind: Callable[..., Any], chosen: Namespace) -> Any:
@@ -73,17 +94,18 @@ def _reporting(first: bool = True):
         yield lambda line: None, None
         return
     if not sys.stdout.isatty():
-        yield lambda line: print(line, flush=True), None
+        yield say, None
         return
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
         task = bar.add_task("budget", total=1.0)
 
-        def say(line: str) -> None:
-            bar.console.print(line, highlight=False, markup=False)
+        def above(line: str) -> None:
+            with suppress(OSError):
+                bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-        yield say, lambda spent: bar.update(task, completed=spent)
+        yield above, lambda spent: bar.update(task, completed=spent)
 
 
 def _train(chosen: Namespace) -> int:
@@ -99,7 +121,7 @@ def _train(chosen: Namespace) -> int:
                 summary = train(settings, say, advance)
         except (Interrupted, PolicyFailed) as stop:
             if first:
-                print(stop, file=sys.stderr)
+                complain(str(stop))
             return stop.code
         except NonFinite:
             if first:
@@ -132,19 +154,20 @@ def _compare(chosen: Namespace) -> int:
         with _reporting() as (say, advance):
             outcome = compare(settings, say, advance)
     except Interrupted as stop:
-        print(f"stopped; the same command goes on ({stop})", file=sys.stderr)
+        complain(f"stopped; the same command goes on ({stop})")
         return stop.code
     print(f"\n{outcome.text}\n")
-    print(f"{settings.out}/report.html; or: tensorboard --logdir {settings.out}")
+    print(f"{settings.folder}/report.html; or: tensorboard --logdir {settings.folder}")
     for line in outcome.failures:
-        print(line, file=sys.stderr)
+        complain(line)
     return 1 if outcome.failures else 0
 
 
 def _inspect(chosen: Namespace) -> int:
     from analysis.suggestions import suggestions
     from analysis.tables import growth_table, layer_table, no_growth
-    from analysis.timeline import layer_values
+    from analysis.timeline import architectures, layer_values
+    from nets import cost
 
     history = _history(chosen.run)
     if not -len(history) <= chosen.record < len(history):
@@ -155,9 +178,9 @@ def _inspect(chosen: Namespace) -> int:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([("step", "layer", "statistic", "value"), *layer_values(history)])
         return 0
-    out = _draw(chosen, history)
+    drawn = _draw(chosen, history)
     record = history[chosen.record]
-    first, last = history[0].cost, history[-1].cost
+    first, last = history[0].cost, cost(architectures(history)[-1][1])
     print(f"{chosen.run}: {len(history)} records, {history[-1].spent:.0%} of the budget")
     print(f"{first.parameters:,} parameters at first, {last.parameters:,} at the end\n")
     print(f"Growth and other edits\n\n{growth_table(history)}\n")
@@ -170,20 +193,27 @@ def _inspect(chosen: Namespace) -> int:
     said = suggestions(history[: chosen.record % len(history) + 1])
     lines = [f"- {path}: {words}" for path, all_words in said.items() for words in all_words]
     print("\n".join(["Rules of thumb\n", *(lines or ["nothing to say"]), ""]))
-    print(f"pictures in {out}")
+    print(drawn)
     return 0
 
 
-def _draw(chosen: Namespace, history: Sequence[Record]) -> Path:
-    """Write the pictures of a run and give their folder."""
+def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
+    """Write the pictures of a run, and say where they are or why there are none."""
+    from analysis.drawing import Undrawn, drawing
     from analysis.pictures import draw
     from training.pictures import reference_of, write_pictures
 
-    folder = Path(chosen.run) if Path(chosen.run).is_dir() else Path(chosen.run).parent
-    out = Path(chosen.out) if chosen.out else folder / "pictures"
+    folder = path_of("run", chosen.run)
+    folder = folder if folder.is_dir() else folder.parent
+    out = path_of("out", chosen.out) if chosen.out else folder / "pictures"
     reference = _history(chosen.reference) if chosen.reference else reference_of(folder)
-    write_pictures(out, draw(history, reference))
-    return out
+    try:
+        with drawing():
+            pictures = draw(history, reference)
+    except Undrawn as failure:
+        return str(failure)
+    write_pictures(out, pictures)
+    return f"pictures in {out}"
 
 
 def _replay(chosen: Namespace) -> int:
@@ -201,17 +231,20 @@ def _branch(chosen: Namespace) -> int:
         raise ValueError(f"branch must run in 1 process (torchrun is for train), got {started()}")
     _history(chosen.run)  # refuses a comparison with a word on its runs
     with _reporting() as (say, advance):
-        text = branch(Path(chosen.run), chosen.at, chosen.steps, chosen.orders, say, advance)
+        text = branch(
+            path_of("run", chosen.run), chosen.at, chosen.steps, chosen.orders, say, advance
+        )
     print(f"\n{text}")
     return 0
 
 
 def _history(run: str) -> list[Record]:
-    runs = sorted(path.parent for path in Path(run).glob("*/seed*/history.jsonl"))
+    folder = path_of("run", run)
+    runs = sorted(path.parent for path in folder.glob("*/seed*/history.jsonl"))
     if runs:
         raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
-    runs = sorted(path.parent for path in Path(run).glob("*/history.jsonl"))
-    if runs and not (Path(run) / "history.jsonl").exists():
+    runs = sorted(path.parent for path in folder.glob("*/history.jsonl"))
+    if runs and not (folder / "history.jsonl").exists():
         raise ValueError(f"run must be one of the runs in the folder, such as {runs[0]}, got {run}")
     history = read_history(run)
     if not history:

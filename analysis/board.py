@@ -9,12 +9,13 @@ from time import perf_counter
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
+from analysis.drawing import drawing
 from analysis.events import EventFile
 from analysis.probes import Histogram
 from analysis.record import Record
 from analysis.tables import growth_table, phrase
 from analysis.timeline import statistics_of
-from nets import Action
+from nets import Action, Cost
 
 METRICS = (
     *("accuracy/validation", "loss/validation", "loss/train"),
@@ -28,6 +29,9 @@ _REST = 60
 class Board:
     """A TensorBoard event file in `folder`; `purge_step` hides later events of an earlier try.
 
+    `charted` says whether that try has written the custom scalars; by default it has if it made a
+    step.
+
     Scalars: loss/train, loss/validation, accuracy/train, accuracy/validation, those on validation
     also with _of_average (of the weights), learning_rate, images_per_second, network/parameters,
     network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
@@ -37,9 +41,12 @@ class Board:
     values of METRICS.
     """
 
-    def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, purge_step: int | None = None, charted: bool | None = None
+    ) -> None:
         self._events = EventFile(Path(folder), purge_step)
-        self._charted = purge_step is not None and purge_step > 1  # by the try that is resumed
+        resumed = purge_step is not None and purge_step > 1
+        self._charted = resumed if charted is None else charted
         self._drawn = perf_counter()
 
     def record(
@@ -130,20 +137,30 @@ class Board:
         Args:
             history: at least one record.
             reference: the history of a run to compare with.
+
+        Raises:
+            Undrawn: the table alone is written.
         """
         from analysis import pictures  # imports matplotlib when it draws
 
+        step = history[-1].step
+        self._drawn = perf_counter()
+        self._events.add(text("growth_history", growth_table(history)), step)
+        with drawing():
+            drawn = pictures.draw(history, reference)
         size = {"width": pictures.WIDTH, "height": pictures.HEIGHT, "colorspace": 4}
         images = [
             Summary.Value(
                 tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
             )
-            for name, png in pictures.draw(history, reference).items()
+            for name, png in drawn.items()
         ]
-        step = history[-1].step
         self._events.add(Summary(value=images), step)
-        self._events.add(text("growth_history", growth_table(history)), step)
-        self._drawn = perf_counter()
+
+    def size(self, step: int, size: Cost) -> None:
+        """Write the size of a network that is no longer the last record's."""
+        sizes = {"network/parameters": size.parameters, "network/flops": size.flops}
+        self._scalars(sizes, step)
 
     def hyperparameters(self, step: int, values: Mapping[str, str | float]) -> None:
         """Write a finished run's settings; runs sort and filter by keys that all of them have."""

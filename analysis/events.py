@@ -15,6 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from analysis.files import append
 
 _VERSION = "brain.Event:2"
+_PREFIX = "events.out.tfevents."
 
 
 class EventFile:
@@ -32,8 +33,7 @@ class EventFile:
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        name = f"{_PREFIX}{_stamp(folder)}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
         self._waiting = BytesIO()
         self._write(Event(file_version=_VERSION))
@@ -56,3 +56,16 @@ class EventFile:
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
         RecordWriter(self._waiting).write(event.SerializeToString())
+
+
+def _stamp(folder: Path) -> str:
+    """Give the time in nanoseconds, or what comes after the folder's last file if that is later.
+
+    TensorBoard reads the files of a folder in the order of their names, and a clock may have been
+    set back since the last one was begun. All stamps of ours have 19 digits.
+    """
+    now = f"{time.time_ns():019d}"
+    names = [path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*")]
+    stamps = [name.partition(".")[0] for name in names]
+    last = max((stamp for stamp in stamps if stamp.isdecimal()), default="")
+    return now if now > last else f"{int(last) + 1:0{len(last)}d}"

@@ -15,6 +15,22 @@ class Unwritten(OSError):
         return f"{self.filename} cannot be written: {self.strerror}"
 
 
+def path_of(name: str, path: str | Path) -> Path:
+    """Give a path as a shell does: `~` at its beginning is the home folder.
+
+    Raises:
+        ValueError: no such user; it names the argument.
+    """
+    text = os.path.expanduser(path)
+    if text.startswith("~"):
+        raise ValueError(
+            f"{name} must begin with ~ for your own home folder, ~USER for that of a user here, "
+            f"or ./~ for a name; got {text!r}"
+        )
+    found = Path(text)
+    return found.absolute() if str(found).startswith("~") else found  # it was ./~
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise `Unwritten` with the name of the file for every OSError inside."""
@@ -64,4 +80,5 @@ def append(path: Path, content: str | bytes) -> None:
 
 
 def _bytes(content: str | bytes) -> bytes:
-    return content.encode() if isinstance(content, str) else content
+    """Give a text in UTF-8; what cannot be, in a folder's name, is escaped."""
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.drawing import own_settings
 from analysis.record import Record
 from analysis.timeline import (
     Bands,
@@ -47,6 +47,7 @@ def draw(history: Sequence[Record], reference: Sequence[Record] = ()) -> dict[st
     return pictures
 
 
+@own_settings()
 def heat_map(history: Sequence[Record], statistic: str) -> bytes:
     """Draw a statistic as layers x time; grey is where a layer was not there or not read.
 
@@ -86,6 +87,7 @@ def _colours(values: np.ndarray) -> dict[str, Any]:
     return {"cmap": "viridis", "norm": "log" if wide else "linear", "vmin": low, "vmax": high}
 
 
+@own_settings()
 def architecture_over_time(history: Sequence[Record]) -> bytes:
     """Draw every block as a band as thick as its inner width, stacked in forward order.
 
@@ -159,6 +161,7 @@ def _name_bands(axes: Axes, over: Bands, tops: np.ndarray) -> None:
         )
 
 
+@own_settings()
 def response_std_by_layer(history: Sequence[Record], reference: Sequence[Record] = ()) -> bytes:
     """Draw the response std by layer of the first, the current and a reference net.
 
@@ -192,7 +195,6 @@ def response_std_by_layer(history: Sequence[Record], reference: Sequence[Record]
 
 def _axes(title: str, left: float, right: float) -> Axes:
     """Give the axes of a new figure; matplotlib is imported here, as only pictures need it."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of its font cache
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 80, HEIGHT / 80), dpi=80)

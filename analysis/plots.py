@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.claims import Judgement
+from analysis.drawing import own_settings
 from analysis.frontier import POINTS
 from analysis.record import Record
 from nets import Action, Architecture, Insert, cost
@@ -26,6 +27,7 @@ SHOWN = ("residual_ratio", "response_std", "gradient_norm")
 _STAGES = ("#1b6ca8", "#e0872e", "#3a9d5d", "#b8405e", "#7a5ea8", "#8a6d3b")
 
 
+@own_settings()
 def score_over(judgement: Judgement, axis: str) -> str:
     """Draw each row's score over `axis`, "flops" or "seconds": mean and sample std over seeds."""
     figure, (axes,) = _figure(8.5, 4.6)
@@ -36,7 +38,7 @@ def score_over(judgement: Judgement, axis: str) -> str:
         lines = [np.interp(grid, x, c.score) for x, c in zip(places, runs.values(), strict=True)]
         middle = _percent(judgement, np.mean(lines, 0))
         style = "--" if name in judgement.static else "-"
-        axes.plot(grid, middle, color=color, label=name, linestyle=style, linewidth=1.6)
+        axes.plot(grid, middle, color=color, label=_label(name), linestyle=style, linewidth=1.6)
         if len(lines) > 1:
             spread = _percent(judgement, np.std(lines, 0, ddof=1))
             axes.fill_between(grid, middle - spread, middle + spread, color=color, alpha=0.12)
@@ -54,6 +56,7 @@ def score_over(judgement: Judgement, axis: str) -> str:
     return _svg(figure)
 
 
+@own_settings()
 def architectures(histories: Histories) -> str:
     """Draw the inner widths of all blocks over the budget, first seed of each row that grew."""
     grew = {n: h[0] for n, h in histories.items() if any(r.applied for r in h[0])}
@@ -87,6 +90,7 @@ def architectures(histories: Histories) -> str:
     return _svg(figure)
 
 
+@own_settings()
 def capacity(histories: Histories) -> str:
     """Draw where each row put its capacity: FLOPs added by stage and kind, means over seeds."""
     grew = {n: h for n, h in histories.items() if any(r.applied for one in h for r in one)}
@@ -110,6 +114,7 @@ def capacity(histories: Histories) -> str:
     return _svg(figure)
 
 
+@own_settings()
 def layer_statistics(histories: Histories, colors: Sequence[str]) -> str:
     """Draw statistics of the blocks over depth at the last record, first seed of each row."""
     figure, panels = _figure(11, 3.4, len(SHOWN), len(SHOWN))
@@ -120,13 +125,14 @@ def layer_statistics(histories: Histories, colors: Sequence[str]) -> str:
             depth = [place / max(1, len(values) - 1) for place in range(len(values))]
             points = [(x, y) for x, y in zip(depth, values, strict=True) if y is not None]
             if points:
-                axes.plot(*zip(*points), color=color, marker="o", markersize=3, label=name)
+                axes.plot(*zip(*points), color=color, marker="o", markersize=3, label=_label(name))
         axes.set_title(statistic, fontsize=9)
         axes.set_xlabel("depth: first block to last")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     return _svg(figure)
 
 
+@own_settings()
 def colors_of(judgement: Judgement) -> list[str]:
     """Give each row its color; those of the static frontier are shades of grey."""
     from matplotlib import colormaps
@@ -140,6 +146,11 @@ def colors_of(judgement: Judgement) -> list[str]:
         else to_hex(colormaps["tab10"](next(wheel) % 10))
         for name in judgement.rows
     ]
+
+
+def _label(name: str) -> str:
+    """Give a row's name for a legend, which leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _width(architecture: Architecture, block: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.files import path_of
 from analysis.record_checks import ReadOnly, check_record
 from nets import Action, Architecture, Cost, action_from_dict, action_to_dict, cost
 
@@ -214,7 +215,7 @@ def read_history(path: str | Path, records: int | None = None) -> list[Record]:
         ValueError: the file is missing, a line is not a record, or its step is before that of the
             line above; the message names the line.
     """
-    path = Path(path)
+    path = path_of("history", path)
     path = path / "history.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analysis import plots
 from analysis.claims import Judgement, judgement_text
+from analysis.drawing import Undrawn, drawing
 from analysis.files import write_whole
 from analysis.record import read_history
 
@@ -29,8 +30,8 @@ pre { background: #f5f5f5; padding: 0.7rem; overflow-x: auto; font-size: 0.82rem
 """
 
 
-def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> None:
-    """Write FOLDER/report.html.
+def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
+    """Write FOLDER/report.html, and give in one line why it has no pictures, or nothing.
 
     Args:
         folder: of the comparison, with config.yaml and environment.json.
@@ -39,11 +40,15 @@ def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> None:
     Raises:
         ValueError: a run's files cannot be read.
     """
-    parts = [f"<h1>{escape(folder.name)}</h1>"]
+    parts, missing = [f"<h1>{escape(folder.name)}</h1>"], ""
     for title, judgement in groups:
         parts.append(f"<h2>{escape(title)}</h2>")
         parts.append(html_of(judgement_text(judgement)))
-        parts += _pictures(judgement)
+        try:
+            parts += _pictures(judgement)
+        except Undrawn as failure:
+            missing = f"report.html: {failure}"
+            parts.append(f'<p class="note">{escape(str(failure))}</p>')
     runs = [
         run.folder for _, judged in groups for row in judged.rows.values() for run in row.values()
     ]
@@ -57,6 +62,7 @@ def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> None:
         + "</body></html>\n"
     )
     write_whole(folder / "report.html", page)
+    return missing
 
 
 def _pictures(judgement: Judgement) -> list[str]:
@@ -64,6 +70,17 @@ def _pictures(judgement: Judgement) -> list[str]:
         name: [read_history(run.folder) for run in runs.values()]
         for name, runs in judgement.rows.items()
     }
+    with drawing():
+        drawn = _drawn(judgement, histories)
+    return [
+        f'<h2>{title}</h2><figure><div class="wide">{svg}</div>'
+        f"<figcaption>{note}</figcaption></figure>"
+        for title, note, svg in drawn
+    ]
+
+
+def _drawn(judgement: Judgement, histories: plots.Histories) -> list[tuple[str, str, str]]:
+    """Give the title, a note and the SVG of every picture."""
     pictures = [
         (
             "Score over training FLOPs",
@@ -97,11 +114,7 @@ def _pictures(judgement: Judgement) -> list[str]:
             plots.layer_statistics(histories, colors),
         )
     )
-    return [
-        f'<h2>{title}</h2><figure><div class="wide">{svg}</div>'
-        f"<figcaption>{note}</figcaption></figure>"
-        for title, note, svg in pictures
-    ]
+    return pictures
 
 
 def _provenance(folder: Path, run: Path) -> list[str]:

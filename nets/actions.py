@@ -7,12 +7,25 @@ from typing import Any
 
 from nets.architecture import Architecture
 from nets.blocks import Block
-from nets.checks import check_choice, check_count, check_fraction
+from nets.checks import check_choice, check_count, check_fraction, in_one_line
+
+MOST_OF_A_REASON = 1000
+"""Characters."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """An edit; `reason` is for logs, `initializer` overrides the one given to `grow`."""
+    """An edit; `reason` is for logs, `initializer` overrides the one given to `grow`.
+
+    A reason is kept as one line of text of at most 1000 characters: None as nothing, another value
+    (a statistic, say) as it prints.
+    """
+
+    def __post_init__(self) -> None:
+        if hasattr(self, "reason"):
+            reason = self.reason  # pyright: ignore[reportAttributeAccessIssue]
+            text = "" if reason is None else in_one_line(reason, MOST_OF_A_REASON)
+            object.__setattr__(self, "reason", text)
 
     def edit(self, architecture: Architecture) -> Architecture:
         """Give the next architecture; a ValueError says why there is none."""

@@ -66,3 +66,14 @@ def check_kinds(settings: Any) -> None:
         allowed, words = _KINDS[kind]
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
             raise ValueError(f"{item.name} must be {words}, got {value!r}")
+
+
+def in_one_line(value: object, most: int) -> str:
+    """Give a value as one line that any file and terminal can hold, of at most `most` characters.
+
+    What cannot be shown, such as a control character or half of a surrogate pair, is escaped.
+    """
+    line = " ".join(str(value).split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= most else f"{line[: most - 3]}..."

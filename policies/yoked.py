@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
-from pathlib import Path
 from random import Random
 
 from analysis import read_history
+from analysis.files import path_of
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
 from nets.actions import adds_capacity
 from nets.checks import check_count
@@ -104,7 +104,7 @@ def _largest_stream(architecture: Architecture, stage: str, flops: float, parame
 
 def _version(run: str) -> tuple[str, int]:
     """Give the run's file and its time of change, so that it is read once for every version."""
-    path = Path(run) / "history.jsonl"
+    path = path_of("run", run) / "history.jsonl"
     if not path.is_file():
         raise ValueError(f"run must be the folder of a recorded run, got {run!r}")
     return str(path), path.stat().st_mtime_ns

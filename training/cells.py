@@ -51,12 +51,12 @@ def job_of(settings: Compare, name: str, seed: int) -> Job:
     common["threads"] = settings.threads or max(1, cores() // workers_of(settings))
     policy, start, after = cell.policy, cell.start, None
     if cell.source:
-        after = Path(settings.out) / cell.source / f"seed{seed}"
+        after = settings.folder / cell.source / f"seed{seed}"
     if cell.scratch:
         start = Start(architecture=str(after and after / "architecture.json"))
     if cell.yoked:
         policy, start = Yoked(str(after)), start or source.start
-    out = str(Path(settings.out) / name / f"seed{seed}")
+    out = str(settings.folder / name / f"seed{seed}")
     run = Train(**common, policy=policy, start=start, seed=seed, out=out, resume=True)
     return Job(name, run, after)
 

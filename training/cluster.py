@@ -64,7 +64,9 @@ class Cluster:
         options = {"num_cpus": threads, "num_gpus": self._gpus, "max_retries": RETRIES}
         work = self._ray.remote(**options)(_work)
         comparison = str(job.settings.folder.parents[1])
-        answer = work.remote(pickle.dumps(job), comparison, os.getcwd(), list(sys.path))
+        answer = work.remote(
+            self._ray.cloudpickle.dumps(job), comparison, os.getcwd(), list(sys.path)
+        )
         self._jobs[answer] = job
 
     def ended(self) -> Ended:

@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from analysis.files import path_of
 from nets.checks import meant
 from policies import Policy
 from training import __version__
 from training.hints import class_hint, nearest_option, settings_hint
+from training.places import hidden
 from training.settings import Cell, Compare, Train, settings_to_dict
 
 EPILOG = """\
@@ -99,7 +101,7 @@ class Parser(ArgumentParser):
         return meant(found[1], commands) if found else ""
 
     def parse_path(self, path: Any, *rest: Any, **options: Any) -> Any:
-        check_config(Path(path))
+        check_config(path_of("config", path))
         return super().parse_path(path, *rest, **options)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -115,7 +117,7 @@ def one_line(message: str) -> str:
     name = ".".join(keys)
     module = re.search(r"Expected a path but (\S+) either .* Errors: - (.*)$", line)
     if module and "dot import path" not in line:
-        return f"{name} {module[1]} cannot be loaded: {module[2]}"
+        return f"{name} {module[1]} cannot be loaded: {_or_hidden(module[1], module[2])}"
     path = re.search(r"Expected a dot import path string: (\S*)", line)
     path = path or re.search(
         r"Not a valid subclass of Policy\. Got value: (.*) Subclass types", line
@@ -123,7 +125,8 @@ def one_line(message: str) -> str:
     if path and name.endswith("policy"):
         known = ", ".join(known_policies())
         words = f"{known}, or an import path such as mine.Mine; got {path[1]!r}"
-        return f"{name} must be one of {words}{meant(path[1], known_policies())}"
+        hint = _or_hidden(path[1], meant(path[1], known_policies()))
+        return f"{name} must be one of {words}{hint}"
     if path:
         return f"{name} must be a mapping, got {path[1]!r}"
     # Of several reasons the innermost and first counts: "... Errors: - this one - Expected a ...".
@@ -135,7 +138,14 @@ def one_line(message: str) -> str:
         kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
         return f"{name} must be {kind}, got {value[1]!r}"
     reason += settings_hint(reason) + class_hint(reason)
-    return f"{name}: {reason}" if name else reason
+    given = re.search(r"given class_path '([\w.]+)'", line)
+    return _or_hidden(given[1] if given else "", f"{name}: {reason}" if name else reason)
+
+
+def _or_hidden(path: str, words: str) -> str:
+    """Give the words, and what hides the module of that import path if something does."""
+    why = hidden(path.strip("'\""))
+    return f"{words}; {why}" if why else words
 
 
 def check_config(path: Path) -> None:
@@ -154,6 +164,21 @@ def check_config(path: Path) -> None:
         raise TypeError(f"config: {path} must hold a mapping of settings, got {got}")
     if twice:
         raise TypeError(f"config: {path} must hold every setting once, got {twice} twice")
+    _check_rows(path, root, loader)
+
+
+def _check_rows(path: Path, root: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+    """Raise a TypeError for a row's name that YAML reads as another: 010 is 8, on is true."""
+    for key, cells in root.value:
+        if key.value != "cells" or not isinstance(cells, yaml.MappingNode):
+            continue
+        for name, _ in cells.value:
+            read = loader.construct_object(name, deep=True)
+            if str(read) != name.value:
+                raise TypeError(
+                    f"config: {path} must hold names of rows that are text; put {name.value} in "
+                    f"quotes, as YAML reads it as {read!r}"
+                )
 
 
 def _said_twice(root: yaml.Node | None) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from multiprocessing import current_process
 from typing import Any
 
 from analysis.claims import Finished, Judgement, judge, judgement_text
@@ -15,7 +16,7 @@ from analysis.files import Unwritten, write_whole
 from analysis.report import write_report
 from analysis.tables import result_of
 from training.cells import Job, gpus_of, jobs_of, workers_of
-from training.engines import Engine, Here, Pool, run_jobs
+from training.engines import Engine, Here, Pool, run_jobs, stays_here
 from training.folder import check_same_settings, claim_comparison, read_summary
 from training.identity import check_same_data, settle
 from training.locks import alone
@@ -55,16 +56,23 @@ def compare(
         ValueError: settings, data or folder cannot be used, or another process uses the folder.
         Interrupted: SIGINT or SIGTERM came; run again to go on.
     """
+    if getattr(current_process(), "_inheriting", False):  # a worker that imports a user's script
+        sys.exit(
+            "compare must stand below if __name__ == '__main__': in a script, or take workers=1"
+        )
     jobs = jobs_of(settings)
     summaries = {job.name: summary for job in jobs if (summary := _summary(job.settings))}
     missing = [job for job in jobs if job.name not in summaries]
-    engine = _engine(settings, len(missing))
+    here = settings.engine == "pool" and any(map(stays_here, missing))
+    engine = Here() if here else _engine(settings, len(missing))
     with ExitStack() as held:
         try:
             data = check(jobs)
-            held.enter_context(alone(Path(settings.out)))
+            for line in _notes(settings, jobs, here):
+                say(line)
+            held.enter_context(alone(settings.folder))
             told = settings_to_dict(settings), settings_to_yaml(settings)
-            claim_comparison(Path(settings.out), *told)
+            claim_comparison(settings.folder, *told)
             for job in missing:  # now, that a run which begins later sees the same
                 settle(job.settings.folder, data[job.settings.data, job.settings.net])
         except BaseException:
@@ -78,6 +86,21 @@ def compare(
                 say(line)
         failures = _run_missing(settings, jobs, summaries, missing, engine, say, advance)
         return Outcome(_judge(settings, jobs, summaries), failures)
+
+
+def _notes(settings: Compare, jobs: Sequence[Job], here: bool) -> list[str]:
+    """Say what comes of policies that keep a state, and of those that no worker can make."""
+    from training.judgement import is_frozen, told_of_state
+
+    policies = {type(job.settings.policy): job.settings.policy for job in jobs}
+    notes = [told_of_state(policy) for policy in policies.values() if not is_frozen(policy)]
+    if here and workers_of(settings) > 1:
+        names = {type(job.settings.policy).__name__: None for job in jobs if stays_here(job)}
+        notes.append(
+            f"policy {', '.join(names)} is in no file that another process could import: the runs "
+            "follow one another in this one"
+        )
+    return notes
 
 
 def _run_missing(
@@ -103,7 +126,7 @@ def _run_missing(
         if advance:
             advance(count / len(jobs))
         with suppress(Unwritten):  # the other cells go on; at the end it is written anew
-            write_whole(Path(settings.out) / "comparison.csv", _csv(jobs, summaries, {}))
+            write_whole(settings.folder / "comparison.csv", _csv(jobs, summaries, {}))
     return tuple(failures[job.name] for job in jobs if job.name in failures)
 
 
@@ -163,7 +186,7 @@ def _judge(
     settings: Compare, jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Judge the rows of each data set and net, write all files, and give the text."""
-    folder, judged, texts = Path(settings.out), dict[str, Mapping[str, Any]](), []
+    folder, judged, texts = settings.folder, dict[str, Mapping[str, Any]](), []
     grounds = dict.fromkeys(settings.ground(name) for name in settings.cells)
     groups: list[tuple[str, Judgement]] = []
     for ground in grounds:
@@ -191,7 +214,8 @@ def _judge(
     write_whole(folder / "comparison.csv", _csv(jobs, summaries, judged))
     write_whole(folder / "comparison.md", text + "\n")
     if groups:
-        write_report(folder, groups)
+        missing = write_report(folder, groups)
+        text += f"\n\n{missing}" if missing else ""
     return text
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
+from analysis.files import path_of
 from nets.checks import check_count
 from nets.initializers import generator_of
 from training.augmenting import AUGMENTS as AUGMENTS
@@ -59,7 +60,7 @@ def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> S
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation must be above 0 and below 1, got {validation!r}")
-    train, test, names = read(name, Path(data_dir).expanduser())
+    train, test, names = read(name, path_of("data_dir", data_dir))
     if test is None:
         train, test = divide(train, TEST_SHARE, "test")
     train, held = divide(train, validation, "validation")

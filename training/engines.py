@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
 from training.cells import Job, on_device, run_job
+from training.failures import told
 from training.interrupts import Interrupted, Interrupts
 
 Ended = list[tuple[Job, str | None]]
@@ -66,6 +68,22 @@ def run_jobs(jobs: Sequence[Job], engine: Engine) -> Iterator[tuple[Job, str | N
                     raise Interrupted(interrupts.number, "the runs have written checkpoints")
         finally:
             engine.stop()
+
+
+def stays_here(job: Job) -> bool:
+    """Say whether no other process could make the job's policy: a notebook's, or a function's.
+
+    A worker imports the script that was started, and finds there what is written in it.
+    """
+    main = sys.modules["__main__"]
+    in_main = type(job.settings.policy).__module__ == "__main__"
+    if in_main and getattr(main, "__spec__", None) is None and not hasattr(main, "__file__"):
+        return True
+    try:
+        pickle.dumps(job)
+    except Exception:
+        return True
+    return False
 
 
 class Here:
@@ -126,7 +144,7 @@ class Pool:
         idle = [worker for worker in self._workers if worker.job is None]
         worker = idle[0] if idle else self._new(self._unused.pop(0))
         worker.job = job
-        worker.pipe.send(on_device(job, worker.device))
+        worker.pipe.send_bytes(pickle.dumps(on_device(job, worker.device)))
 
     def ended(self) -> Ended:
         busy = [worker for worker in self._workers if worker.job is not None]
@@ -167,7 +185,14 @@ class Pool:
         context = multiprocessing.get_context("spawn")  # a fork would share torch's threads' locks
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,))
-        process.start()
+        # Or a user's random.py would be imported before it is told where modules come from.
+        kept = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            process.start()
+        finally:
+            os.environ.pop("PYTHONSAFEPATH")
+            os.environ.update({} if kept is None else {"PYTHONSAFEPATH": kept})
         theirs.close()  # the child's alone: when it dies, ours ends
         self._workers.append(_Worker(process, ours, device))
         return self._workers[-1]
@@ -183,9 +208,14 @@ def _work(pipe: Connection) -> None:
 
     while True:
         try:
-            job = pipe.recv()
+            sent = pipe.recv_bytes()
         except EOFError:
             return
+        try:
+            job = pickle.loads(sent)
+        except Exception as error:
+            pipe.send(f"a worker cannot make its policy: {told(error)}; workers=1 needs none")
+            continue
         try:
             pipe.send(run_job(job))
         except Interrupted as stop:

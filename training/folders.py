@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from analysis.files import path_of
 from training.images import Images, Parts, decode
 
 THREADED_PIXELS = 128 * 128
@@ -44,7 +45,7 @@ def _printable(text: str) -> str:
 
 
 def _read(path: str) -> Parts:
-    root = Path(path).expanduser()
+    root = path_of("data", path)
     if not path or not root.is_dir():
         raise ValueError(f"data folder:PATH must name an existing folder, got {path!r}")
     train, test = _class_files(root / "train"), _class_files(root / "test")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from traceback import format_exc
 
 from analysis import Record, read_history
 from analysis.tables import phrase
 from nets import Action, Architecture, Cost, Freeze, Unfreeze, action_to_dict, cost, train_flops
-from nets.action_dicts import ACTIONS
+from nets.action_dicts import ACTIONS, action_from_dict
 from nets.actions import adds_capacity
 from nets.checks import check_choice
 from policies import Policy, Yoked
@@ -38,6 +40,41 @@ class Answer:
     actions: tuple[Action, ...] = ()
     failure: str = ""
     trace: str = ""
+
+
+def own_copy(policy: Policy) -> Policy:
+    """Give a run a policy of its own: what one run changes in it no other run sees.
+
+    Raises:
+        ValueError: it holds something that cannot be copied.
+    """
+    try:
+        return deepcopy(policy)
+    except Exception as error:
+        kind = type(policy).__name__
+        raise ValueError(f"policy {kind} must be plain data, to be copied: {told(error)}") from None
+
+
+def state_of(policy: Policy) -> bytes:
+    """Give what a policy holds, to tell whether it changes; nothing if that cannot be told."""
+    try:
+        return pickle.dumps(getattr(policy, "__dict__", {}))
+    except Exception:
+        return b""
+
+
+def is_frozen(policy: Policy) -> bool:
+    """Say whether a policy is a frozen dataclass, as it must be to decide by the history alone."""
+    made = getattr(type(policy), "__dataclass_params__", None)
+    return made is not None and made.frozen
+
+
+def told_of_state(policy: Policy) -> str:
+    """Give in one line what comes of a policy that keeps a state."""
+    return (
+        f"policy {type(policy).__name__} keeps a state: a run that is resumed, or replayed, begins "
+        "with a new one, and may decide otherwise; see docs/policies.md"
+    )
 
 
 def check_policy(policy: Policy) -> None:
@@ -75,7 +112,7 @@ def ask(policy: Policy, history: History) -> tuple[Action, ...]:
     wrong = _wrong(answer)
     if wrong:
         raise ValueError(f"policy {type(policy).__name__} {wrong}")
-    return tuple(answer)
+    return tuple(map(_as_recorded, answer))
 
 
 def attempt(policy: Policy, history: History) -> Answer:
@@ -87,7 +124,7 @@ def attempt(policy: Policy, history: History) -> Answer:
     except (Exception, SystemExit) as error:
         answer, wrong, trace = (), told(error), format_exc()
     if not wrong:
-        return Answer(tuple(answer))
+        return Answer(tuple(map(_as_recorded, answer)))
     return Answer(failure=failure_of(policy, history[-1], wrong), trace=trace)
 
 
@@ -110,6 +147,17 @@ def _wrong(answer: object) -> str:
         except (TypeError, ValueError, RecursionError):
             return f"must return actions of plain numbers and text, got {_short(action)}"
     return ""
+
+
+def _as_recorded(action: Action) -> Action:
+    """Give the action with the numbers and texts that a history and a checkpoint hold.
+
+    A numpy float, which JSON takes for a number, would make a checkpoint that cannot be read.
+    """
+    plain = action_from_dict(json.loads(json.dumps(action_to_dict(action))))
+    if callable(initializer := getattr(action, "initializer", None)):
+        return replace(plain, initializer=initializer)  # pyright: ignore[reportCallIssue]
+    return plain
 
 
 def _short(value: object) -> str:

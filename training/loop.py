@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis import Record, response_histograms
 from analysis.board import Board
+from analysis.drawing import Undrawn
 from analysis.tables import phrase
 from nets import (
     Action,
@@ -29,7 +30,15 @@ from training.failures import PolicyFailed, told
 from training.finite import check_growth, check_state, check_validation, finite, finite_readings
 from training.folder import append_metrics, append_record
 from training.interrupts import Interrupted, Interrupts
-from training.judgement import Verdict, attempt, failure_of, first_refusals, judge
+from training.judgement import (
+    Verdict,
+    attempt,
+    failure_of,
+    first_refusals,
+    judge,
+    state_of,
+    told_of_state,
+)
 from training.measuring import measure_probes, with_probes
 from training.model import model_of
 from training.pictures import reference_of
@@ -133,17 +142,21 @@ def _record_and_grow(run: Run, speed: float) -> str:
     record = _measure(run)
     loss, accuracy = _validate(run, run.ema)
     averaged = finite(loss), accuracy
+    state = state_of(run.settings.policy)
     verdict, difference, failure = _decide_and_grow(run, record)
     record = replace(record, **vars(verdict))
     notes = first_refusals(run.history, record.refused)
     notes += [failure] if failure else []
+    if not run.stateful and state_of(run.settings.policy) != state:
+        run.stateful = True
+        notes.append(told_of_state(run.settings.policy))
     run.history.append(record)
     run.progress.records += 1
     if run.board is not None:
         append_record(run.folder, record)
         append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
         run.board.record(record, speed, averaged)
-        _write(run, run.board, record, difference)
+        notes += _write(run, run.board, record, difference)
     run.save()
     notes += [f"{run.progress.skipped} steps skipped"] if run.progress.skipped else []
     return "  ".join([line_of(record, speed), *notes])
@@ -180,16 +193,26 @@ def _decide_and_grow(run: Run, record: Record) -> tuple[Verdict, float | None, s
     return faded, _grow(run, faded), failure
 
 
-def _write(run: Run, board: Board, record: Record, difference: float | None) -> None:
-    """Write to TensorBoard what comes with a record; pictures after growth and at the end."""
+def _write(run: Run, board: Board, record: Record, difference: float | None) -> list[str]:
+    """Write to TensorBoard what comes with a record; pictures after growth and at the end.
+
+    Gives what could not be drawn, which ends no run.
+    """
+    notes: list[str] = []
     board.growth(record.step, record.applied, record.refused, difference)
     board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
     at_end = run.spent >= 1 and not run.record_due
     if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
-        board.pictures(run.history, reference_of(run.folder))
+        try:
+            board.pictures(run.history, reference_of(run.folder))
+        except Undrawn as failure:
+            notes.append(str(failure))
     if at_end:
+        if (size := cost(run.net.architecture)) != record.cost:  # a block has faded
+            board.size(record.step, size)
         board.hyperparameters(record.step, hyperparameters(run))
     board.flush()
+    return notes
 
 
 def _measure(run: Run) -> Record:

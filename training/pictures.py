@@ -21,7 +21,7 @@ def reference_of(folder: Path) -> list[Record]:
         return []
     for path in comparison.glob(f"*/{folder.name}/summary.json"):
         try:
-            summary = json.loads(path.read_text())
+            summary = json.loads(path.read_text(encoding="utf-8"))
             if summary["policy"] == "Never" and path.parent != folder:
                 static.append((summary["parameters"], read_history(path.parent)))
         except (OSError, ValueError, KeyError, TypeError):

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import Record, read_history
+from analysis.files import path_of
 from analysis.tables import markdown, no_growth, phrase
 from nets import Action
 from nets.actions import adds_capacity
 from policies import Policy
 from training.folder import read_config
-from training.judgement import judge, replay
+from training.judgement import judge, own_copy, replay
 
 Answer = tuple[Record, Sequence[Action]]
 
@@ -45,7 +46,7 @@ def runs_of(folders: Sequence[str]) -> list[Path]:
         ValueError: one of them holds no history.
     """
     found: list[Path] = []
-    for folder in map(Path, folders):
+    for folder in (path_of("runs", each) for each in folders):
         inner = sorted(path.parent for path in folder.glob("*/seed*/history.jsonl"))
         found.extend(inner or [folder])
     return list(dict.fromkeys(found))
@@ -71,7 +72,7 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
         if not isinstance(grow_until, int | float):
             raise ValueError(f"grow_until of {run} must be a number, got {grow_until!r}")
         try:
-            answers = list(replay(policy, history))
+            answers = list(replay(own_copy(policy), history))
             found.append(Replay(run, answers, grow_until))
         except ValueError as error:  # it misses a probe, say, that this run did not record
             found.append(Replay(run, [], why=str(error)))

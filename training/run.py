@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from analysis import Observer, Record, read_history
 from analysis.board import Board
 from analysis.files import writing
+from analysis.timeline import statistics_of
 from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.initializers import generator_of
@@ -40,7 +41,7 @@ from training.finite import check_losses, check_state
 from training.folder import append_losses, binding, claim, cut_back
 from training.identity import difference, identity_of
 from training.images import Images
-from training.judgement import check_policy
+from training.judgement import check_policy, own_copy
 from training.locks import alone
 from training.model import model_of
 from training.process import own_process
@@ -84,6 +85,7 @@ class Run:
     history: list[Record]
     board: Board | None
     held: ExitStack  # the lock on the folder, and what the process was like before
+    stateful: bool = False  # whether the policy was seen to change, which is told once
 
     @property
     def spent(self) -> float:
@@ -193,6 +195,7 @@ def open_run(settings: Train) -> Run:
     with ExitStack() as held:
         held.enter_context(own_process(settings))
         check_policy(settings.policy)
+        settings = replace(settings, policy=own_copy(settings.policy))
         text, ground = settings_to_yaml(settings), ground_of(settings)
         check_processes(ground.data)
         held.enter_context(ranks.on_first(alone(settings.folder)))
@@ -218,6 +221,8 @@ def _open(settings: Train, text: str, ground: Ground) -> Run:
     if state is not None:
         progress = restore(state, path, net, optimizer, scaler, observer, window)
     history = read_history(folder, progress.records) if progress.records else []
+    # From the start: TensorBoard purges nothing at the first such mark that it sees.
+    marks = {"purge_step": progress.step + 1, "charted": bool(statistics_of(history))}
     ranks.from_first(lambda: cut_back(folder, progress.records, progress.step))
     return Run(
         settings=settings,
@@ -241,8 +246,7 @@ def _open(settings: Train, text: str, ground: Ground) -> Run:
         trace=[window.clone()],
         progress=progress,
         history=history,
-        # From the start: TensorBoard purges nothing at the first such mark that it sees.
-        board=Board(folder, purge_step=progress.step + 1) if ranks.rank() == 0 else None,
+        board=Board(folder, **marks) if ranks.rank() == 0 else None,
         held=ExitStack(),
     )
 

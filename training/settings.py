@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import Enum
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
+from analysis.files import path_of
 from nets import Architecture, cost, preset, seed_of
 from nets.checks import check_choice, check_count, check_fraction, check_kinds
 from policies import (
@@ -28,6 +30,8 @@ MOST_EPOCHS = 10**9
 MOST_THREADS = 1024
 MOST_PARAMETERS = 10**11
 AUGMENTATIONS = ("auto", "none", "crop", "crop-flip", "flip")
+MOST_OF_A_NAME = 200
+"""Bytes of a row's name; file systems take 255."""
 INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
@@ -208,16 +212,21 @@ class Train(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_made("policy", self.policy, Policy)
+        if self.start is not None:
+            check_made("start", self.start, Start)
         check_count("seed", self.seed, least=0)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        _ = self.folder  # refuses what is none
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         data = Path(self.data.removeprefix("folder:")).name
         policy = type(self.policy).__name__.lower()
-        return Path(self.out or f"runs/{data}-{self.net}-{policy}-seed{self.seed}")
+        name = f"runs/{data}-{self.net}-{policy}-seed{self.seed}"
+        return _folder(name if self.out is None else self.out)
 
     def limit(self, classes: int, image: tuple[int, ...]) -> Architecture:
         """Give the limit network for data of that shape."""
@@ -243,6 +252,35 @@ class Train(Common):
         return first
 
 
+def check_made(name: str, value: object, kind: type) -> None:
+    """Raise a ValueError unless the value is an object of that class; null in a file is none."""
+    if not isinstance(value, kind):
+        got = "null" if value is None else repr(value)
+        raise ValueError(f"{name} must be a {kind.__name__}, got {got}")
+
+
+def _row(name: object) -> str:
+    """Give a row's name as text: YAML reads 8 and 0.5 as numbers, and on, no and null as others."""
+    if name is None or isinstance(name, bool):
+        said = "null" if name is None else str(name).lower()
+        raise ValueError(
+            f"cells must have names that are text, got {said}: put the name in quotes, as YAML "
+            "reads on, off, yes, no, true, false, null and ~ otherwise"
+        )
+    text = str(name)
+    bad = text in ("", "..") or text.startswith("~") or Path(text).name != text
+    if bad or not text.isprintable() or len(text.encode()) > MOST_OF_A_NAME:
+        raise ValueError(f"cells must have names that a folder can have, got {text[:99]!r}")
+    return text
+
+
+def _folder(out: str) -> Path:
+    """Give the folder that `out` names; a ValueError if it names none."""
+    if not out or "\0" in out:
+        raise ValueError(f"out must be the name of a folder, got {out!r}")
+    return path_of("out", out)
+
+
 def _check_net(name: str) -> None:
     """Raise a ValueError unless it is the name of a network that a machine could hold."""
     if re.search(r"\d{6}", name):  # of layers or channels: counting alone would take for ever
@@ -255,8 +293,9 @@ def _check_net(name: str) -> None:
 
 
 def _read_architecture(path: str) -> Architecture:
+    file = path_of("start.architecture", path)
     try:
-        return Architecture.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return Architecture.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(
@@ -289,6 +328,11 @@ class Cell:
     net: str | None = None
     scratch: str | None = None
     yoked: str | None = None
+
+    def __post_init__(self) -> None:
+        check_made("policy", self.policy, Policy)
+        if self.start is not None:
+            check_made("start", self.start, Start)
 
     @property
     def source(self) -> str | None:
@@ -348,11 +392,17 @@ class Compare(Common):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be at least one, and no two the same, got {self.seeds}")
+        for seed in self.seeds:
+            check_count("seed", seed, least=0)
         if not self.cells:
             raise ValueError("cells must be at least one row, got none")
+        cells = {_row(name): cell for name, cell in self.cells.items()}
+        if len(cells) < len(self.cells):
+            raise ValueError(f"cells must have names of their own, got {list(self.cells)}")
+        object.__setattr__(self, "cells", cells)
+        for name, cell in self.cells.items():
+            check_made(f"cells: {name}", cell, Cell)
         for name in self.cells:
-            if name in ("", "..") or Path(name).name != name:
-                raise ValueError(f"cells must have names that a folder can have, got {name!r}")
             self._check_source(name)
         check_choice("engine", self.engine, ("pool", "ray"))
         if self.address is not None and self.engine != "ray":
@@ -360,7 +410,13 @@ class Compare(Common):
         if self.workers is not None:
             check_count("workers", self.workers)
         check_count("per_gpu", self.per_gpu)
+        _ = self.folder  # refuses what is none
         self._check_pair()
+
+    @property
+    def folder(self) -> Path:
+        """The comparison's folder."""
+        return _folder(self.out)
 
     @property
     def pair(self) -> tuple[str, str] | None:
@@ -411,6 +467,10 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name  # by which it is read again
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, Policy):
         kind = type(value)
         module = "policies" if kind.__module__.startswith("policies.") else kind.__module__
@@ -419,7 +479,7 @@ def _plain(value: Any) -> Any:
             raise ValueError(
                 f"policy must be a dataclass, whose fields are its settings, got {path}"
             )
-        return {"class_path": path, "init_args": _plain(asdict(value))}
+        return {"class_path": path, "init_args": _fields(path, value)}
     if isinstance(value, Cell):
         return settings_to_dict(value)
     if isinstance(value, Start):
@@ -428,7 +488,37 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)  # numpy's float is a float
     return value
+
+
+def _fields(path: str, policy: Policy) -> dict[str, Any]:
+    """Give what a policy is made of; a ValueError names what no file could hold."""
+    found = {}
+    for item in fields(policy):  # pyright: ignore[reportArgumentType]
+        if item.init:
+            value = _plain(getattr(policy, item.name))
+            if not _storable(value):
+                words = "fields of numbers, text, lists and mappings"
+                raise ValueError(
+                    f"policy {path} must have {words}, got {item.name}={value!r}"[:300]
+                )
+            found[item.name] = value
+    return found
+
+
+def _storable(value: Any) -> bool:
+    """Say whether a config file and a checkpoint hold the value and give it back the same."""
+    if isinstance(value, list):
+        return all(map(_storable, value))
+    if isinstance(value, dict):
+        return all(map(_storable, [*value, *value.values()]))
+    kinds = (type(None), bool, int, float, str)
+    return type(value) in kinds and value == value  # NaN is not
 
 
 def settings_to_yaml(settings: Any) -> str:

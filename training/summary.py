@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nets import action_to_dict
+from nets import action_to_dict, cost
 from nets.actions import adds_capacity
+from nets.checks import in_one_line
 from training import ranks
 from training.augmenting import augment_of
 from training.checkpoint import load_checkpoint, network_of
@@ -20,17 +21,22 @@ from training.run import Run
 from training.settings import Train, settings_to_dict
 from training.step import LOSSES, Precision, evaluate
 
+_MOST = 2000
+"""Characters of a setting that TensorBoard shows."""
+
 
 def finish(run: Run) -> Mapping[str, Any]:
     """Give the summary of a run that has spent its budget; rank 0 writes it."""
     last, progress = run.history[-1], run.progress
+    architecture = run.net.architecture  # not the record's if a block had faded by then
+    size = cost(architecture)
     summary = {
         "policy": type(run.settings.policy).__name__,
         "seed": run.settings.seed,
         "data": run.settings.data,
         "net": run.settings.net,
-        "parameters": last.cost.parameters,
-        "flops": last.cost.flops,
+        "parameters": size.parameters,
+        "flops": size.flops,
         "limit": {"parameters": run.limit.parameters, "flops": run.limit.flops},
         "train_flops": progress.flops,
         "steps": progress.step,
@@ -51,7 +57,7 @@ def finish(run: Run) -> Mapping[str, Any]:
         ],
     }
     how = (*run.statistics, run.loss, run.precision)
-    if len(run.judged) < len(run.splits.validation):
+    if len(run.judged) < len(run.splits.validation) or architecture != last.architecture:
         loss, accuracy = evaluate(run.net, run.splits.validation, *how)
         summary.update(validation_loss=finite(loss), validation_accuracy=accuracy)
     if run.ema is not None:
@@ -61,7 +67,7 @@ def finish(run: Run) -> Mapping[str, Any]:
         summary.update(_test(evaluate(run.net, run.splits.test, *how)))
 
     def write() -> dict[str, Any]:
-        write_json(run.folder / "architecture.json", run.net.architecture.to_dict())
+        write_json(run.folder / "architecture.json", architecture.to_dict())
         write_json(run.folder / "summary.json", summary)
         return summary
 
@@ -81,12 +87,12 @@ def hyperparameters(run: Run) -> dict[str, str | float]:
     names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
     names += ("weight_decay", "initializer", "precision")
     return {
-        "data": settings.data,
+        "data": in_one_line(settings.data, _MOST),
         "lr": settings.learning_rate,
         "net": settings.net,
         "policy": type(settings.policy).__name__,
         "seed": settings.seed,
-        "settings_of_policy": repr(settings.policy),
+        "settings_of_policy": in_one_line(repr(settings.policy), _MOST),
         "start_parameters": run.history[0].cost.parameters,
         **{f"training.{name}": getattr(settings, name) for name in names},
     }

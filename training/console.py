@@ -1,0 +1,59 @@
+"""What a command says and where: nothing that is written there ends a run. No torch here."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+from contextlib import suppress
+
+_SHOWN = {"±": "+-", "×": "x", "…": "...", "–": "-"}
+"""What our own texts hold beyond ASCII."""
+
+_UNHEARD = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF, errno.EDQUOT)
+
+
+def open_streams() -> None:
+    """Open streams that are closed onto nothing, and let stdout show what it can of any text.
+
+    A closed one (`>&-`, a daemon, pythonw) is None, or is taken by the next file that is opened,
+    into which a library would then print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            if stream.fileno() < 3:
+                os.set_inheritable(stream.fileno(), True)  # for processes that run cells
+            setattr(sys, name, stream)
+    codecs.register_error("shown", _shown)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="shown")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _shown(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_SHOWN.get(c) or ascii(c)[1:-1] for c in text), error.end
+
+
+def say(line: str) -> None:
+    """Print a line at once; if that fails the run goes on, and its end tells it."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    """Print a line on stderr, if anybody hears it: the exit code tells the same."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def lose_stdout(error: OSError) -> str:
+    """Give up what waits for a stdout that cannot be written, and say so if that was the error."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # or the end of the process would fail too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return "stdout cannot be written: " if error.errno in _UNHEARD and not error.filename else ""
