@@ -4,8 +4,11 @@ Nothing here imports torch before a name needs it.
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+_FLOORS = ("nets", "analysis", "policies", "training")
 
 if __name__ == "__main__":
     # The working directory stands first, and may hold a run.py of its own.
@@ -14,6 +17,14 @@ if __name__ == "__main__":
     from run import main
 
     sys.exit(main())
+
+for _name in _FLOORS:
+    _spec = find_spec(_name)
+    _file = Path((_spec and _spec.origin) or ".").resolve()
+    if _file.parents[1] != Path(__file__).resolve().parent:
+        raise ImportError(
+            f"{_file} hides the {_name} of growthrings: rename it, or start elsewhere"
+        )
 
 import analysis
 import nets
@@ -27,8 +38,6 @@ if TYPE_CHECKING:
     from policies import *
     from training import *
 
-_FLOORS = (nets, analysis, policies, training)
-
 __all__ = ["__version__"]
 __all__ += nets.__all__
 __all__ += analysis.__all__
@@ -37,7 +46,7 @@ __all__ += training.__all__
 
 
 def __getattr__(name: str):
-    for floor in _FLOORS:
+    for floor in (nets, analysis, policies, training):
         if name in floor.__all__:
             return getattr(floor, name)
     raise AttributeError(f"module 'growthrings' has no attribute {name!r}")

@@ -101,6 +101,15 @@ def test_the_module_is_the_command_whatever_the_folder_holds(tmp_path):
     assert python("-m", "growthrings", "--version", cwd=ROOT) == told
 
 
+@pytest.mark.parametrize("name", FLOORS)
+def test_what_hides_a_floor_is_named(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("")
+    code = f"import sys; sys.path.insert(0, ''); sys.path.append({str(ROOT)!r}); "
+    code += "\ntry: import growthrings\nexcept ImportError as error: print(error)"
+    told = f"{tmp_path / name}.py hides the {name} of growthrings: rename it, or start elsewhere\n"
+    assert python("-c", code, cwd=tmp_path) == told
+
+
 def test_all_packages_and_modules_are_installed_and_typed():
     """As setuptools finds them: a folder in a floor is shipped if a pattern names it."""
     tools = PROJECT["tool"]["setuptools"]
