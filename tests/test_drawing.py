@@ -118,7 +118,7 @@ def test_a_run_ends_without_pictures(tmp_path, monkeypatch):
     said: list[str] = []
     train(Train(**QUICK, out=str(tmp_path)), said.append)
     assert (tmp_path / "summary.json").exists()
-    assert [line.endswith(FAILURE) for line in said] == [False, True]
+    assert [line.endswith(FAILURE) for line in said] == [False, False, True]
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
     assert "growth_history/text_summary" in tags["tensors"]
 

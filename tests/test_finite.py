@@ -219,7 +219,7 @@ def test_skipped_steps_are_counted_and_resumed(tmp_path, monkeypatch):
         poison(patch, {2, 3, 14})
         summary = train(skipping(tmp_path / "whole"), lines.append)
     assert summary["skipped_steps"] == 3
-    assert "  2 steps skipped" in lines[0]
+    assert "  2 steps skipped" in lines[1]
     assert "  3 steps skipped" in lines[-1]
     losses = (tmp_path / "whole" / "losses.csv").read_text().splitlines()
     assert [line for line in losses if line.endswith("nan")] == ["2,nan", "3,nan", "14,nan"]

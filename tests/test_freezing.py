@@ -424,7 +424,7 @@ def test_thawed_it_returns_to_its_own_group_as_newborn(kind, action):
     for name, parameter in thawed.network.named_parameters():
         state = thawed.optimizer.state.get(parameter)
         if mask[name].all():
-            assert state is None, name
+            assert state is None or not (state["step"] or state[first].any()), name
         elif not mask[name].any():
             assert torch.equal(state[first], before[name][first])
         else:

@@ -177,7 +177,8 @@ def test_a_flag_leaves_the_folder_alone(parser, words, expected):
 
 
 @pytest.mark.parametrize("value", ["maybe", "2", "null", "[]"])
-def test_other_values_of_a_flag_are_refused(refusal, value):
+def test_other_values_of_a_flag_are_refused(refusal, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     line = refusal(["train", "--final", value])
     assert line.startswith("final must be true or false, got ")
 

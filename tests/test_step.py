@@ -76,6 +76,7 @@ def test_a_step_with_observer_and_average_reads_nothing_from_the_device(accumula
         model=net,
         ema=copy.deepcopy(net).requires_grad_(False),
         optimizer=optimizer,
+        observer=observer,
         scaler=UNSCALED,
         batches=batches,
         settings=settings,
