@@ -7,6 +7,7 @@ joined under its own NAME. An entry that is held as a whole is a buffer under it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ Bands = tuple[tuple[int, int], ...]
 """What is held of an entry, from its first row on: (rows, leading columns held in these)."""
 
 
+_CONVERTS = nn.SyncBatchNorm.convert_sync_batchnorm.__code__
 THIN = 8
 """Channels from which on oneDNN is right; see `StridedConv2d`."""
 
@@ -199,22 +201,30 @@ class _HeldBatchNorm(_Joining, nn.modules.batchnorm._BatchNorm):
         for name in ("weight", "bias"):
             hold(self, name, ((held, 1),))
 
+    @property
+    def weight(self) -> Any:
+        if sys._getframe(1).f_code is _CONVERTS:  # it would go on to torch's words on FloatTensors
+            raise ValueError(
+                "net must have no held BatchNorm to become synchronised, got one of which "
+                f"{self.held} of {self.num_features} channels are frozen: convert it before"
+            )
+        return _joined(self, "weight")
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, ...)."""
         mean, variance = self.running_mean, self.running_var
+        weight, bias = _joined(self, "weight"), _joined(self, "bias")
         assert mean is not None
         assert variance is not None
         if not self.training or self.held == self.num_features:
-            return functional.batch_norm(
-                input, mean, variance, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return functional.batch_norm(input, mean, variance, weight, bias, False, 0.0, self.eps)
         if isinstance(input, Proxy):
             raise ValueError("net must be in eval mode for torch.fx: a BatchNorm is held in part")
         if input.numel() == self.num_features:
             shape = tuple(input.shape)
             raise ValueError(f"Expected more than 1 value per channel when training, got {shape}")
         held = mean[: self.held], variance[: self.held]
-        output, *batch = _PartlyHeld.apply(input, self.weight, self.bias, *held, self.eps)
+        output, *batch = _PartlyHeld.apply(input, weight, bias, *held, self.eps)
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked += 1

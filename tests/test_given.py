@@ -160,6 +160,12 @@ def test_synchronised_batchnorm_stays_synchronised():
         grow(net, [Freeze("stage1.block1")])
 
 
+def test_a_partly_frozen_net_is_not_synchronised_by_name():
+    held = grow(build(ARCHITECTURE), [Freeze("stage1.block1")]).network
+    with pytest.raises(ValueError, match=r"^net must have no held BatchNorm"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(held)
+
+
 def test_norms_in_eval_mode_stay_so_and_newborns_join_them():
     net = build(ARCHITECTURE)
     for module in net.modules():
