@@ -21,6 +21,7 @@ from training.branching import NONE, branch
 from training.checkpoint import load_checkpoint, load_optimizer_state, network_of
 from training.data import Batches
 from training.forks import candidates, fork_of
+from training.process import own_process
 from training.step import make_optimizer
 
 TRAIN = "train --net resnet8 --epochs 0.5 --records 4 --batch_size 64 --device cpu --threads 1"
@@ -127,23 +128,24 @@ def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
     folder, _, _ = branched
     fork = fork_of(folder, at)
     state = load_checkpoint(fork.state, {})
-    net = network_of(state, fork.state).train()
+    net = network_of(state, fork.state).train().to(memory_format=torch.channels_last)
     optimizer = make_optimizer(net, fork.settings)
     load_optimizer_state(net, optimizer, state["optimizer"])
     ground = training.branching.ground_of(fork.settings)
     entropy = torch.nn.functional.cross_entropy
-    for number in range(3):
-        for group in optimizer.param_groups:
-            group["lr"] = fork.record.learning_rate * (1 + cos(pi * number / 3)) / 2
-        inputs, targets = ground.batches.batch(*divmod(at + number, ground.batches.per_epoch))
-        optimizer.zero_grad()
-        with ground.precision.autocast():
-            outputs = net(inputs)
-        entropy(outputs.float(), targets).backward()
-        optimizer.step()
-    read = training.branching.evaluate(
-        net, ground.splits.validation, *ground.statistics, entropy, ground.precision
-    )
+    with own_process(fork.settings):  # with as many threads
+        for number in range(3):
+            for group in optimizer.param_groups:
+                group["lr"] = fork.record.learning_rate * (1 + cos(pi * number / 3)) / 2
+            inputs, targets = ground.batches.batch(*divmod(at + number, ground.batches.per_epoch))
+            optimizer.zero_grad()
+            with ground.precision.autocast():
+                outputs = net(inputs)
+            entropy(outputs.float(), targets).backward()
+            optimizer.step()
+        read = training.branching.evaluate(
+            net, ground.splits.validation, *ground.statistics, entropy, ground.precision
+        )
     (row,) = [
         row
         for row in rows_of(fork.out / "branches.csv")

@@ -312,6 +312,8 @@ def test_a_copy_goes_on_as_the_original(copied):
     assert not first & second
 
 
+# torch 2.9's own, of what traces a function of autograd
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_frozen_net_gives_the_same_step():
     net = frozen_net(*SOME, Widen("stage1.block2", 2), dtype=torch.float64)
     other = copy.deepcopy(net)
