@@ -682,6 +682,8 @@ ELSEWHERE = {
 @pytest.mark.parametrize("what", ELSEWHERE)
 @pytest.mark.parametrize("known", [True, False])
 def test_what_else_is_done_with_a_net_is_no_step(what, known):
+    if what == "strict export" and torch.__version__ < (2, 14):
+        pytest.skip("torch 2.9 exports no net with hooks strictly")
     net = network()
     optimizer = sgd(net.parameters())
     with Observer(net, optimizer if known else None) as observer:
