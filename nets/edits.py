@@ -44,9 +44,7 @@ class Carried:
 
 def begin(origin: Network, values: list[Values]) -> Carried:
     """Start with the network as it is."""
-    return Carried(
-        origin, values, sources_of(values[0], _on_meta(origin.architecture.thawed()), {})
-    )
+    return Carried(origin, values, sources_of(values[0], on_meta(origin.architecture.thawed()), {}))
 
 
 def carry(
@@ -66,7 +64,7 @@ def carry(
     """
     draw, old = initializer_of(choice), carried.values
     born = (carried.born | (set(after.blocks) - set(before.blocks))) & set(after.blocks)
-    layout = _on_meta(after.thawed())
+    layout = on_meta(after.thawed())
     kept: Mapping[str, Tensor] = {}
     rows: Mapping[str, Tensor] = {}
     if isinstance(action, Narrow):
@@ -83,7 +81,7 @@ def carry(
             start, columns = earlier[name].shape[:2]
             values[name][start : start + len(value), :columns] = value.to(values[name])
         if choice == "net2net" and isinstance(action, Widen | WidenStage):
-            copy_channels(values, earlier, sources, _on_meta(before), seed)
+            copy_channels(values, earlier, sources, on_meta(before), seed)
     disturbed = carried.disturbed
     faded = isinstance(action, Remove) and _has_faded(before, action, old[0])
     if isinstance(action, Remove) and not (action.steps or faded or action.block in carried.born):
@@ -115,6 +113,7 @@ def _has_faded(before: Architecture, action: Remove, values: Values) -> bool:
     return fade > 0 and int(values[f"{action.block}.fade"]) >= fade
 
 
-def _on_meta(architecture: Architecture) -> Network:
+def on_meta(architecture: Architecture) -> Network:
+    """Give a network without values."""
     with torch.device("meta"):
         return Network(architecture)

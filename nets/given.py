@@ -31,31 +31,30 @@ _OF_TORCH = {*vars(nn.Module()), *_INNER}
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
 
 
-def check_given(name: str, net: Network) -> Own:
+def check_given(name: str, net: Network, built: Network) -> Own:
     """Give the attributes of plain data that a user has set on modules.
 
     Args:
         name: of the argument.
         net: these attributes, settings of BatchNorm, SyncBatchNorm instead of it, modes,
             requires_grad and modules' hooks are carried; all else must be as built.
+        built: a new network of the same architecture, on the meta device.
 
     Raises:
         ValueError: there is more, which growing would lose; the message names the first of it.
     """
     if type(net) is not Network:
         raise _odd(name, f"its class {type(net).__name__} is not Network")
-    with torch.device("meta"):
-        built = dict(Network(net.architecture).named_modules())
-    modules = dict(net.named_modules(remove_duplicate=False))
-    for path in [*built, *modules]:
-        if path not in built or path not in modules:
-            lacks = "lacks" if path in built else "has a module of its own,"
+    new, modules = (dict(each.named_modules(remove_duplicate=False)) for each in (built, net))
+    for path in [*new, *modules]:
+        if path not in new or path not in modules:
+            lacks = "lacks" if path in new else "has a module of its own,"
             raise _odd(name, f"it {lacks} {path}")
     seen: dict[int, str] = {}
     for path, module in modules.items():
-        _check_kind(name, path, module, built[path])
-        _check_tensors(name, path, module, built[path], seen)
-    return {path: _attributes(name, path, each, built[path]) for path, each in modules.items()}
+        _check_kind(name, path, module, new[path])
+        _check_tensors(name, path, module, new[path], seen)
+    return {path: _attributes(name, path, each, new[path]) for path, each in modules.items()}
 
 
 def _check_kind(name: str, path: str, module: nn.Module, built: nn.Module) -> None:
@@ -86,7 +85,7 @@ def _check_tensors(
                 raise _odd(name, f"{full} is a {type(value.detach()).__name__}")
             if seen.setdefault(id(value), full) != full:
                 raise _odd(name, f"{full} is shared with {seen[id(value)]}")
-            if any(not stays_behind(hook) for hook in _tensor_hooks(value)):
+            if any(not stays_behind(hook) for hook in tensor_hooks(value)):
                 raise _odd(name, f"{full} has a hook of its own")
             for key, own in vars(value).items():
                 if not is_plain(own):
@@ -129,7 +128,8 @@ def stays_behind(hook: Any) -> bool:
     return getattr(getattr(hook, "__self__", hook), "stays_behind", False)
 
 
-def _tensor_hooks(value: Tensor) -> list[Any]:
+def tensor_hooks(value: Tensor) -> list[Any]:
+    """Give the hooks on a tensor's gradient."""
     hooks = (value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None))
     return [hook for some in hooks if some for hook in some.values()]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nets.actions import Action
 from nets.architecture import Architecture
 from nets.assembly import assemble, estimate_statistics
-from nets.edits import begin, carry, unknown_channels
+from nets.edits import begin, carry, on_meta, unknown_channels
 from nets.given import check_given
 from nets.handover import hand_over, without_hooks
 from nets.held import join_values
@@ -83,7 +83,8 @@ def grow(
         raise ValueError("ema must have the architecture of net")
     architectures = list(accumulate(actions, Architecture.apply, initial=old.architecture))
     olds = [old] if old_ema is None else [old, old_ema]
-    own = [check_given(name, each) for name, each in zip(("net", "ema"), olds)]
+    built = on_meta(old.architecture)
+    own = [check_given(name, each, built) for name, each in zip(("net", "ema"), olds)]
     inputs = checked_inputs(old, probe)
     carried = begin(old, [join_values(each, each.state_dict()) for each in olds])
     for action, pair in zip(actions, pairwise(architectures)):

@@ -18,8 +18,6 @@ from torch.nn import functional
 
 Bands = tuple[tuple[int, int], ...]
 """What is held of an entry, from its first row on: (rows, leading columns held in these)."""
-
-
 _CONVERTS = nn.SyncBatchNorm.convert_sync_batchnorm.__code__
 THIN = 8
 """Channels from which on oneDNN is right; see `StridedConv2d`."""

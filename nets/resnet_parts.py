@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nets.given import HOOKS, tensor_hooks
+
 Kinds = Mapping[str, tuple[type | None, ...]]
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -41,17 +43,6 @@ _SETTINGS = {
 }
 _POOLS = {"maxpool": nn.MaxPool2d(3, 2, 1), "avgpool": nn.AdaptiveAvgPool2d(1)}
 _PAIRS = {"kernel_size", "stride", "padding", "dilation", "output_size"}
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-_OWN_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def pair(size: Any) -> Any:
@@ -169,7 +160,7 @@ def _check_children(path: str, module: nn.Module, kinds: Kinds) -> None:
 
 def _check_untouched(path: str, module: nn.Module) -> None:
     """Raise a ValueError if something was put over the module that a copy would not have."""
-    hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
+    hooks = [hook for kind in HOOKS for hook in getattr(module, kind).values()]
     if hooks:
         raise _refusal(path, "without hooks, which are not taken over", _called(hooks[0]))
     if module._compiled_call_impl is not None:
@@ -199,8 +190,7 @@ def _check_value(name: str, value: Tensor, wanted: Tensor) -> None:
         raise _refusal(
             name, f"{kind} of shape {tuple(wanted.shape)}", f"{value.dtype} of {tuple(value.shape)}"
         )
-    hooks = [hook for kind in _OWN_HOOKS for hook in (getattr(value, kind, None) or {}).values()]
-    if hooks:
+    if hooks := tensor_hooks(value):
         raise _refusal(name, "without hooks, which are not taken over", _called(hooks[0]))
 
 
