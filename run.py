@@ -22,13 +22,13 @@ from typing import Any
 from jsonargparse import Namespace
 
 from analysis import Record, read_history
-from analysis.files import path_of
-from training.commandline import Exit, Parser, make_parser, one_line, underscored
-from training.console import complain, lose_stdout, open_streams, say
-from training.failures import PolicyFailed, told
-from training.finite import NonFinite
-from training.places import hidden, import_from
-from training.settings import Compare, Train
+from analysis.recording.files import path_of
+from training.keeping.failures import PolicyFailed, told
+from training.running.finite import NonFinite
+from training.settings.commandline import Exit, Parser, make_parser, one_line, underscored
+from training.settings.console import complain, lose_stdout, open_streams, say
+from training.settings.places import hidden, import_from
+from training.settings.settings import Compare, Train
 
 sys.path.remove(_HERE)  # what else lies beside us has no precedence
 
@@ -109,10 +109,10 @@ def _reporting(first: bool = True):
 
 
 def _train(chosen: Namespace) -> int:
-    from analysis.tables import result_of
-    from training.interrupts import Interrupted
-    from training.loop import train
-    from training.ranks import joined
+    from analysis.showing.tables import result_of
+    from training.keeping.interrupts import Interrupted
+    from training.keeping.ranks import joined
+    from training.running.loop import train
 
     settings = _settings(Train, chosen)
     with joined() as first:
@@ -137,16 +137,16 @@ def _train(chosen: Namespace) -> int:
 
 
 def _compare(chosen: Namespace) -> int:
-    from training.comparison import compare
-    from training.interrupts import Interrupted
-    from training.ranks import started
+    from training.comparing.comparison import compare
+    from training.keeping.interrupts import Interrupted
+    from training.keeping.ranks import started
 
     if started() > 1:
         raise ValueError(f"compare must run in 1 process (torchrun is for train), got {started()}")
 
     settings = _settings(Compare, chosen)
     if settings.dry_run:
-        from training.forecast import forecast
+        from training.comparing.forecast import forecast
 
         print(forecast(settings))
         return 0
@@ -164,9 +164,9 @@ def _compare(chosen: Namespace) -> int:
 
 
 def _inspect(chosen: Namespace) -> int:
-    from analysis.suggestions import suggestions
-    from analysis.tables import growth_table, layer_table, no_growth
-    from analysis.timeline import architectures, layer_values
+    from analysis.judging.suggestions import suggestions
+    from analysis.recording.timeline import architectures, layer_values
+    from analysis.showing.tables import growth_table, layer_table, no_growth
     from nets import cost
 
     history = _history(chosen.run)
@@ -199,9 +199,9 @@ def _inspect(chosen: Namespace) -> int:
 
 def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
     """Write the pictures of a run, and say where they are or why there are none."""
-    from analysis.drawing import Undrawn, drawing
-    from analysis.pictures import draw
-    from training.pictures import reference_of, write_pictures
+    from analysis.showing.drawing import Undrawn, drawing
+    from analysis.showing.pictures import draw
+    from training.running.pictures import reference_of, write_pictures
 
     folder = path_of("run", chosen.run)
     folder = folder if folder.is_dir() else folder.parent
@@ -217,15 +217,15 @@ def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
 
 
 def _replay(chosen: Namespace) -> int:
-    from training.replaying import replay_table
+    from training.asking.replaying import replay_table
 
     print(replay_table(chosen.policy, chosen.runs))
     return 0
 
 
 def _branch(chosen: Namespace) -> int:
-    from training.branching import branch
-    from training.ranks import started
+    from training.asking.branching import branch
+    from training.keeping.ranks import started
 
     if started() > 1:
         raise ValueError(f"branch must run in 1 process (torchrun is for train), got {started()}")

@@ -6,11 +6,11 @@ Everything that needs torch is imported on first use, so that policies load in m
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from analysis.record import LayerReading, Record, read_history
+from analysis.recording.record import LayerReading, Record, read_history
 
 if TYPE_CHECKING:
-    from analysis.observer import Observer
-    from analysis.probes import (
+    from analysis.observing.observer import Observer
+    from analysis.observing.probes import (
         block_importance,
         effective_rank,
         gradient_signal_to_noise,
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     )
 
 _LAZY = {
-    "Observer": "observer",
-    "block_importance": "probes",
-    "effective_rank": "probes",
-    "gradient_signal_to_noise": "probes",
-    "response_histograms": "probes",
+    "Observer": "observing.observer",
+    "block_importance": "observing.probes",
+    "effective_rank": "observing.probes",
+    "gradient_signal_to_noise": "observing.probes",
+    "response_histograms": "observing.probes",
 }
 
 __all__ = [

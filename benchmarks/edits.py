@@ -23,11 +23,11 @@ from statistics import median
 import torch
 
 from analysis import Observer, Record
-from analysis.tables import markdown
+from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios, step_of
 from nets import Architecture, Narrow, Widen, build, cost, grow, preset, seed_of
 from policies import RandomSite
-from training.judgement import ask, judge
+from training.running.judgement import ask, judge
 
 PROBE = 32
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from benchmarks.timing import step_of
 from nets import Widen, build, grow, preset, seed_of
-from nets.growth import output_difference
+from nets.growing.grow import output_difference
 
 BY = 8
 Growth = Callable[[], nn.Module]

@@ -24,15 +24,15 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from analysis.tables import markdown
+from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios
 from nets import build
 from policies import Plateau
-from training.data import part_of
-from training.loop import _record_and_grow, _step
-from training.run import Run, open_run
-from training.settings import Start, Train
-from training.step import make_optimizer
+from training.data.batches import part_of
+from training.running.loop import _record_and_grow, _step
+from training.running.run import Run, open_run
+from training.running.step import make_optimizer
+from training.settings.settings import Start, Train
 
 STEPS = 10
 """Steps a turn: as many as there are between two readings of the layers."""

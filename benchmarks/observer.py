@@ -28,10 +28,10 @@ from torch import nn
 from torch.nn import functional
 
 from analysis import Observer
-from analysis.tables import markdown
-from analysis.waiting import STEPS
+from analysis.measuring.waiting import STEPS
+from analysis.showing.tables import markdown
 from nets import build, preset
-from training.data import channel_statistics, load, normalised
+from training.data.batches import channel_statistics, load, normalised
 
 BATCH, CLASSES, EVERY, WARM = 128, 10, 10, 2
 Step = Callable[[], None]

@@ -22,13 +22,13 @@ from time import perf_counter
 
 import torch
 
-from analysis.tables import markdown
+from analysis.showing.tables import markdown
 from nets import build
 from policies import Plateau
-from training.loop import _record_and_grow, _step
-from training.run import Run, open_run
-from training.settings import Start, Train
-from training.step import evaluate, make_optimizer
+from training.running.loop import _record_and_grow, _step
+from training.running.run import Run, open_run
+from training.running.step import evaluate, make_optimizer
+from training.settings.settings import Start, Train
 
 STEPS = 10
 """Steps a turn: as many as there are between two readings of the layers."""

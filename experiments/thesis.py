@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from analysis.tables import markdown
+from analysis.showing.tables import markdown
 from nets import Architecture, build
-from training.data import channel_statistics, load, normalised
+from training.data.batches import channel_statistics, load, normalised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,22 +7,28 @@ in milliseconds.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nets.action_dicts import action_from_dict, action_to_dict
-from nets.actions import Action, Insert, Widen, WidenStage
-from nets.architecture import Architecture
-from nets.blocks import Block, Stage
-from nets.cost import Cost, cost, train_flops
-from nets.presets import preset, preset_names, seed_of
-from nets.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
+from nets.plan.action_dicts import action_from_dict, action_to_dict
+from nets.plan.actions import Action, Insert, Widen, WidenStage
+from nets.plan.architecture import Architecture
+from nets.plan.blocks import Block, Stage
+from nets.plan.cost import Cost, cost, train_flops
+from nets.plan.presets import preset, preset_names, seed_of
+from nets.plan.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
 
 if TYPE_CHECKING:
-    from nets.growth import Grown, grow
-    from nets.imported import from_torchvision
-    from nets.modules import Network, build
-    from nets.schedulers import follow
+    from nets.growing.grow import Grown, grow
+    from nets.growing.schedulers import follow
+    from nets.modules.from_torchvision import from_torchvision
+    from nets.modules.network import Network, build
 
-_LAZY = {"build": "modules", "Network": "modules", "grow": "growth", "Grown": "growth"}
-_LAZY |= {"from_torchvision": "imported", "follow": "schedulers"}
+_LAZY = {
+    "Grown": "growing.grow",
+    "Network": "modules.network",
+    "build": "modules.network",
+    "follow": "growing.schedulers",
+    "from_torchvision": "modules.from_torchvision",
+    "grow": "growing.grow",
+}
 
 __all__ = [
     "Action",

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from analysis import Record
-from analysis.record import UNBOUNDED
+from analysis.recording.record import UNBOUNDED
 from nets import Action, Architecture, Insert, Widen, cost
-from nets.actions import adds_capacity
+from nets.plan.actions import adds_capacity
 
 History = Sequence[Record]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from analysis import Record
 from nets import Action, Architecture, Freeze, Insert, Unfreeze, Widen, cost
-from nets.blocks import Stage
 from nets.checks import check_choice, check_count, check_fraction
+from nets.plan.blocks import Stage
 from policies.base import (
     History,
     Policy,

@@ -9,10 +9,10 @@ from math import inf
 from random import Random
 
 from analysis import read_history
-from analysis.files import path_of
+from analysis.recording.files import path_of
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
-from nets.actions import adds_capacity
 from nets.checks import check_count
+from nets.plan.actions import adds_capacity
 from policies.base import History, Policy, largest_by, largest_width, room, sites
 
 

@@ -28,7 +28,7 @@ def without_pictures():
 
     A module that looks at pictures has a fixture of its own by this name, which does nothing.
     """
-    from analysis.board import Board  # late: TensorBoard takes a second
+    from analysis.showing.board import Board  # late: TensorBoard takes a second
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Board, "pictures", lambda *_: None)
@@ -39,7 +39,7 @@ def without_pictures():
 def plain_reports():
     """Comparisons write reports without pictures, as above; test_report looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.report._pictures", lambda judgement: [])
+        patch.setattr("analysis.showing.report._pictures", lambda judgement: [])
         yield
 
 
@@ -47,7 +47,7 @@ def plain_reports():
 def finished_run(tmp_path_factory):
     """A finished run of three records that has grown; tests take copies."""
     import run
-    from analysis.board import Board
+    from analysis.showing.board import Board
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     command = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu"
@@ -60,7 +60,7 @@ def finished_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def parser():
     """The command line's parser, made once: that takes longer than most refusals."""
-    from training.commandline import make_parser
+    from training.settings.commandline import make_parser
 
     return make_parser()
 
@@ -72,12 +72,12 @@ def refusal(capsys, monkeypatch, parser):
     Nothing may train, and no file in the working directory may change.
     """
     import run
-    import training.loop
+    import training.running.loop
 
     def no_step(*_):
         raise AssertionError("this must not train")
 
-    monkeypatch.setattr(training.loop, "_step", no_step)
+    monkeypatch.setattr(training.running.loop, "_step", no_step)
     monkeypatch.setattr(run, "make_parser", lambda: parser)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

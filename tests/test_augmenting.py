@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.augmenting import AUGMENTS, Augment, augment_of
-from training.data import load
-from training.run import ground_of
-from training.settings import Cell, Compare, Train
+from training.data.augmenting import AUGMENTS, Augment, augment_of
+from training.data.batches import load
+from training.running.run import ground_of
+from training.settings.settings import Cell, Compare, Train
 
 
 def test_auto_is_the_recipe_of_the_data_set():

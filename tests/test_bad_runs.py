@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import training.branching
+import training.asking.branching
 from analysis import read_history
 from policies import Periodic
-from training.loop import train
-from training.settings import Train
+from training.running.loop import train
+from training.settings.settings import Train
 
 Change = Callable[[Path], object]
 TRAIN = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu "
@@ -259,7 +259,7 @@ def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def no_step(*_: Any, **__: Any) -> None:
         raise AssertionError("this must not train")
 
-    monkeypatch.setattr(training.branching, "train_step", no_step)
+    monkeypatch.setattr(training.asking.branching, "train_step", no_step)
     return str(int(next((finished_run / "growth").iterdir()).name[4:-3]))
 
 

@@ -8,12 +8,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import analysis.board
+import analysis.showing.board
 from analysis import read_history
 from policies import Never, Periodic
-from training.loop import train
-from training.pictures import reference_of, write_pictures
-from training.settings import Start, Train
+from training.running.loop import train
+from training.running.pictures import reference_of, write_pictures
+from training.settings.settings import Start, Train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +77,7 @@ def test_a_short_run_has_its_pictures_once_at_its_end(comparison):
 
 
 def test_a_long_run_has_pictures_at_every_growth(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.board, "_REST", -1)
+    monkeypatch.setattr(analysis.showing.board, "_REST", -1)
     train(small(tmp_path, Periodic(every=1)), lambda line: None)
     history = read_history(tmp_path)
     grown = [record.step for record in history if record.applied]
@@ -129,7 +129,7 @@ def test_a_resumed_run_draws_once(tmp_path, monkeypatch):
         raise RuntimeError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.loop.finish", stop)  # all is written but the summary
+        patch.setattr("training.running.loop.finish", stop)  # all is written but the summary
         with pytest.raises(RuntimeError, match="stopped"):
             train(settings, lambda line: None)
     train(replace(settings, resume=True), lambda line: None)

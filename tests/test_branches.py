@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis import LayerReading, Record
-from analysis.branches import (
+from analysis.judging.branches import (
     agreement,
     block_statistics,
     correlation_table,

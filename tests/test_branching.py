@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import run
-import training.branching
+import training.asking.branching
 from analysis import read_history
 from nets import Widen, cost
-from nets.actions import adds_capacity
+from nets.plan.actions import adds_capacity
 from policies.plateau import whole
-from training.branching import NONE, branch
-from training.checkpoint import load_checkpoint, load_optimizer_state, network_of
-from training.data import Batches
-from training.forks import candidates, fork_of
-from training.process import own_process
-from training.step import make_optimizer
+from training.asking.branching import NONE, branch
+from training.asking.forks import candidates, fork_of
+from training.data.batches import Batches
+from training.keeping.process import own_process
+from training.running.checkpoint import load_checkpoint, load_optimizer_state, network_of
+from training.running.step import make_optimizer
 
 TRAIN = "train --net resnet8 --epochs 0.5 --records 4 --batch_size 64 --device cpu --threads 1"
 
@@ -86,9 +86,9 @@ def test_all_branches_of_an_order_see_the_same_batches(grown, branched, at):
     assert one[0] != two[0]
     # the first order is the one in which the run went on
     settings = fork_of(grown, at).settings
-    per_epoch = training.branching.ground_of(settings).batches.per_epoch
+    per_epoch = training.asking.branching.ground_of(settings).batches.per_epoch
     assert one[0][:2] == divmod(at, per_epoch)
-    batches = training.branching.ground_of(settings).batches
+    batches = training.asking.branching.ground_of(settings).batches
     assert one[0][2:] == tuple(batches.batch(*divmod(at, per_epoch))[1].tolist())
 
 
@@ -131,7 +131,7 @@ def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
     net = network_of(state, fork.state).train().to(memory_format=torch.channels_last)
     optimizer = make_optimizer(net, fork.settings)
     load_optimizer_state(net, optimizer, state["optimizer"])
-    ground = training.branching.ground_of(fork.settings)
+    ground = training.asking.branching.ground_of(fork.settings)
     entropy = torch.nn.functional.cross_entropy
     with own_process(fork.settings):  # with as many threads
         for number in range(3):
@@ -143,7 +143,7 @@ def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
                 outputs = net(inputs)
             entropy(outputs.float(), targets).backward()
             optimizer.step()
-        read = training.branching.evaluate(
+        read = training.asking.branching.evaluate(
             net, ground.splits.validation, *ground.statistics, entropy, ground.precision
         )
     (row,) = [
@@ -166,13 +166,13 @@ def test_what_is_finished_is_not_trained_again_and_what_is_missing_ends_the_same
     path.write_text("".join([*lines[:3], *lines[-2:]]))  # as after a stop, and in another order
     (path.parent / "gains.csv").unlink()
     trained = []
-    plain = training.branching._train
+    plain = training.asking.branching._train
 
     def counted(*given):
         trained.append(given)
         return plain(*given)
 
-    monkeypatch.setattr(training.branching, "_train", counted)
+    monkeypatch.setattr(training.asking.branching, "_train", counted)
     assert branch(copy, at, 3, 2, say=lambda line: None) == text.replace(str(folder), str(copy))
     assert len(trained) == len(lines) - 5
     assert sorted(path.read_text().splitlines()) == sorted("".join(lines).splitlines())

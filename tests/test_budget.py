@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-import training.loop
-import training.measuring
+import training.running.loop
+import training.running.measuring
 from analysis import Record, read_history
 from nets import Action, Insert, SetSurvival, Widen, cost, preset, train_flops
-from nets.actions import adds_capacity
+from nets.plan.actions import adds_capacity
 from policies import Never, Periodic, Policy, StochasticDepth
-from training.budget import Budget, Progress, learning_rate
-from training.loop import train
-from training.run import CHECKED, PROBE
-from training.settings import Start, Train
+from training.keeping.budget import Budget, Progress, learning_rate
+from training.running.loop import train
+from training.running.run import CHECKED, PROBE
+from training.settings.settings import Start, Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 IMAGES = 1295
@@ -46,8 +46,8 @@ class Log:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Count FLOPs beside the loop: steps by what was trained, growths by what they ran."""
     log = Log()
-    step, grow = training.loop.train_step, training.loop.grow
-    probe = training.measuring.block_importance
+    step, grow = training.running.loop.train_step, training.running.loop.grow
+    probe = training.running.measuring.block_importance
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> None:
         step(net, optimizer, inputs, *rest)
@@ -66,9 +66,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         log.total += (1 + len(net.architecture.blocks)) * PROBE * cost(net.architecture).flops
         return probe(net, *rest)
 
-    monkeypatch.setattr(training.loop, "train_step", stepped)
-    monkeypatch.setattr(training.loop, "grow", grown)
-    monkeypatch.setattr(training.measuring, "block_importance", probed)
+    monkeypatch.setattr(training.running.loop, "train_step", stepped)
+    monkeypatch.setattr(training.running.loop, "grow", grown)
+    monkeypatch.setattr(training.running.measuring, "block_importance", probed)
     return log
 
 
@@ -202,7 +202,7 @@ def test_a_seconds_budget_is_the_clock(tmp_path, monkeypatch):
         clock[0] += 0.125
         return clock[0]
 
-    monkeypatch.setattr(training.loop, "perf_counter", tick)
+    monkeypatch.setattr(training.running.loop, "perf_counter", tick)
     summary = train(small(tmp_path, budget="seconds", epochs=5, records=4), quiet)
     history = read_history(tmp_path)
     assert [record.spent for record in history] == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.125)

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from analysis import Observer
 from nets import Freeze, Insert, Network, Widen, build, grow, preset, seed_of
-from training.budget import Progress
-from training.checkpoint import (
+from training.keeping.budget import Progress
+from training.running.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
     network_of,
@@ -22,8 +22,8 @@ from training.checkpoint import (
     save_checkpoint,
     set_generators,
 )
-from training.settings import Train
-from training.step import make_optimizer
+from training.running.step import make_optimizer
+from training.settings.settings import Train
 
 IDENTITY = {
     "data": "digits",

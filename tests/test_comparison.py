@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import yaml
 
-import analysis.report
+import analysis.showing.report
 import run
-import training.loop
+import training.running.loop
 from analysis import read_history
 from policies import Never, Periodic, Plateau
-from training.cells import job_of
-from training.comparison import Outcome, compare
-from training.loop import train
-from training.settings import Cell, Compare, Start, Train, settings_to_dict
+from training.comparing.cells import job_of
+from training.comparing.comparison import Outcome, compare
+from training.running.loop import train
+from training.settings.settings import Cell, Compare, Start, Train, settings_to_dict
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
     "growing": Cell(Periodic(), schedule="hold", lr=0.05),
 }
-PICTURES = analysis.report._pictures
+PICTURES = analysis.showing.report._pictures
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
 
@@ -83,13 +83,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def counted(patch: pytest.MonkeyPatch) -> list[Path]:
     """Give a list that every run adds its folder to when it is opened."""
     folders: list[Path] = []
-    open_run = training.loop.open_run
+    open_run = training.running.loop.open_run
 
     def open_and_count(settings: Train) -> Any:
         folders.append(settings.folder)
         return open_run(settings)
 
-    patch.setattr(training.loop, "open_run", open_and_count)
+    patch.setattr(training.running.loop, "open_run", open_and_count)
     return folders
 
 
@@ -172,7 +172,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
     class Crash(BaseException):
         pass
 
-    step, calls = training.loop.train_step, []
+    step, calls = training.running.loop.train_step, []
 
     def stepped(*values: Any) -> None:
         calls.append(1)
@@ -181,7 +181,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
         step(*values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "train_step", stepped)
+        patch.setattr(training.running.loop, "train_step", stepped)
         with pytest.raises(Crash):
             compare(small(tmp_path), quiet)
     reached = len(opened)
@@ -231,7 +231,7 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
 
 
 def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.report, "_pictures", PICTURES)  # of every kind of row
+    monkeypatch.setattr(analysis.showing.report, "_pictures", PICTURES)  # of every kind of row
     cells = {
         **CELLS,
         "other static": Cell(Never(), net="resnet14"),
@@ -250,13 +250,13 @@ def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, m
 
 
 def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
-    step = training.loop.train_step
+    step = training.running.loop.train_step
 
     def broken(*values: Any) -> None:
         raise OSError("no\nspace")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "train_step", broken)
+        patch.setattr(training.running.loop, "train_step", broken)
         outcome = compare(small(tmp_path, seeds=[0]), quiet)
     assert outcome.failures == (
         "static  seed 0  failed: OSError: no space",
@@ -264,7 +264,7 @@ def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
     )
     assert "raise OSError" in (tmp_path / "static/seed0/error.txt").read_text()
     assert rows_of(tmp_path) == []
-    assert training.loop.train_step is step
+    assert training.running.loop.train_step is step
     assert not compare(small(tmp_path, seeds=[0]), quiet).failures
     assert not (tmp_path / "static/seed0/error.txt").exists()
     assert len(rows_of(tmp_path)) == 2

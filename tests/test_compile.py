@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-import training.loop
+import training.running.loop
 from analysis import Record, read_history
 from nets import Action, Insert, Widen
 from policies import Never, Policy
-from training.loop import train
-from training.settings import Start, Train
+from training.running.loop import train
+from training.settings.settings import Start, Train
 
 GROWTHS = 10
 
@@ -49,7 +49,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return call
 
-    monkeypatch.setattr("training.model.BACKEND", counting)
+    monkeypatch.setattr("training.running.model.BACKEND", counting)
     yield counts
     torch._dynamo.reset()
 
@@ -67,14 +67,14 @@ def quiet(line: str) -> None:
 
 def test_a_run_that_grows_ten_times_is_compiled_to_its_end(tmp_path, graphs, monkeypatch):
     steps: list[tuple[int, int]] = []
-    step = training.loop.train_step
+    step = training.running.loop.train_step
 
     def stepped(*values: Any) -> None:
         before = list(graphs)
         step(*values)
         steps.append((graphs[0] - before[0], graphs[1] - before[1]))
 
-    monkeypatch.setattr(training.loop, "train_step", stepped)
+    monkeypatch.setattr(training.running.loop, "train_step", stepped)
     train(small(tmp_path, policy=Growing()), quiet)
     history = read_history(tmp_path)
     assert sum(bool(record.applied) for record in history) == GROWTHS

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import (
+from training.data.batches import (
     Augment,
     Batches,
     augment_of,
@@ -26,7 +26,7 @@ from training.data import (
     normalised,
     part_of,
 )
-from training.sources import NAMES, Images, read
+from training.data.sources import NAMES, Images, read
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -337,7 +337,7 @@ def test_a_folder_of_images(tmp_path: Path):
 def test_threads_keep_the_order_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name = write_folder(tmp_path, {"a": 20, "b": 15}, {"a": 1, "b": 1})
     serial = load(name)
-    monkeypatch.setattr("training.folders.THREADED_PIXELS", 1)
+    monkeypatch.setattr("training.data.folders.THREADED_PIXELS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert same(serial.train, load(name).train)
 

@@ -14,11 +14,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from analysis import pictures, plots, read_history
-from analysis.drawing import own_settings
+from analysis.showing.drawing import own_settings
 from run import main
-from training.comparison import compare
-from training.loop import train
-from training.settings import Cell, Compare, Start, Train
+from training.comparing.comparison import compare
+from training.running.loop import train
+from training.settings.settings import Cell, Compare, Start, Train
 
 QUICK = {"net": "resnet8", "epochs": 0.1, "records": 2, "batch_size": 32, "device": "cpu"}
 THEIRS = {
@@ -80,7 +80,7 @@ def test_names_are_drawn_as_they_are(finished_run, theirs):
 
 CHILD = """
 import sys
-from analysis.drawing import own_settings
+from analysis.showing.drawing import own_settings
 with own_settings():
     from matplotlib.figure import Figure
     Figure().savefig(sys.argv[1])

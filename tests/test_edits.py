@@ -22,8 +22,8 @@ from nets import (
     build,
     grow,
 )
-from nets.growth import probe_outputs
-from nets.held import held_entries, join_values
+from nets.growing.grow import probe_outputs
+from nets.modules.held import held_entries, join_values
 
 SEQUENCES = 15
 EDITS = 8

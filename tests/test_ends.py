@@ -15,16 +15,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from analysis import read_history
-from analysis.events import EventFile
+from analysis.showing.events import EventFile
 from nets import Architecture, Remove, SetSurvival, Widen, action_from_dict, action_to_dict, cost
 from policies import Policy
 from run import main
-from training.checkpoint import load_checkpoint
-from training.folder import binding, read_config
-from training.interrupts import Interrupted
-from training.judgement import ask, attempt
-from training.loop import train
-from training.settings import Start, Train
+from training.keeping.folder import binding, read_config
+from training.keeping.interrupts import Interrupted
+from training.running.checkpoint import load_checkpoint
+from training.running.judgement import ask, attempt
+from training.running.loop import train
+from training.settings.settings import Start, Train
 
 QUICK = {"net": "resnet8", "epochs": 0.1, "records": 4, "batch_size": 32, "device": "cpu"}
 REASONS = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import run
-from analysis.files import path_of, write_whole
+from analysis.recording.files import path_of, write_whole
 from training import console
-from training.cells import jobs_of
-from training.settings import Cell, Compare, Train
+from training.comparing.cells import jobs_of
+from training.settings.settings import Cell, Compare, Train
 
 RUN = Path(run.__file__)
 QUICK = "--net resnet8 --epochs 0.1 --records 2 --batch_size 32 --threads 1 --device cpu"

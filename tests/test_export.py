@@ -14,9 +14,9 @@ import torch
 
 from nets import Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
-from training.checkpoint import load_checkpoint, network_of
-from training.loop import train
-from training.settings import Train
+from training.running.checkpoint import load_checkpoint, network_of
+from training.running.loop import train
+from training.settings.settings import Train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

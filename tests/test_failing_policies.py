@@ -18,12 +18,12 @@ import run
 from analysis import Record, read_history
 from nets import Action, Insert, Narrow, SetSurvival, Widen
 from policies import Never, Policy
-from training.cells import jobs_of
-from training.engines import Here, run_jobs
-from training.failures import PolicyFailed
-from training.judgement import ask, attempt
-from training.loop import train
-from training.settings import Cell, Compare, Start, Train
+from training.comparing.cells import jobs_of
+from training.comparing.engines import Here, run_jobs
+from training.keeping.failures import PolicyFailed
+from training.running.judgement import ask, attempt
+from training.running.loop import train
+from training.settings.settings import Cell, Compare, Start, Train
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 COMMAND = "train --net resnet8 --epochs 0.15 --records 4 --batch_size 32 --device cpu "
@@ -269,7 +269,7 @@ def test_an_edit_that_only_the_weights_can_refuse_leaves_no_trace(tmp_path, monk
     def no_growth(*_: Any, **__: Any) -> Any:
         raise ValueError("there is nothing to rank by")
 
-    monkeypatch.setattr("training.loop.grow", no_growth)
+    monkeypatch.setattr("training.running.loop.grow", no_growth)
     with pytest.raises(PolicyFailed, match=r"policy Deaf failed at step .*: ValueError: there is"):
         train(small(tmp_path / "stop", Deaf()), quiet)
     assert len(read_history(tmp_path / "stop")) == 1

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import training.folder
+import training.keeping.folder
 from analysis import Record, read_history
 from nets import cost, preset
 from policies import Periodic, Plateau
-from training.folder import (
+from training.keeping.folder import (
     append_metrics,
     append_record,
     claim,
@@ -23,7 +23,7 @@ from training.folder import (
     write_json,
     write_whole,
 )
-from training.settings import Cell, Compare, Train, settings_to_dict, settings_to_yaml
+from training.settings.settings import Cell, Compare, Train, settings_to_dict, settings_to_yaml
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -62,7 +62,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(number: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(training.folder.os, "fsync", full)
+    monkeypatch.setattr(training.keeping.folder.os, "fsync", full)
     with pytest.raises(OSError, match="no space left"):
         write_whole(path, "second\n")
     assert path.read_text() == "first\n"
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_refused(tmp_path, monkeypatc
     def read_only(path: Path, content: str | bytes) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(training.folder, "write_whole", read_only)
+    monkeypatch.setattr(training.keeping.folder, "write_whole", read_only)
     with pytest.raises(ValueError, match=r"out: .*other cannot be written: Permission denied"):
         claim_as(tmp_path / "other", Train())
     assert file.read_text() == "mine"

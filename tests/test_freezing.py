@@ -25,8 +25,8 @@ from nets import (
     preset,
     train_flops,
 )
-from nets.growth import probe_outputs
-from nets.held import HeldBatchNorm1d, HeldBatchNorm2d, held_entries, join_values
+from nets.growing.grow import probe_outputs
+from nets.modules.held import HeldBatchNorm1d, HeldBatchNorm2d, held_entries, join_values
 
 CLASSES = 3
 KINDS = ("basic", "bottleneck", "dense", "plain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.frontier import (
+from analysis.judging.frontier import (
     Curve,
     flops_to_reach,
     frontier,

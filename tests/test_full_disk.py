@@ -21,10 +21,10 @@ from test_resume import PROCESSES, command, differences, exit_code
 
 import run
 from analysis import read_history
-from analysis.files import Unwritten, append, write_whole
+from analysis.recording.files import Unwritten, append, write_whole
 from policies import Never
-from training.comparison import compare
-from training.settings import Cell, Compare
+from training.comparing.comparison import compare
+from training.settings.settings import Cell, Compare
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 

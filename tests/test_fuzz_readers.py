@@ -32,8 +32,8 @@ from nets import (
     seed_of,
 )
 from policies import Periodic, Plateau
-from training.commandline import Exit, make_parser
-from training.settings import Start, Train, settings_to_dict
+from training.settings.commandline import Exit, make_parser
+from training.settings.settings import Start, Train, settings_to_dict
 
 HEALTH = list(HealthCheck)
 LIMIT = preset("resnet8", image=(1, 8, 8))

@@ -14,11 +14,11 @@ from test_resume import command, differences
 
 from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of
-from training.checkpoint import load_optimizer_state, optimizer_state
-from training.data import Augment, Batches, channel_statistics, load
-from training.process import own_process
-from training.settings import Common, Train
-from training.step import LOSSES, Precision, average, make_optimizer, train_step
+from training.data.batches import Augment, Batches, channel_statistics, load
+from training.keeping.process import own_process
+from training.running.checkpoint import load_optimizer_state, optimizer_state
+from training.running.step import LOSSES, Precision, average, make_optimizer, train_step
+from training.settings.settings import Common, Train
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from nets import Widen, build, grow
-from nets.gradmax import NORM, best_rows
-from nets.growth import output_difference
+from nets.growing.gradmax import NORM, best_rows
+from nets.growing.grow import output_difference
 from tests.test_freezing import CASES, architecture_of, batch_of, train
 
 

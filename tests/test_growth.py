@@ -21,10 +21,10 @@ from nets import (
     grow,
     preset,
 )
-from nets.actions import Action
-from nets.growth import output_difference
-from nets.initializers import he, xavier
-from nets.layers import uniform
+from nets.growing.grow import output_difference
+from nets.growing.initializers import he, xavier
+from nets.modules.layers import uniform
+from nets.plan.actions import Action
 
 CLASSES = 4
 KINDS = ("basic", "bottleneck", "dense", "plain")

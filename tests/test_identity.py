@@ -15,18 +15,18 @@ import torch
 import yaml
 from PIL import Image
 
-import training.run
+import training.running.run
 from policies import Never, Periodic
-from training.augmenting import AUGMENTS, Augment
-from training.branching import branch
-from training.comparison import compare
-from training.data import load
-from training.folder import read_config
-from training.forks import fork_of
-from training.identity import difference, identity_of
-from training.loop import train
-from training.run import check_processes
-from training.settings import Cell, Compare, Start, Train
+from training.asking.branching import branch
+from training.asking.forks import fork_of
+from training.comparing.comparison import compare
+from training.data.augmenting import AUGMENTS, Augment
+from training.data.batches import load
+from training.data.identity import difference, identity_of
+from training.keeping.folder import read_config
+from training.running.loop import train
+from training.running.run import check_processes
+from training.settings.settings import Cell, Compare, Start, Train
 
 SHAPE = (8, 8, 3)
 
@@ -343,9 +343,9 @@ def test_processes_that_see_other_images_are_refused(monkeypatch: pytest.MonkeyP
     mine = identity_of(load("digits"), Augment())
     first = {**mine, "images": {**mine["images"], "train": 1}}
     check_processes(mine)
-    monkeypatch.setattr(training.run.ranks, "greatest", lambda value: 1.0)
+    monkeypatch.setattr(training.running.run.ranks, "greatest", lambda value: 1.0)
     with pytest.raises(ValueError, match="on all processes, got other data on another process"):
         check_processes(mine)
-    monkeypatch.setattr(training.run.ranks, "from_first", lambda make: first)
+    monkeypatch.setattr(training.running.run.ranks, "from_first", lambda make: first)
     with pytest.raises(ValueError, match="on all processes, got 1295 instead of 1 train images"):
         check_processes(mine)

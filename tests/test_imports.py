@@ -74,11 +74,11 @@ def test_every_floor_is_walked_and_uses_those_below():
 @pytest.mark.parametrize(
     "source",
     [
-        "import training.loop",
+        "import training.running.loop",
         "from training import loop",
-        "def f():\n    from training.loop import train",
+        "def f():\n    from training.running.loop import train",
         "if TYPE_CHECKING:\n    import training",
-        "import_module('training.loop')",
+        "import_module('training.running.loop')",
         "import_module(f'training.{name}')",
         "__import__('training')",
     ],

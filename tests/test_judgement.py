@@ -11,7 +11,7 @@ import pytest
 from analysis import Record
 from nets import Action, Cost, Freeze, Insert, SetSurvival, Unfreeze, Widen, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
-from training.judgement import Verdict, ask, judge, replay
+from training.running.judgement import Verdict, ask, judge, replay
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT)

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from analysis import Observer
-from analysis.layers import parameters_of
-from analysis.probes import effective_rank, gradient_signal_to_noise, response_histograms
+from analysis.observing.layers import parameters_of
+from analysis.observing.probes import effective_rank, gradient_signal_to_noise, response_histograms
 
 
 class Net(nn.Module):
@@ -298,7 +298,12 @@ def test_a_mode_of_the_users_own_is_left_alone():
         assert _get_current_function_mode_stack() == [mode]
 
 
-OURS = ("analysis.survey", "analysis.responses", "analysis.taps", "analysis.moments")
+OURS = (
+    "analysis.observing.survey",
+    "analysis.measuring.responses",
+    "analysis.measuring.taps",
+    "analysis.measuring.moments",
+)
 
 
 @pytest.mark.parametrize("updates", [True, False])

@@ -9,10 +9,10 @@ import pytest
 from analysis import Observer, Record, effective_rank, read_history
 from nets import Widen, cost
 from policies import Policy
-from training.loop import train
-from training.measuring import measure_probes, with_probes
-from training.run import open_run
-from training.settings import Train
+from training.running.loop import train
+from training.running.measuring import measure_probes, with_probes
+from training.running.run import open_run
+from training.settings.settings import Train
 
 
 @dataclass(frozen=True)

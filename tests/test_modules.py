@@ -19,8 +19,8 @@ from nets import (
     preset,
     seed_of,
 )
-from nets.initializers import hash_of
-from nets.layers import Axis, layer_of, uniform
+from nets.modules.draws import hash_of
+from nets.modules.layers import Axis, layer_of, uniform
 
 IMAGE = (2, 8, 8)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nets import Widen, WidenStage, build, grow
-from nets.growth import output_difference
-from nets.net2net import SHARE
+from nets.growing.grow import output_difference
+from nets.growing.net2net import SHARE
 from tests.test_freezing import CASES, architecture_of, batch_of, train
 
 

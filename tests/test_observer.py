@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-import analysis.window
+import analysis.observing.window
 from analysis import LayerReading, Observer
-from analysis.dead import dead_fractions
-from analysis.moments import LONG, moments_of, numbers_of, row_sums
-from analysis.record import STATISTICS
-from analysis.waiting import STEPS
+from analysis.measuring.dead import dead_fractions
+from analysis.measuring.moments import LONG, moments_of, numbers_of, row_sums
+from analysis.measuring.waiting import STEPS
+from analysis.recording.record import STATISTICS
 from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, Widen, build, grow
 
 CLASSES = 4
@@ -876,7 +876,7 @@ def test_steps_give_the_same_whichever_they_are_worked_out_with(name, monkeypatc
     batches = [batch_of(image, step) for step in range(5)]
     found = []
     for waiting in (1, 2, 16):
-        monkeypatch.setattr("analysis.waiting.STEPS", waiting)
+        monkeypatch.setattr("analysis.measuring.waiting.STEPS", waiting)
         twin = copy.deepcopy(net)
         with Observer(twin, optimizer := sgd(twin)) as observer:
             for batch in batches:
@@ -1012,7 +1012,7 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
     with Observer(net, optimizer) as observer:
         for step in range(3):
             take_step(net, optimizer, *batch_of(net.architecture.image, step))
-        values_of, calls = analysis.window.values_of_hooks, []
+        values_of, calls = analysis.observing.window.values_of_hooks, []
 
         def failing(form, numbers):
             calls.extend(numbers.tolist())
@@ -1020,7 +1020,7 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
                 raise RuntimeError("out of memory")
             return values_of(form, numbers)
 
-        monkeypatch.setattr(analysis.window, "values_of_hooks", failing)
+        monkeypatch.setattr(analysis.observing.window, "values_of_hooks", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             observer.readings()
         take_step(net, optimizer, *batch_of(net.architecture.image, 3))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from analysis import LayerReading, Record, pictures
-from analysis.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
-from analysis.record import STATISTICS
+from analysis.recording.record import STATISTICS
+from analysis.showing.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
 from nets import Insert, Widen, WidenStage, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))

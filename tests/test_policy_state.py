@@ -16,12 +16,12 @@ import yaml
 
 from nets import Widen
 from policies import Periodic, Policy
-from training.cells import Job
-from training.engines import stays_here
-from training.judgement import is_frozen, own_copy, state_of
-from training.places import hidden, import_from
-from training.run import open_run
-from training.settings import Train, settings_to_yaml
+from training.comparing.cells import Job
+from training.comparing.engines import stays_here
+from training.running.judgement import is_frozen, own_copy, state_of
+from training.running.run import open_run
+from training.settings.places import hidden, import_from
+from training.settings.settings import Train, settings_to_yaml
 
 
 @dataclass

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 import run
-import training.loop
+import training.running.loop
 from analysis import read_history
-from analysis.board import Board
+from analysis.showing.board import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
 from training import ranks
-from training.data import Augment, Batches
-from training.loop import train
-from training.model import wrapped
-from training.settings import Train
-from training.sources import Images
-from training.step import LOSSES, Precision, evaluate, make_optimizer, train_step
+from training.data.batches import Augment, Batches
+from training.data.sources import Images
+from training.running.loop import train
+from training.running.model import wrapped
+from training.running.step import LOSSES, Precision, evaluate, make_optimizer, train_step
+from training.settings.settings import Train
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = Precision(torch.device("cpu"), torch.float64)
@@ -47,7 +47,7 @@ ACTIONS = {
 
 # A process that has torch imported and has computed nothing; its children start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch._dynamo", "training.loop"])
+PROCESSES.set_forkserver_preload(["torch._dynamo", "training.running.loop"])
 
 
 def as_rank(rank: int, count: int, port: int, function: Callable[..., None], *given: Any) -> None:
@@ -226,7 +226,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 def run_until(arguments: list[str], number: int, only: int | None = None, count: int = 5) -> None:
     """Run the command; at its count-th step a signal comes to one process, or to all."""
-    step, calls = training.loop.train_step, 0
+    step, calls = training.running.loop.train_step, 0
 
     def stepped(*values: Any) -> None:
         nonlocal calls
@@ -235,7 +235,7 @@ def run_until(arguments: list[str], number: int, only: int | None = None, count:
             os.kill(os.getpid(), number)
         step(*values)
 
-    training.loop.train_step = stepped
+    training.running.loop.train_step = stepped
     Board.pictures = lambda *_: None  # as conftest does in the tests' own process
     sys.exit(run.main(arguments))
 

@@ -16,9 +16,9 @@ import pytest
 
 import run
 from analysis import read_history
-from analysis.tables import phrase
-from training.commandline import underscored
-from training.settings import Compare
+from analysis.showing.tables import phrase
+from training.settings.commandline import underscored
+from training.settings.settings import Compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

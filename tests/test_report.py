@@ -16,11 +16,11 @@ import pytest
 from test_comparison import quiet, small
 
 from analysis import plots
-from analysis.report import html_of
+from analysis.showing.report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
-from training.comparison import compare
-from training.settings import Cell, Start
+from training.comparing.comparison import compare
+from training.settings.settings import Cell, Start
 
 CELLS = {
     "static-quarter": Cell(Never(), Start(0.25, None)),

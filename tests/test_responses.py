@@ -10,13 +10,13 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from analysis import Observer
-from analysis.taps import inverse_of
+from analysis.measuring.taps import inverse_of
 
 
 def read(net, batches, told=True, monkeypatch=None):
     """Readings over the batches, with or without what the norms tell."""
     if not told:
-        monkeypatch.setattr("analysis.taps.inverse_of", lambda norm, output: None)
+        monkeypatch.setattr("analysis.measuring.taps.inverse_of", lambda norm, output: None)
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for batch in batches:

@@ -22,19 +22,19 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 import run
-import training.loop
+import training.running.loop
 from analysis import read_history
-from analysis.board import Board
+from analysis.showing.board import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
-from training.interrupts import Interrupted
-from training.loop import train
-from training.settings import Train
+from training.keeping.interrupts import Interrupted
+from training.running.loop import train
+from training.settings.settings import Train
 
 ROOT = Path(__file__).parents[1]
 
 # A process that has torch imported and has computed nothing; its children start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch._dynamo", "training.loop"])
+PROCESSES.set_forkserver_preload(["torch._dynamo", "training.running.loop"])
 
 
 def command(out: Path, policy: str = "Periodic", *more: str) -> list[str]:
@@ -171,14 +171,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 KILLED = [
-    ("Periodic", "training.loop.train_step", 2),  # before the first record
-    ("Periodic", "training.loop.train_step", 13),  # between two records, after a growth
-    ("Periodic", "training.run.save_checkpoint", 3),  # a record is written, its checkpoint is not
+    ("Periodic", "training.running.loop.train_step", 2),  # before the first record
+    ("Periodic", "training.running.loop.train_step", 13),  # between two records, after a growth
+    # a record is written, its checkpoint is not
+    ("Periodic", "training.running.run.save_checkpoint", 3),
     ("Periodic", "os.fsync", 10),  # a file is written, but not in its place
-    ("StochasticDepth", "training.loop.train_step", 17),
+    ("StochasticDepth", "training.running.loop.train_step", 17),
     (
         "StochasticDepth",
-        "training.loop.append_metrics",
+        "training.running.loop.append_metrics",
         3,
     ),  # history has a line more than metrics.csv
 ]
@@ -206,7 +207,9 @@ def test_an_interrupted_run_has_its_checkpoint_at_the_very_step(tmp_path, whole,
     step = 0
     for number in signals:
         resume = ["--resume"] if step else []
-        code = exit_code(command(tmp_path, policy, *resume), "training.loop.train_step", 5, number)
+        code = exit_code(
+            command(tmp_path, policy, *resume), "training.running.loop.train_step", 5, number
+        )
         assert code == (-number if number == signal.SIGKILL else 128 + number)
         if number != signal.SIGKILL:
             state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -255,35 +258,43 @@ def test_ctrl_c_ends_the_real_command_with_one_line(tmp_path):
 
 
 CRASHED = [
-    ({}, "training.loop.train_step", 9),
-    ({}, "training.loop.evaluate", 2),
-    ({}, "training.loop.grow", 1),
-    ({}, "training.loop.grow", 3),
-    ({}, "training.loop.append_record", 2),
-    ({}, "training.run.save_checkpoint", 2),
-    ({}, "training.run.save_checkpoint", 5),
-    ({}, "training.loop.finish", 1),
-    ({}, "training.summary.write_json", 1),
-    ({"optimizer": "adamw"}, "training.loop.train_step", 18),
+    ({}, "training.running.loop.train_step", 9),
+    ({}, "training.running.loop.evaluate", 2),
+    ({}, "training.running.loop.grow", 1),
+    ({}, "training.running.loop.grow", 3),
+    ({}, "training.running.loop.append_record", 2),
+    ({}, "training.running.run.save_checkpoint", 2),
+    ({}, "training.running.run.save_checkpoint", 5),
+    ({}, "training.running.loop.finish", 1),
+    ({}, "training.running.summary.write_json", 1),
+    ({"optimizer": "adamw"}, "training.running.loop.train_step", 18),
     (
         {"policy": StochasticDepth(), "optimizer": "adam", "epochs": 0.5},
-        "training.loop.train_step",
+        "training.running.loop.train_step",
         14,
     ),
     (
         {"policy": Plateau(patience=1), "schedule": "hold"},
-        "training.loop.train_step",
+        "training.running.loop.train_step",
         20,
     ),
-    ({"precision": "bf16", "policy": Never(), "momentum": 0.0}, "training.loop.train_step", 7),
+    (
+        {"precision": "bf16", "policy": Never(), "momentum": 0.0},
+        "training.running.loop.train_step",
+        7,
+    ),
     (
         {"precision": "fp16", "optimizer": "rmsprop", "accumulate": 3},
-        "training.loop.train_step",
+        "training.running.loop.train_step",
         14,
     ),
-    ({"ema": 0.0}, "training.loop.train_step", 14),
-    ({"observe_every": 100, "budget": "epochs", "epochs": 1.1}, "training.loop.train_step", 43),
-    ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.loop.train_step", 40),
+    ({"ema": 0.0}, "training.running.loop.train_step", 14),
+    (
+        {"observe_every": 100, "budget": "epochs", "epochs": 1.1},
+        "training.running.loop.train_step",
+        43,
+    ),
+    ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.running.loop.train_step", 40),
 ]
 
 
@@ -316,7 +327,7 @@ def test_a_run_that_crashed_ends_as_one_that_did_not(
 
 def test_stale_files_and_torn_lines_are_harmless(tmp_path, monkeypatch, alone):
     settings = small(tmp_path)
-    crash(settings, monkeypatch, "training.loop.train_step", 16)
+    crash(settings, monkeypatch, "training.running.loop.train_step", 16)
     for name in (
         "checkpoint.pt.part",
         "history.jsonl.part",
@@ -334,14 +345,14 @@ def test_stale_files_and_torn_lines_are_harmless(tmp_path, monkeypatch, alone):
 def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
     summary = train(small(tmp_path), quiet)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(training.loop, "open_run", None)
+    monkeypatch.setattr(training.running.loop, "open_run", None)
     assert train(small(tmp_path, resume=True), quiet) == summary
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alone):
     steps = alone()["summary"]["steps"]
-    settings, step = small(tmp_path), training.loop.train_step
+    settings, step = small(tmp_path), training.running.loop.train_step
     calls = 0
 
     def stepped(*values: Any) -> None:
@@ -353,7 +364,7 @@ def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alon
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "train_step", stepped)
+        patch.setattr(training.running.loop, "train_step", stepped)
         with pytest.raises(Interrupted) as stop:
             train(settings, quiet)
     assert stop.value.code == 143
@@ -367,7 +378,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after its second record; tests take copies."""
     folder = tmp_path_factory.mktemp("second")
     with pytest.MonkeyPatch.context() as patch:  # a growth keeps a state too
-        crash(small(folder), patch, "training.run.save_checkpoint", 6)
+        crash(small(folder), patch, "training.running.run.save_checkpoint", 6)
     assert len(read_history(folder)) >= 2
     return folder
 
@@ -437,10 +448,12 @@ def test_a_history_that_lacks_records_is_refused(tmp_path, second, lines):
 
 
 def test_tensorboard_shows_every_step_once(tmp_path):
-    where = "training.run.save_checkpoint"  # the board has a record that no checkpoint knows
+    where = (
+        "training.running.run.save_checkpoint"  # the board has a record that no checkpoint knows
+    )
     assert exit_code(command(tmp_path), where, 4, signal.SIGKILL) == -signal.SIGKILL
     resumed = command(tmp_path, "Periodic", "--resume")
-    assert exit_code(resumed, "training.loop.train_step", 6, signal.SIGINT) == 130
+    assert exit_code(resumed, "training.running.loop.train_step", 6, signal.SIGINT) == 130
     assert exit_code(resumed) == 0
     files = list(tmp_path.glob("events*"))
     assert len(files) == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.settings import Cell, Compare, Train
+from training.settings.settings import Cell, Compare, Train
 
 HEAD = "net: resnet8\nepochs: 0.1\nrecords: 2\ndevice: cpu\nworkers: 1\nseeds: [0]\n"
 

@@ -21,12 +21,12 @@ import yaml
 from PIL import Image
 
 import run
-import training.summary
+import training.running.summary
 from analysis import read_history
-from analysis.record import STATISTICS
-from analysis.suggestions import suggestions
+from analysis.judging.suggestions import suggestions
+from analysis.recording.record import STATISTICS
 from policies import Periodic
-from training.settings import Train, settings_to_dict
+from training.settings.settings import Train, settings_to_dict
 
 ROOT = Path(__file__).parents[1]
 FIRST = "train --data digits --net resnet8 --policy Periodic --epochs 5 --seed 0"
@@ -215,11 +215,11 @@ def test_help_comes_without_torch(arguments, words):
 
 def test_what_takes_seconds_to_import_comes_after_the_first_step(tmp_path):
     code = (
-        "import sys, run, training.loop\n"
+        "import sys, run, training.running.loop\n"
         "def stop(*values):\n"
         "    late = {'matplotlib', 'PIL.ImageDraw', 'scipy', 'sklearn', 'torchvision'}\n"
         "    sys.exit(f'first step with {late & set(sys.modules)}')\n"
-        "training.loop.train_step = stop\n"
+        "training.running.loop.train_step = stop\n"
         f"run.main(['train', '--data', 'digits', '--out', {str(tmp_path)!r}])\n"
     )
     done = subprocess.run(
@@ -232,13 +232,13 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
     tiny, tmp_path, monkeypatch, capsys
 ):
     read: list[int] = []
-    evaluate = training.summary.evaluate
+    evaluate = training.running.summary.evaluate
 
     def counted(net: Any, images: Any, *rest: Any) -> Any:
         read.append(len(images))
         return evaluate(net, images, *rest)
 
-    monkeypatch.setattr(training.summary, "evaluate", counted)
+    monkeypatch.setattr(training.running.summary, "evaluate", counted)
     folder = tmp_path / "run"
     shutil.copytree(tiny, folder)
     given = ["train", "--config", folder / "config.yaml", "--out", folder, "--resume", "--final"]
@@ -255,7 +255,7 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
 
 def test_inspect_tells_what_grew_and_shows_the_layers(first, monkeypatch, capsys):
     folder, _ = first
-    monkeypatch.setattr("analysis.pictures.draw", lambda *histories: {})
+    monkeypatch.setattr("analysis.showing.pictures.draw", lambda *histories: {})
     history = read_history(folder)
     for more, record in (([], history[-1]), (["--record", "2"], history[2])):
         assert called(["inspect", folder, *more]) == 0

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from nets import Freeze, Narrow, build, grow
-from nets.growth import probe_outputs
-from nets.held import join_values
-from nets.saliency import _scores
+from nets.growing.grow import probe_outputs
+from nets.growing.saliency import _scores
+from nets.modules.held import join_values
 from tests.test_freezing import CASES, architecture_of, batch_of, train
 
 CHANNELS = 6

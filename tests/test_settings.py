@@ -14,7 +14,7 @@ import yaml
 
 from nets import Insert, cost, preset, seed_of
 from policies import Never, Periodic, Plateau, Policy, StochasticDepth
-from training.settings import (
+from training.settings.settings import (
     Cell,
     Common,
     Compare,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.significance import against, holm, paired
+from analysis.judging.significance import against, holm, paired
 
 # Student 1908, "The probable error of a mean": hours of sleep gained under two drugs.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

@@ -12,12 +12,11 @@ from torch.nn import functional
 
 from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
-from training.budget import Progress
-from training.data import Augment, Batches, channel_statistics, load
-from training.loop import _step
-from training.settings import Train
-from training.sources import Images
-from training.step import (
+from training.data.batches import Augment, Batches, channel_statistics, load
+from training.data.sources import Images
+from training.keeping.budget import Progress
+from training.running.loop import _step
+from training.running.step import (
     DTYPES,
     LOSSES,
     UNSCALED,
@@ -29,6 +28,7 @@ from training.step import (
     slow_settings,
     train_step,
 )
+from training.settings.settings import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))

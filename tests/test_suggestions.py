@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis import LayerReading, Record
-from analysis.suggestions import suggestions
+from analysis.judging.suggestions import suggestions
 from nets import cost, preset
 
 NET = preset("resnet8", image=(1, 8, 8))

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from analysis import LayerReading, Record
-from analysis.tables import (
+from analysis.showing.tables import (
     comparison_rows,
     comparison_table,
     growth_table,

@@ -16,9 +16,9 @@ import yaml
 
 import run
 from nets import cost
-from training.commandline import underscored
-from training.run import ground_of
-from training.settings import Compare, Train
+from training.running.run import ground_of
+from training.settings.commandline import underscored
+from training.settings.settings import Compare, Train
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -70,7 +70,7 @@ def test_draw_ends_with_the_tables_and_the_pictures(sines, capsys):
 
 
 def test_the_fit_is_that_of_the_network_that_was_judged(sines):
-    from training.data import load
+    from training.data.batches import load
 
     runs = sines / "sine" / "dynamic" / "seed3"
     held = load("sine").validation

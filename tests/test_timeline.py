@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis import LayerReading, Record
-from analysis.timeline import (
+from analysis.recording.timeline import (
     architectures,
     bands,
     layer_values,

@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.branching import branch
-    from training.comparison import compare
-    from training.loop import train
-    from training.settings import Cell, Compare, Start, Train
+    from training.asking.branching import branch
+    from training.comparing.comparison import compare
+    from training.running.loop import train
+    from training.settings.settings import Cell, Compare, Start, Train
 
 __version__ = "0.1.0"
 
-_LAZY = {"branch": "branching", "compare": "comparison", "train": "loop"}
-_LAZY |= dict.fromkeys(("Cell", "Compare", "Start", "Train"), "settings")
+_LAZY = {"branch": "asking.branching", "compare": "comparing.comparison", "train": "running.loop"}
+_LAZY |= dict.fromkeys(("Cell", "Compare", "Start", "Train"), "settings.settings")
 
 __all__ = ["Cell", "Compare", "Start", "Train", "branch", "compare", "train"]
 

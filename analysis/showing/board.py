@@ -1,0 +1,204 @@
+"""Writes records to TensorBoard: stable tags, grouped by stage and statistic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
+from torch.utils.tensorboard.summary import custom_scalars, hparams, text
+
+from analysis.observing.probes import Histogram
+from analysis.recording.record import Record
+from analysis.recording.timeline import statistics_of
+from analysis.showing.drawing import drawing
+from analysis.showing.events import EventFile
+from analysis.showing.tables import growth_table, phrase
+from nets import Action, Cost
+
+METRICS = (
+    *("accuracy/validation", "loss/validation", "loss/train"),
+    *("network/parameters", "network/flops", "network/train_flops"),
+)
+"""Tags whose last value stands beside a run's hyperparameters."""
+_REST = 60
+"""Seconds between pictures while a run goes on: they take about one."""
+
+
+class Board:
+    """A TensorBoard event file in `folder`; `purge_step` hides later events of an earlier try.
+
+    `charted` says whether that try has written the custom scalars; by default it has if it made a
+    step.
+
+    Scalars: loss/train, loss/validation, accuracy/train, accuracy/validation, those on validation
+    also with _of_average (of the weights), learning_rate, images_per_second, network/parameters,
+    network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
+    outputs on the probe batch), and every number of every layer and block under the tag that
+    `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
+    Images: pictures/<name>, as `pictures.draw` names them. HParams: the settings beside the last
+    values of METRICS.
+    """
+
+    def __init__(
+        self, folder: str | Path, purge_step: int | None = None, charted: bool | None = None
+    ) -> None:
+        self._events = EventFile(Path(folder), purge_step)
+        resumed = purge_step is not None and purge_step > 1
+        self._charted = resumed if charted is None else charted
+        self._drawn = perf_counter()
+
+    def record(
+        self,
+        record: Record,
+        images_per_second: float | None = None,
+        average: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """Write every number of a record at its step.
+
+        Args:
+            record: what is not known in it is left out.
+            images_per_second: of the steps before it.
+            average: validation loss and accuracy of a running average of the weights.
+        """
+        scalars: dict[str, float | None] = {
+            "loss/train": record.train_loss,
+            "loss/validation": record.validation_loss,
+            "accuracy/train": record.train_accuracy,
+            "accuracy/validation": record.validation_accuracy,
+            "loss/validation_of_average": average[0],
+            "accuracy/validation_of_average": average[1],
+            "learning_rate": record.learning_rate,
+            "images_per_second": images_per_second,
+            "network/parameters": record.cost.parameters,
+            "network/flops": record.cost.flops,
+            "network/train_flops": record.train_flops,
+        }
+        for block, value in record.importance.items():
+            scalars[tag_of("importance", block)] = value
+        names = statistics_of([record])
+        for path, reading in record.layers.items():
+            scalars.update({tag_of(name, path): reading.value(name) for name in names})
+        self._scalars(scalars, record.step)
+        if names and not self._charted:
+            charts = {name: ["Multiline", [pattern_of(name)]] for name in names}
+            self._events.add(
+                custom_scalars({"layers, one chart per statistic": charts}), record.step
+            )
+            self._charted = True
+
+    def growth(
+        self,
+        step: int,
+        applied: Sequence[Action],
+        refused: Sequence[tuple[Action, str]],
+        difference: float | None,
+    ) -> None:
+        """Write what was done and why, what was refused and why, and the output difference."""
+        if applied:
+            lines = [f"- {phrase(action)}{_because(action)}" for action in applied]
+            moved = (
+                "" if difference is None else f"\n\noutputs moved by {difference:.2g} (relative)"
+            )
+            self._events.add(text("growth", "\n".join(lines) + moved), step)
+            self._scalars({"growth/difference": difference}, step)
+        if refused:
+            lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
+            self._events.add(text("refused", "\n".join(lines)), step)
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Write response histograms, by layer, as `analysis.response_histograms` counted them."""
+        values = [
+            Summary.Value(
+                tag=tag_of("response", path),
+                histo=HistogramProto(
+                    min=counted.min,
+                    max=counted.max,
+                    num=counted.num,
+                    sum=counted.sum,
+                    sum_squares=counted.sum_squares,
+                    bucket_limit=counted.bucket_limits,
+                    bucket=counted.bucket_counts,
+                ),
+            )
+            for path, counted in histograms.items()
+        ]
+        self._events.add(Summary(value=values), step)
+
+    @property
+    def pictures_due(self) -> bool:
+        """Whether a minute has passed since the board was opened or the last pictures drawn."""
+        return perf_counter() - self._drawn > _REST
+
+    def pictures(self, history: Sequence[Record], reference: Sequence[Record] = ()) -> None:
+        """Write the pictures of a history, and its growth as a table, at the last record's step.
+
+        Args:
+            history: at least one record.
+            reference: the history of a run to compare with.
+
+        Raises:
+            Undrawn: the table alone is written.
+        """
+        from analysis import pictures  # imports matplotlib when it draws
+
+        step = history[-1].step
+        self._drawn = perf_counter()
+        self._events.add(text("growth_history", growth_table(history)), step)
+        with drawing():
+            drawn = pictures.draw(history, reference)
+        size = {"width": pictures.WIDTH, "height": pictures.HEIGHT, "colorspace": 4}
+        images = [
+            Summary.Value(
+                tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
+            )
+            for name, png in drawn.items()
+        ]
+        self._events.add(Summary(value=images), step)
+
+    def size(self, step: int, size: Cost) -> None:
+        """Write the size of a network that is no longer the last record's."""
+        sizes = {"network/parameters": size.parameters, "network/flops": size.flops}
+        self._scalars(sizes, step)
+
+    def hyperparameters(self, step: int, values: Mapping[str, str | float]) -> None:
+        """Write a finished run's settings; runs sort and filter by keys that all of them have."""
+        for summary in hparams(dict(values), dict.fromkeys(METRICS, 0.0)):
+            self._events.add(summary, step)
+
+    def close(self) -> None:
+        """Write out what is waiting; no file is held open."""
+        self._events.flush()
+
+    def flush(self) -> None:
+        """Write out what is waiting."""
+        self._events.flush()
+
+    def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
+        values = [
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
+            if value is not None
+        ]
+        self._events.add(Summary(value=values), step)
+
+
+def tag_of(statistic: str, path: str) -> str:
+    """Give the tag of a layer's number: stage1.response_std/block1.bn1, or head/response_std.
+
+    TensorBoard groups by what stands before the slash: so a group is one statistic in one stage,
+    and stands behind the losses and accuracies.
+    """
+    stage, _, rest = path.partition(".")
+    return f"{stage}.{statistic}/{rest}" if rest else f"{stage}/{statistic}"
+
+
+def pattern_of(statistic: str) -> str:
+    """Give the regular expression of every tag of a statistic."""
+    return rf"[^/]+(\.{statistic}/.+|/{statistic}$)"
+
+
+def _because(action: Action) -> str:
+    reason = getattr(action, "reason", "")
+    return f", because: {reason}" if reason else ""

@@ -1,0 +1,47 @@
+"""Actions as plain data, as they stand in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from nets.plan.actions import Action, Insert, Widen, WidenStage
+from nets.plan.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
+
+_KINDS = (Widen, WidenStage, Insert, Remove, Narrow, Freeze, Unfreeze, SetSurvival)
+ACTIONS = {kind.__name__: kind for kind in _KINDS}
+"""The actions by name, as they stand in files."""
+_RARE = ("initializer", "reason", "mode", "channels")
+"""Fields that are left out where they have their default."""
+
+
+def action_to_dict(action: Action) -> dict[str, Any]:
+    """Give the action as plain data, an initializer function by its name."""
+    values = {item.name: getattr(action, item.name) for item in fields(action)}
+    rare = {item.name: item.default for item in fields(action) if item.name in _RARE}
+    initializer = values.get("initializer")
+    if callable(initializer):
+        values["initializer"] = getattr(initializer, "__name__", repr(initializer))
+    kept = {name: value for name, value in values.items() if rare.get(name, ...) != value}
+    return {"action": type(action).__name__, **kept}
+
+
+def action_from_dict(d: Mapping[str, Any]) -> Action:
+    """Read what `action_to_dict` wrote.
+
+    Raises:
+        ValueError: an unknown action or field, or data that is no action at all.
+    """
+    name = d.get("action") if isinstance(d, Mapping) else None
+    if not isinstance(name, str) or name not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {name!r}")
+    kind = ACTIONS[name]
+    unknown = set(d) - {"action"} - {item.name for item in fields(kind)}
+    if unknown:
+        names = " ".join(", ".join(sorted(map(str, unknown))).split())
+        raise ValueError(f"{name} has unknown fields: {names}")
+    try:
+        return kind(**{key: value for key, value in d.items() if key != "action"})
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from None

@@ -1,0 +1,152 @@
+"""Architectures by their names in the literature, and the small nets from which they can grow."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from nets.checks import check_count, check_fraction, meant
+from nets.plan.architecture import Architecture
+from nets.plan.blocks import Block, Stage
+
+_CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+_IMAGENET = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+    "wide_resnet50_2": ("bottleneck", (3, 4, 6, 3)),
+}
+
+
+def preset_names() -> tuple[str, ...]:
+    """Give the known names; any `wrn-DEPTH-FACTOR` and `mlp-WIDTH` is known too."""
+    cifar = tuple(f"resnet{depth}" for depth in _CIFAR_DEPTHS)
+    return (*cifar, *_IMAGENET, "wrn-16-2", "wrn-28-10", "mlp-500")
+
+
+def preset(
+    name: str,
+    *,
+    classes: int = 10,
+    image: tuple[int, ...] = (3, 32, 32),
+    order: str | None = None,
+    stem: str | None = None,
+    block: str | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> Architecture:
+    """Give a known architecture.
+
+    Args:
+        name: `resnet8/14/20/32/44/56/110` (He et al. 2015, section 4.2, with projection shortcuts),
+            `wrn-D-K` (Zagoruyko and Komodakis 2016, arXiv 1605.07146: depth D = 6n + 4, widening
+            factor K), `resnet18/34/50/101/152` (He et al. 2015, table 1, in torchvision's shape),
+            `wide_resnet50_2` (inner width twice as large) or `mlp-W` (one hidden layer of W units).
+        classes: outputs.
+        image: shape of one input, (channels, height, width); any shape for `mlp-W`.
+        order: "post" or "pre"; by default as published ("pre" for wrn, else "post").
+        stem: "cifar" or "imagenet"; by default as published.
+        block: "basic" or "bottleneck"; by default as published.
+        activation: "relu", "gelu" or "tanh".
+        dropout: chance in [0, 1) to zero an activation inside a block.
+
+    Raises:
+        ValueError: an unknown name (the message lists the known ones) or an impossible setting.
+    """
+    image = tuple(image)
+    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    mlp = re.fullmatch(r"mlp-(\d+)", name)
+    if mlp:
+        if order or stem or block:
+            raise ValueError(f"order, stem and block do not apply to {name}")
+        layer = Block("stage1.block1", int(mlp[1]))
+        return Architecture(
+            (Stage("stage1", 0, (layer,), births=1),),
+            classes,
+            image,
+            0,
+            "post",
+            "none",
+            "plain",
+            activation,
+            dropout,
+        )
+    if wide and (int(wide[1]) - 4) % 6 == 0 and int(wide[1]) > 4 and int(wide[2]) > 0:
+        counts, widths = (
+            [(int(wide[1]) - 4) // 6] * 3,
+            [16 * int(wide[2]) * scale for scale in (1, 2, 4)],
+        )
+        defaults = ("pre", "cifar", "basic", 16)
+    elif name in _IMAGENET:
+        kind, counts = _IMAGENET[name]
+        widths, defaults = [64, 128, 256, 512], ("post", "imagenet", kind, 64)
+    elif name in preset_names() and name.startswith("resnet"):
+        counts, widths = [(int(name[6:]) - 2) // 6] * 3, [16, 32, 64]
+        defaults = ("post", "cifar", "basic", 16)
+    else:
+        words = f"{', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}"
+        raise ValueError(f"net must be one of {words}{meant(name, _near(name))}")
+    kind = block or defaults[2]
+    expansion = 4 if kind == "bottleneck" else 1
+    inner = 2 if name == "wide_resnet50_2" else 1
+    stages, incoming = [], defaults[3]
+    for index, (count, width) in enumerate(zip(counts, widths, strict=True), start=1):
+        blocks = tuple(
+            Block(f"stage{index}.block{number}", inner * width) for number in range(1, count + 1)
+        )
+        stride = 1 if index == 1 else 2
+        stream = width * expansion
+        stages.append(
+            Stage(f"stage{index}", stream, blocks, stride, stride > 1 or stream != incoming, count)
+        )
+        incoming = stream
+    return Architecture(
+        tuple(stages),
+        classes,
+        image,
+        defaults[3],
+        order or defaults[0],
+        stem or defaults[1],
+        kind,
+        activation,
+        dropout,
+    )
+
+
+def _near(name: str) -> tuple[str, ...]:
+    """Give the known names, and the ones of any size that its own numbers would make."""
+    numbers = re.findall(r"[1-9]\d*", name)
+    own = [f"mlp-{numbers[0]}"] if len(numbers) == 1 else []
+    if len(numbers) == 2 and int(numbers[0]) > 4 and (int(numbers[0]) - 4) % 6 == 0:
+        own = [f"wrn-{numbers[0]}-{numbers[1]}"]
+    return (*preset_names(), *own)
+
+
+def seed_of(
+    architecture: Architecture, width: float = 0.25, blocks: int | None = 1
+) -> Architecture:
+    """Give a smaller net that can grow into `architecture`: same streams, less on them.
+
+    Args:
+        architecture: the large net.
+        width: fraction of every inner width that stays, above 0 and at most 1 (at least one channel
+            stays).
+        blocks: how many blocks of each stage stay, counted from its first; None keeps all.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+    check_fraction("width", width)
+    if blocks is not None:
+        check_count("blocks", blocks)
+    stages, architecture = [], architecture.thawed()
+    for stage in architecture.stages:
+        kept = tuple(
+            replace(block, width=max(1, round(block.width * width)))
+            for block in stage.blocks[:blocks]
+        )
+        births = max(int(block.name.rpartition("block")[2]) for block in kept)
+        stages.append(replace(stage, blocks=kept, births=births))
+    return replace(architecture, stages=tuple(stages))

@@ -1,0 +1,4 @@
+"""Many runs: policies x seeds, on this machine or many, into one judgement.
+
+What is finished is not run again.
+"""

@@ -1,0 +1,127 @@
+"""The cells of a comparison: which runs there are, what each waits for, and running one of them."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.recording.files import Unwritten, write_whole
+from policies import Yoked
+from training.keeping.failures import PolicyFailed
+from training.keeping.interrupts import Interrupted
+from training.keeping.locks import wait_for
+from training.running.finite import NonFinite
+from training.settings.settings import Common, Compare, Start, Train
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell: a run of a comparison. `after` is the folder of the run that it needs finished."""
+
+    row: str
+    settings: Train
+    after: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The cell as people read it."""
+        return f"{self.row}  seed {self.settings.seed}"
+
+
+def jobs_of(settings: Compare) -> list[Job]:
+    """Give all cells of a comparison, row by row."""
+    return [job_of(settings, name, seed) for name in settings.cells for seed in settings.seeds]
+
+
+def job_of(settings: Compare, name: str, seed: int) -> Job:
+    """Give one cell; its folder is OUT/ROW/seedN, and its threads are the cores over the workers.
+
+    A row that follows another, `scratch` or `yoked`, has that row's schedule and learning rate.
+    """
+    cell = settings.cells[name]
+    source = settings.cells[cell.source] if cell.source else cell
+    common: dict[str, Any] = {item.name: getattr(settings, item.name) for item in fields(Common)}
+    common["data"], common["net"] = settings.ground(name)
+    common["schedule"] = cell.schedule or source.schedule or settings.schedule
+    common["lr"] = cell.lr or source.lr or settings.lr
+    common["threads"] = settings.threads or max(1, cores() // workers_of(settings))
+    policy, start, after = cell.policy, cell.start, None
+    if cell.source:
+        after = settings.folder / cell.source / f"seed{seed}"
+    if cell.scratch:
+        start = Start(architecture=str(after and after / "architecture.json"))
+    if cell.yoked:
+        policy, start = Yoked(str(after)), start or source.start
+    out = str(settings.folder / name / f"seed{seed}")
+    run = Train(**common, policy=policy, start=start, seed=seed, out=out, resume=True)
+    return Job(name, run, after)
+
+
+def cores() -> int:
+    """Give the CPU cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def workers_of(settings: Compare) -> int:
+    """Give how many runs go on at a time on this machine.
+
+    Counted from the whole matrix, not from what is missing: a restarted comparison must have the
+    threads it had, or its sums round otherwise.
+    """
+    if settings.workers is not None:
+        return settings.workers
+    cells = len(settings.cells) * len(settings.seeds)
+    slots = len(gpus_of(settings)) * settings.per_gpu or cores() // (settings.threads or 1)
+    return max(1, min(cells, slots))
+
+
+def gpus_of(settings: Compare) -> list[str]:
+    """Give the GPUs that the runs are dealt to: all there are, unless the settings name one."""
+    if settings.device not in ("auto", "cuda"):
+        return [settings.device] if settings.device != "cpu" else []
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def run_job(job: Job) -> str | None:
+    """Run a cell to its end; give None, or in one line why it failed.
+
+    The whole traceback is then in error.txt of its folder. If another process holds the folder,
+    such as a worker that outlived its killed parent, it waits.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+    """
+    from training.running.loop import train
+
+    folder = job.settings.folder
+    wait_for(folder)
+    try:
+        train(job.settings, say=lambda line: None)
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "error.txt", traceback.format_exc())
+        return one_line_of(error)
+    (folder / "error.txt").unlink(missing_ok=True)
+    return None
+
+
+def one_line_of(error: BaseException) -> str:
+    """Give an error as one line."""
+    plain = isinstance(error, ValueError | PolicyFailed | Unwritten | NonFinite)
+    kind = "" if plain else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split()) or type(error).__name__
+
+
+def on_device(job: Job, device: str | None) -> Job:
+    """Give the job with its device, if it is dealt one."""
+    return job if device is None else replace(job, settings=replace(job.settings, device=device))

@@ -1,0 +1,232 @@
+"""Engines: what runs the cells of a comparison, in this process or in several on this machine.
+
+An engine has `room` (whether another cell may start), `start(job)`, `ended()` (the jobs that have
+ended since, each with None or why it failed, after a moment's wait) and `stop()`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Protocol
+
+from training.comparing.cells import Job, on_device, run_job
+from training.keeping.failures import told
+from training.keeping.interrupts import Interrupted, Interrupts
+
+Ended = list[tuple[Job, str | None]]
+PATIENCE = 0.2
+"""Seconds between questions whether a signal came."""
+
+
+class Engine(Protocol):
+    """What `run_jobs` needs to run cells."""
+
+    @property
+    def room(self) -> bool: ...
+    def start(self, job: Job) -> None: ...
+    def ended(self) -> Ended: ...
+    def stop(self) -> None: ...
+
+
+def run_jobs(jobs: Sequence[Job], engine: Engine) -> Iterator[tuple[Job, str | None]]:
+    """Run all jobs, each after the one it waits for, and give each as it ends.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; all have been stopped, their checkpoints written.
+    """
+    waiting, running = list(jobs), set[str]()
+    unfinished = {job.settings.out for job in jobs}
+    failed = set[str | None]()
+    with Interrupts() as interrupts:
+        try:
+            while waiting or running:
+                for job in list(waiting):
+                    needed = None if job.after is None else str(job.after)
+                    if needed in failed:
+                        waiting.remove(job)
+                        failed.add(job.settings.out)
+                        yield job, f"waits for {needed}, which failed"
+                    elif engine.room and needed not in unfinished:
+                        waiting.remove(job)
+                        running.add(job.name)
+                        engine.start(job)
+                for job, failure in engine.ended() if running else []:
+                    running.remove(job.name)
+                    (unfinished.remove if failure is None else failed.add)(job.settings.out)
+                    yield job, failure
+                if interrupts.number:
+                    raise Interrupted(interrupts.number, "the runs have written checkpoints")
+        finally:
+            engine.stop()
+
+
+def stays_here(job: Job) -> bool:
+    """Say whether no other process could make the job's policy: a notebook's, or a function's.
+
+    A worker imports the script that was started, and finds there what is written in it.
+    """
+    main = sys.modules["__main__"]
+    in_main = type(job.settings.policy).__module__ == "__main__"
+    if in_main and getattr(main, "__spec__", None) is None and not hasattr(main, "__file__"):
+        return True
+    try:
+        pickle.dumps(job)
+    except Exception:
+        return True
+    return False
+
+
+class Here:
+    """Runs one cell at a time in this process."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+
+    @property
+    def room(self) -> bool:
+        return self._job is None
+
+    def start(self, job: Job) -> None:
+        self._job = job
+
+    def ended(self) -> Ended:
+        assert self._job is not None
+        ended: Ended = [(self._job, run_job(self._job))]
+        self._job = None
+        return ended
+
+    def stop(self) -> None:
+        """Do nothing: what runs here has had the signal itself."""
+
+
+@dataclass
+class _Worker:
+    """A process, the pipe to it, the device it is dealt, and the job it has."""
+
+    process: SpawnProcess
+    pipe: Connection
+    device: str | None
+    job: Job | None = None
+
+
+class Pool:
+    """Runs cells in processes of their own, each one cell after another.
+
+    A process that dies fails the cell it had; another takes its place.
+
+    Args:
+        workers: processes at a time.
+        devices: dealt to them in turn; empty leaves each its own choice.
+    """
+
+    def __init__(self, workers: int, devices: Sequence[str] = ()) -> None:
+        dealt = [devices[place % len(devices)] if devices else None for place in range(workers)]
+        self._unused: list[str | None] = []
+        self._workers: list[_Worker] = []
+        for device in dealt:  # at once: they import torch while the settings are checked
+            self._new(device)
+
+    @property
+    def room(self) -> bool:
+        return bool(self._unused) or any(worker.job is None for worker in self._workers)
+
+    def start(self, job: Job) -> None:
+        idle = [worker for worker in self._workers if worker.job is None]
+        worker = idle[0] if idle else self._new(self._unused.pop(0))
+        worker.job = job
+        worker.pipe.send_bytes(pickle.dumps(on_device(job, worker.device)))
+
+    def ended(self) -> Ended:
+        busy = [worker for worker in self._workers if worker.job is not None]
+        ready = wait([worker.pipe for worker in busy], PATIENCE)
+        found: Ended = []
+        for worker in [worker for worker in busy if worker.pipe in ready]:
+            job, worker.job = worker.job, None
+            assert job is not None
+            try:
+                found.append((job, worker.pipe.recv()))
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+                code = worker.process.exitcode
+                found.append((job, f"its process ended with exit code {code}"))
+                self._workers.remove(worker)
+                self._unused.append(worker.device)
+        return found
+
+    def stop(self) -> None:
+        """Ask the processes until they have ended; if that is interrupted, end them."""
+        for worker in self._workers:
+            if worker.job is None:
+                worker.process.kill()  # an idle one has nothing to lose
+        try:
+            while alive := [
+                worker.process for worker in self._workers if worker.process.is_alive()
+            ]:
+                for process in alive:
+                    process.terminate()  # again and again: outside of the loop nobody listens
+                alive[0].join(PATIENCE)
+        finally:
+            for worker in self._workers:
+                worker.process.kill()
+                worker.process.join()
+            self._workers.clear()
+
+    def _new(self, device: str | None) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # a fork would share torch's threads' locks
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,))
+        # Or a user's random.py would be imported before it is told where modules come from.
+        kept = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            process.start()
+        finally:
+            os.environ.pop("PYTHONSAFEPATH")
+            os.environ.update({} if kept is None else {"PYTHONSAFEPATH": kept})
+        theirs.close()  # the child's alone: when it dies, ours ends
+        self._workers.append(_Worker(process, ours, device))
+        return self._workers[-1]
+
+
+def _work(pipe: Connection) -> None:
+    """Run the cells that come through the pipe, and send back how each ended."""
+    # The parent says when to stop, and may say it twice; a terminal's Ctrl-C is for the parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the loop listens, and nothing before it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import training.running.loop  # noqa: F401  (before the first cell comes)
+
+    while True:
+        try:
+            sent = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            job = pickle.loads(sent)
+        except Exception as error:
+            pipe.send(f"a worker cannot make its policy: {told(error)}; workers=1 needs none")
+            continue
+        try:
+            pipe.send(run_job(job))
+        except Interrupted as stop:
+            sys.exit(stop.code)
+
+
+def _end_with_parent() -> None:
+    """Interrupt this process when its parent is gone, even by kill -9."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)

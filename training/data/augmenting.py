@@ -1,0 +1,64 @@
+"""What training images go through: crops and mirroring, by a data set's recipe or as asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nets.checks import check_choice, check_count
+from training.settings.settings import AUGMENTATIONS
+
+_PAD = 4
+"""Pixels a side of a crop where there is no recipe, an eighth of CIFAR's 32; so of smaller ones."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Crops from an image padded with `pad` black pixels a side; one image of two is mirrored."""
+
+    pad: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("pad", self.pad, least=0)
+
+    def __str__(self) -> str:
+        crop = [f"crop (pad {self.pad})"] if self.pad else []
+        return ", ".join([*crop, *["mirroring"] * self.flip]) or "none"
+
+
+AUGMENTS = {
+    "digits": Augment(pad=1),
+    "mnist": Augment(pad=2),
+    "fashion-mnist": Augment(pad=2, flip=True),
+    "cifar10": Augment(pad=4, flip=True),
+    "cifar100": Augment(pad=4, flip=True),
+    "folder": Augment(),
+    "sine": Augment(),
+}
+"""The recipe of each data set: He et al. 2015 (1512.03385), section 4.2, for CIFAR; crops and
+mirroring for Fashion-MNIST, as Zhong et al. 2017 (1708.04896), here with smaller crops. Digits have
+a side that is left; a folder's images may, and nothing says where in the image they lie."""
+
+
+def augment_of(name: str, how: str = "auto", image: tuple[int, ...] = (3, 32, 32)) -> Augment:
+    """Give the augmentation of a data set: its recipe, or what `how` asks for instead.
+
+    Args:
+        name: of the data set, as `training.data.batches.load` takes it.
+        how: `auto` is the recipe; `none`, `crop`, `crop-flip` and `flip` are what they say.
+        image: (channels, height, width). Crops are padded as in the recipe; where it has none by 4
+            pixels a side, of images below 32 by an eighth of the shorter side.
+
+    Raises:
+        ValueError: an unknown name or `how`, or images are asked for where there are none.
+    """
+    kind = name.partition(":")[0]
+    check_choice("data", kind, tuple(AUGMENTS))
+    check_choice("augment", how, AUGMENTATIONS)
+    recipe = AUGMENTS[kind]
+    if how == "auto":
+        return recipe
+    if kind == "sine" and how != "none":
+        raise ValueError(f"augment must be auto or none for sine, which has no images, got {how!r}")
+    pad = recipe.pad or min(_PAD, max(1, min(image[1:], default=0) // 8))
+    return Augment(pad if "crop" in how else 0, "flip" in how)

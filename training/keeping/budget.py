@@ -1,0 +1,66 @@
+"""How much a run may spend, how much it has spent, and the learning rate that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import cos, pi
+
+from nets import Architecture, train_flops
+from training.settings.settings import Common
+
+
+@dataclass
+class Progress:
+    """Where a run is: counters that a checkpoint holds. `seconds` is wall-clock, all else exact."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # batches taken of this epoch
+    images: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+    records: int = 0
+    boundary: int = 0  # equal parts of the budget that have had their record
+    skipped: int = 0  # steps left out because a loss or gradient was not finite
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, int if item.type == "int" else int | float) or value < 0:
+                raise ValueError(f"{item.name} must be a number of at least 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A total of FLOPs, images or seconds; `kind` says which."""
+
+    kind: str
+    total: float
+
+    @classmethod
+    def of(cls, settings: Common, limit: Architecture, images: int) -> Budget:
+        """Give the budget of the settings for a training set of so many images."""
+        totals = {
+            "flops": max(1, round(settings.epochs * images * train_flops(limit))),
+            "epochs": max(1, round(settings.epochs * images)),
+            "seconds": settings.epochs,
+        }
+        return cls(settings.budget, totals[settings.budget])
+
+    def spent(self, progress: Progress) -> float:
+        """Give the fraction spent, in [0, 1]."""
+        used = {"flops": progress.flops, "epochs": progress.images, "seconds": progress.seconds}
+        return min(1.0, used[self.kind] / self.total)
+
+
+def learning_rate(settings: Common, spent: float) -> float:
+    """Give the learning rate at a fraction of the budget.
+
+    `cosine` falls from the largest rate to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983,
+    equation 5, without restarts); `hold` stays constant until `grow_until` and then falls the same
+    way.
+    """
+    if settings.schedule == "hold":
+        tail = 1 - settings.grow_until
+        spent = max(0.0, spent - settings.grow_until) / tail if tail > 0 else 0.0
+    return settings.learning_rate * (1 + cos(pi * min(spent, 1.0))) / 2

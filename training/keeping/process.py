@@ -1,0 +1,97 @@
+"""What a run sets in its process, and that all of it is afterwards as it was.
+
+Several runs in one process (a comparison's, a notebook's) must not change each other or what comes
+after them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from training.running.step import Precision
+from training.settings.settings import Common
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_VARIABLES = (_WORKSPACE, "TORCHINDUCTOR_CACHE_DIR")
+_FIXED_WORKSPACES = (":4096:8", ":16:8")
+"""With which cuBLAS sums in one order (NVIDIA's manual of cuBLAS, "Results reproducibility")."""
+
+
+@contextmanager
+def own_process(settings: Common) -> Iterator[None]:
+    """Set threads and, for `deterministic`, torch as a run wants them; put back all at the end.
+
+    What is put back: the number of threads, the global generators of the CPU and, where CUDA runs,
+    of all GPUs, torch's flags of determinism and precision, and the environment's variables.
+
+    Raises:
+        ValueError: the device is not there, or it is too late for `deterministic`.
+    """
+    device = Precision.of(settings).device
+    cuda = device.type == "cuda" or torch.cuda.is_initialized()
+    gpus = range(torch.cuda.device_count()) if cuda else ()
+    with ExitStack() as after:
+        after.enter_context(torch.random.fork_rng(gpus, device_type="cuda"))
+        after.callback(torch.set_num_threads, torch.get_num_threads())
+        for name in _VARIABLES:
+            after.callback(_set_variable, name, os.environ.get(name))
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        if settings.deterministic:
+            after.enter_context(_deterministic(device))
+        yield
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Let torch use no algorithm whose sums hang on the order of threads, and float32 be float32.
+
+    TF32 would be deterministic, but it is not the float32 that a CPU computes.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    wanted: list[tuple[Any, str, Any]] = [
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+        (cudnn.conv, "fp32_precision", "ieee"),
+        (cudnn.rnn, "fp32_precision", "ieee"),  # else torch's older name of both can't be read
+        (matmul, "fp32_precision", "ieee"),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in wanted]
+    mode = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        for owner, name, value in wanted:
+            setattr(owner, name, value)
+        torch.use_deterministic_algorithms(True)
+        if device.type == "cuda":
+            _fix_workspace(device)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warns)
+        for (owner, name, _), value in zip(wanted, before):
+            setattr(owner, name, value)
+
+
+def _fix_workspace(device: torch.device) -> None:
+    """Fix cuBLAS's workspace. It asks the environment once in a process, at its first product."""
+    if os.environ.get(_WORKSPACE) not in _FIXED_WORKSPACES:
+        os.environ[_WORKSPACE] = _FIXED_WORKSPACES[0]
+    matrix = torch.ones(2, 2, device=device)
+    try:
+        torch.mm(matrix, matrix)
+    except RuntimeError:
+        raise ValueError(
+            "deterministic comes too late: this process has used cuBLAS without a fixed workspace; "
+            f"set {_WORKSPACE}={_FIXED_WORKSPACES[0]} before it starts, or use another process"
+        ) from None

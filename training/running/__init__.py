@@ -1,0 +1,4 @@
+"""One run: the loop, its step, its records, its growth, checkpoint and end.
+
+The loop reads top to bottom.
+"""
