@@ -15,8 +15,9 @@ from analysis.observing.hooking import Hooks
 from analysis.observing.layers import Layer, layers_of, paired, parameters_of, rows_of, unwrap
 from analysis.observing.norms import Inside, channel_axis, first_of
 from analysis.observing.survey import pairing_of
-from nets.modules.network import Network, ResidualBlock
+from nets.modules.network import Network
 from nets.modules.passes import mode
+from nets.modules.residual import ResidualBlock
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BUCKETS = 30
