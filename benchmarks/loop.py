@@ -28,7 +28,7 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios
 from nets import build
 from policies import Plateau
-from training.data.batches import part_of
+from training.data.splits import part_of
 from training.running.loop import _record_and_grow, _step
 from training.running.run import Run, open_run
 from training.running.step import make_optimizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.data.augmenting import AUGMENTS, Augment, augment_of
-from training.data.batches import load
+from training.data.splits import load
 from training.running.run import ground_of
 from training.settings.settings import Cell, Compare, Train
 

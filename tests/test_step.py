@@ -12,8 +12,11 @@ from torch.nn import functional
 
 from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
-from training.data.batches import Augment, Batches, channel_statistics, load
-from training.data.sources import Images
+from training.data.augmenting import Augment
+from training.data.batches import Batches
+from training.data.images import Images
+from training.data.normalisation import channel_statistics
+from training.data.splits import load
 from training.keeping.budget import Progress
 from training.running.loop import _step
 from training.running.step import (

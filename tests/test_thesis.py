@@ -70,7 +70,7 @@ def test_draw_ends_with_the_tables_and_the_pictures(sines, capsys):
 
 
 def test_the_fit_is_that_of_the_network_that_was_judged(sines):
-    from training.data.batches import load
+    from training.data.splits import load
 
     runs = sines / "sine" / "dynamic" / "seed3"
     held = load("sine").validation

@@ -20,16 +20,11 @@ from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.modules.draws import generator_of
 from training.data.augmenting import augment_of
-from training.data.batches import (
-    Batches,
-    Splits,
-    channel_statistics,
-    evaluation_batches,
-    load,
-    part_of,
-)
+from training.data.batches import Batches, evaluation_batches
 from training.data.identity import difference, identity_of
 from training.data.images import Images
+from training.data.normalisation import channel_statistics
+from training.data.splits import Splits, load, part_of
 from training.keeping import ranks
 from training.keeping.budget import Budget, Progress
 from training.keeping.folder import append_losses, binding, claim, cut_back

@@ -9,8 +9,9 @@ from nets import action_to_dict, cost
 from nets.checks import in_one_line
 from nets.plan.actions import adds_capacity
 from training.data.augmenting import augment_of
-from training.data.batches import channel_statistics, load
 from training.data.identity import check_same_data, identity_of
+from training.data.normalisation import channel_statistics
+from training.data.splits import load
 from training.keeping import ranks
 from training.keeping.folder import check_same_settings, read_summary, write_json
 from training.keeping.locks import alone
