@@ -21,7 +21,8 @@ from training.data.splits import load
 from training.keeping.process import own_process
 from training.running.checkpoint import load_optimizer_state, optimizer_state
 from training.running.step import LOSSES, Precision, average, make_optimizer, train_step
-from training.settings.settings import Common, Train
+from training.settings.common import Common
+from training.settings.train import Train
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

@@ -22,7 +22,8 @@ from policies import Never, Periodic, Policy, StochasticDepth
 from training.data.normalisation import channel_statistics
 from training.data.splits import load
 from training.running.loop import line_of, train
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 

@@ -33,7 +33,7 @@ from training.keeping import ranks
 from training.running.loop import train
 from training.running.model import wrapped
 from training.running.step import LOSSES, Precision, evaluate, make_optimizer, train_step
-from training.settings.settings import Train
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = Precision(torch.device("cpu"), torch.float64)

@@ -31,7 +31,7 @@ from training.running.step import (
     slow_settings,
     train_step,
 )
-from training.settings.settings import Train
+from training.settings.train import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))

@@ -16,9 +16,10 @@ import yaml
 
 import run
 from nets import cost
+from training.commandline.parser import underscored
 from training.running.run import ground_of
-from training.settings.commandline import underscored
-from training.settings.settings import Compare, Train
+from training.settings.compare import Compare
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"

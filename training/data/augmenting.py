@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nets.checks import check_choice, check_count
-from training.settings.settings import AUGMENTATIONS
+from training.settings.checks import AUGMENTATIONS
 
 _PAD = 4
 """Pixels a side of a crop where there is no recipe, an eighth of CIFAR's 32; so of smaller ones."""

@@ -41,7 +41,8 @@ from training.running.finite import check_losses, check_state
 from training.running.judgement import check_policy, own_copy
 from training.running.model import model_of
 from training.running.step import LOSSES, Loss, Precision, make_optimizer
-from training.settings.settings import Train, settings_to_dict, settings_to_yaml
+from training.settings.config_yaml import settings_to_dict, settings_to_yaml
+from training.settings.train import Train
 
 PROBE = 128
 """Training images of the probe batch; growth is checked on the first CHECKED of them."""

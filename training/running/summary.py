@@ -20,7 +20,8 @@ from training.running.checkpoint import load_checkpoint, network_of
 from training.running.finite import finite
 from training.running.run import Run
 from training.running.step import LOSSES, Precision, evaluate
-from training.settings.settings import Train, settings_to_dict
+from training.settings.config_yaml import settings_to_dict
+from training.settings.train import Train
 
 _MOST = 2000
 """Characters of a setting that TensorBoard shows."""
