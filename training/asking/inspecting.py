@@ -37,21 +37,15 @@ def history_of(run: str) -> list[Record]:
     return history
 
 
-def inspection(
-    run: str,
-    record: int = -1,
-    reference: str | None = None,
-    out: str | None = None,
-    as_csv: bool = False,
-) -> str:
+def inspection(run: str, record: int, reference: str | None, out: str | None, as_csv: bool) -> str:
     """Give what grew and what the layers did at one record, and write the pictures of the run.
 
     Args:
         run: its folder.
         record: number of the record whose layers are shown, from 0 or, backwards, from -1.
-        reference: a run whose last response curve is drawn beside.
+        reference: a run whose last response curve is drawn beside this one's.
         out: folder of the pictures; by default `pictures` in the run's.
-        as_csv: give every number of every record instead, a line each, and write no pictures.
+        as_csv: give every number of every record instead, and write no pictures.
 
     Raises:
         ValueError: there is no such run or record.

@@ -47,17 +47,17 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"growthrings {__version__}")
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, command, text in (
-        ("train", _settings(Train), "train one network under one policy"),
-        ("compare", _settings(Compare), "train policies x seeds on one budget; one table"),
-        ("inspect", _inspect(), "what grew, when and why, and the layers' statistics"),
-        ("replay", _replay(), "what another policy would have decided on recorded runs"),
-        ("branch", _branch(), "what growth at each other site would bring"),
+        ("train", _settings_parser(Train), "train one network under one policy"),
+        ("compare", _settings_parser(Compare), "train policies x seeds on one budget; one table"),
+        ("inspect", _inspect_parser(), "what grew, when and why, and the layers' statistics"),
+        ("replay", _replay_parser(), "what another policy would have decided on recorded runs"),
+        ("branch", _branch_parser(), "what growth at each other site would bring"),
     ):
         commands.add_subcommand(name, command, help=text)
     return parser
 
 
-def _settings(kind: type) -> Parser:
+def _settings_parser(kind: type) -> Parser:
     """Give the parser of a command that takes all fields of a class."""
     parser = Parser(description=(kind.__doc__ or "").split("\n")[0], formatter_class=_Verbatim)
     parser.add_argument(
@@ -72,7 +72,7 @@ def _settings(kind: type) -> Parser:
     return parser
 
 
-def _inspect() -> Parser:
+def _inspect_parser() -> Parser:
     parser = Parser(description="What grew, when and why, and the statistics of the layers.")
     parser.add_argument("run", help="a run folder")
     text = "number of the record to show, from 0; -1 is the last"
@@ -86,7 +86,7 @@ def _inspect() -> Parser:
     return parser
 
 
-def _replay() -> Parser:
+def _replay_parser() -> Parser:
     parser = Parser(
         description="What another policy would have decided, given the history as it was recorded: "
         "one step at a time, conditional on what was really done; it predicts no outcome."
@@ -96,7 +96,7 @@ def _replay() -> Parser:
     return parser
 
 
-def _branch() -> Parser:
+def _branch_parser() -> Parser:
     parser = Parser(
         description="Train every growth that costs as much as a recorded one, and none, from the "
         "state before it: what each site brought, and which statistics would have told it."

@@ -67,7 +67,12 @@ def check_train(settings: Any) -> None:
 
 
 def check_compare(settings: Any) -> None:
-    """Check what a comparison alone is told; its rows and seeds are looked at before."""
+    """Check what a comparison alone is told; its rows have gone through `named_rows`."""
+    seeds = settings.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be at least one, and no two the same, got {seeds}")
+    for seed in seeds:
+        check_count("seed", seed, least=0)
     for name in settings.cells:
         _check_source(settings, name)
     check_choice("engine", settings.engine, ("pool", "ray"))
@@ -79,14 +84,6 @@ def check_compare(settings: Any) -> None:
     _ = settings.folder  # refuses what is none
     if settings.primary is not None:
         _check_pair(settings)
-
-
-def check_seeds(seeds: list[int]) -> None:
-    """Raise a ValueError unless there is a seed, and none twice."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be at least one, and no two the same, got {seeds}")
-    for seed in seeds:
-        check_count("seed", seed, least=0)
 
 
 def check_policy_and_start(settings: Any) -> None:

@@ -5,22 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from policies import (
-    LayerStatistic,
-    Never,
-    Periodic,
-    Plateau,
-    Policy,
-    RandomSite,
-    StochasticDepth,
-)
-from training.settings.checks import (
-    check_compare,
-    check_policy_and_start,
-    check_seeds,
-    folder_of,
-    named_rows,
-)
+from policies import LayerStatistic, Never, Periodic, Plateau, Policy, RandomSite, StochasticDepth
+from training.settings.checks import check_compare, check_policy_and_start, folder_of, named_rows
 from training.settings.common import Common
 from training.settings.start import Start
 
@@ -110,7 +96,6 @@ class Compare(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seeds(self.seeds)
         object.__setattr__(self, "cells", named_rows(self.cells, Cell))
         check_compare(self)
 
