@@ -26,9 +26,9 @@ def one_line(message: str) -> str:
         r"Not a valid subclass of Policy\. Got value: (.*) Subclass types", line
     )
     if path and name.endswith("policy"):
-        known = ", ".join(known_policies())
-        words = f"{known}, or an import path such as mine.Mine; got {path[1]!r}"
-        hint = _or_hidden(path[1], meant(path[1], known_policies()))
+        known = _known_policies()
+        words = f"{', '.join(known)}, or an import path such as mine.Mine; got {path[1]!r}"
+        hint = _or_hidden(path[1], meant(path[1], known))
         return f"{name} must be one of {words}{hint}"
     if path:
         return f"{name} must be a mapping, got {path[1]!r}"
@@ -51,7 +51,7 @@ def _or_hidden(path: str, words: str) -> str:
     return f"{words}; {why}" if why else words
 
 
-def known_policies() -> list[str]:
+def _known_policies() -> list[str]:
     """Give the class names of the policies in the box."""
     kinds = {name: getattr(policies, name) for name in policies.__all__}
     return [
