@@ -20,9 +20,9 @@ from jsonargparse import Namespace
 
 from analysis.recording.files import path_of
 from training.commandline.console import complain, lose_stdout, open_streams, reporting
+from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
-from training.commandline.refusals import one_line
 from training.commandline.user_modules import hidden, import_from
 from training.keeping.failures import PolicyFailed, told
 from training.running.finite import NonFinite
@@ -134,7 +134,7 @@ def _compare(chosen: Namespace) -> int:
 
 
 def _inspect(chosen: Namespace) -> int:
-    from training.asking.inspecting import inspection
+    from training.asking.inspect_run import inspection
 
     print(inspection(chosen.run, chosen.record, chosen.reference, chosen.out, chosen.csv))
     return 0
@@ -149,7 +149,7 @@ def _replay(chosen: Namespace) -> int:
 
 def _branch(chosen: Namespace) -> int:
     from training.asking.branching import branch
-    from training.asking.inspecting import history_of
+    from training.asking.inspect_run import history_of
 
     _check_alone("branch")
     history_of(chosen.run)  # refuses a comparison with a word on its runs

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from analysis.recording.files import path_of
 from nets.checks import meant
 from training.commandline.did_you_mean import nearest_option
-from training.commandline.refusals import one_line
+from training.commandline.error_messages import one_line
 from training.settings.compare import Cell
 from training.settings.config_yaml import check_config
 

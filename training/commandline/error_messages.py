@@ -1,4 +1,4 @@
-"""Refusals of a command line: one line that names the option, what it may be, and what came."""
+"""Error messages of a command line: one line with the option, what it may be, and what came."""
 
 from __future__ import annotations
 
