@@ -31,7 +31,8 @@ from analysis import Observer
 from analysis.measuring.waiting import STEPS
 from analysis.showing.tables import markdown
 from nets import build, preset
-from training.data.batches import channel_statistics, load, normalised
+from training.data.normalisation import channel_statistics, normalised
+from training.data.splits import load
 
 BATCH, CLASSES, EVERY, WARM = 128, 10, 10, 2
 Step = Callable[[], None]
