@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_observer import CLASSES, batch_of, hooks_of, in_double, network_of, sgd, take_step
+from makers import CLASSES, batch_of, clipped_step, hooks_of, in_double, network_of, sgd
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
@@ -20,7 +20,7 @@ def read(net, batches, told=True, monkeypatch=None):
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for batch in batches:
-            take_step(net, optimizer, *batch)
+            clipped_step(net, optimizer, *batch)
         return observer.readings()
 
 
