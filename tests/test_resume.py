@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import multiprocessing
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from makers import differences
+from runs import csv_rows, quiet, short_run
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -53,12 +54,8 @@ def command(out: Path, policy: str = "Periodic", *more: str) -> list[str]:
 
 def small(out: Path, **changes: Any) -> Train:
     """The same as settings."""
-    given = {"net": "resnet8", "epochs": 0.25, "records": 6, "batch_size": 32, "observe_every": 3}
-    return Train(**{**given, "device": "cpu", "policy": Periodic(), "out": str(out), **changes})
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
+    given = {"epochs": 0.25, "records": 6, "observe_every": 3, "policy": Periodic()}
+    return short_run(out, **{**given, **changes})
 
 
 def run_until(arguments: Sequence[str], where: str, count: int, number: int) -> None:
@@ -125,8 +122,7 @@ def ending(folder: Path) -> dict[str, Any]:
     loaded = {name: torch.load(path, weights_only=True) for name, path in states.items()}
     for state in loaded.values():
         del state["progress"]["seconds"]
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(folder / "metrics.csv")
     for row in rows:
         del row["seconds"], row["images_per_second"]
     summary = json.loads((folder / "summary.json").read_text())
@@ -141,20 +137,6 @@ def ending(folder: Path) -> dict[str, Any]:
         "summary": summary,
         "architecture": architecture,
     }
-
-
-def differences(first: Any, second: Any, place: str = "") -> list[str]:
-    """Name where nested data with tensors is not equal bit for bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        alike = first.dtype == second.dtype and first.stride() == second.stride()
-        return [] if alike and torch.equal(first, second) else [place]
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return [
-            where
-            for key in first
-            for where in differences(first[key], second[key], f"{place}/{key}")
-        ]
-    return [] if first == second else [place]
 
 
 @pytest.fixture(scope="module")

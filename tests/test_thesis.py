@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import csv_rows
 
 import run
 from nets import cost
@@ -190,8 +191,8 @@ def test_pruned_and_grown_nets_end_with_equal_parameters(tmp_path):
     small += " --batch-size 64 --precision float32 --device cpu"
     words += small.split()
     assert run.main(words) == 0
-    with (tmp_path / "comparison.csv").open(newline="") as file:
-        parameters = {line["run"]: int(line["parameters"]) for line in csv.DictReader(file)}
+    rows = csv_rows(tmp_path / "comparison.csv")
+    parameters = {row["run"]: int(row["parameters"]) for row in rows}
     half = parameters["static-full"] / 2
     ends = [parameters[name] for name in parameters if not name.startswith("static")]
     assert len(ends) == 6
