@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from histories import FIRST, record_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -20,10 +21,8 @@ from analysis.observing.probes import Histogram
 from analysis.recording.record import STATISTICS
 from analysis.showing.board import METRICS, Board, pattern_of, tag_of
 from analysis.showing.tables import growth_table
-from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of
+from nets import Insert, SetSurvival, Widen, build, cost, preset
 
-LIMIT = preset("resnet8", image=(1, 8, 8))
-FIRST = seed_of(LIMIT)
 LAYERS = {
     "stem": LayerReading(None, "stem", **dict.fromkeys(STATISTICS[:4], 1.0)),
     "stage1.block1.bn1": LayerReading(
@@ -52,9 +51,7 @@ def record(step, **values):
         "layers": LAYERS,
         "importance": {"stage1.block1": -0.5, "stage2.block1": 2.0},
     }
-    given = {"step": step, "epoch": 1.0, "spent": 0.5, "seed": 0}
-    given = {**given, "architecture": FIRST, "limit": cost(LIMIT)}
-    return Record(**{**given, **numbers, **values})
+    return record_of(step, **{**numbers, **values})
 
 
 def events_of(folder):

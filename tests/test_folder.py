@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from histories import LIMIT, record_of
+from runs import bytes_of, csv_rows
 
 import training.keeping.folder
 from analysis import Record, read_history
-from nets import cost, preset
 from policies import Periodic, Plateau
 from training.keeping.folder import (
     append_metrics,
@@ -26,15 +26,8 @@ from training.keeping.folder import (
 from training.settings.settings import Cell, Compare, Train, settings_to_dict, settings_to_yaml
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def some_record(step: int) -> Record:
-    net = preset("resnet8", image=(1, 8, 8))
-    return Record(step, step / 10, step / 100, 0, net, cost(net), train_loss=1 / 3)
+    return record_of(step, LIMIT, epoch=step / 10, spent=step / 100, train_loss=1 / 3)
 
 
 def claim_as(folder: Path, settings: Train) -> None:
@@ -187,8 +180,7 @@ def test_records_and_metrics_are_appended_and_cut_back_to_the_same_bytes(tmp_pat
         append_record(tmp_path, some_record(step))
         append_metrics(tmp_path, {"step": step, "train_loss": 1 / 3, "none": None})
     assert [record.step for record in read_history(tmp_path)] == list(range(5))
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(tmp_path / "metrics.csv")
     assert rows[4] == {"step": "4", "train_loss": str(1 / 3), "none": ""}
     for records in (4, 3, 1):
         for name, torn in (("history.jsonl", b'{"step": 5, "ep'), ("metrics.csv", b"5,0.3")):

@@ -4,8 +4,9 @@ import math
 import statistics
 
 import pytest
+from histories import FIRST, record_of
 
-from analysis import LayerReading, Record
+from analysis import LayerReading
 from analysis.showing.tables import (
     comparison_rows,
     comparison_table,
@@ -15,15 +16,11 @@ from analysis.showing.tables import (
     number,
     phrase,
 )
-from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost, preset, seed_of
-
-LIMIT = preset("resnet8", image=(1, 8, 8))
-FIRST = seed_of(LIMIT)
+from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost
 
 
 def record(step, architecture=FIRST, **values):
-    given = {"step": step, "epoch": 1.0, "spent": step / 100, "seed": 0, "limit": cost(LIMIT)}
-    return Record(**{**given, "architecture": architecture, **values})
+    return record_of(step, architecture, spent=step / 100, **values)
 
 
 def cells_of(table):
