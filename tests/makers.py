@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from nets import Architecture, Block, Network, Stage, build
 
-CLASSES, CLIP = 4, 0.05
+CLASSES, CLIP, FLOAT = 4, 0.05, torch.float32
 FLAT_STEMS = {"dense": "dense", "plain": "none"}
 KINDS = ("basic", "bottleneck", "dense", "plain")
 CASES = [(kind, order) for kind in KINDS for order in ("post", "pre")][:-1]  # plain has no order
@@ -28,7 +28,7 @@ def architecture_of(
     **settings: Any,
 ) -> Architecture:
     """A tiny net: inner widths by stage, and the first blocks' chances of surviving (else 1)."""
-    plain, flat, stages, incoming = kind == "plain", kind in FLAT_STEMS, [], streams[0]
+    streamless, flat, stages, incoming = kind == "plain", kind in FLAT_STEMS, [], streams[0]
     chances = iter(survivals)
     for number, (inner, stream) in enumerate(zip(widths, streams, strict=True), start=1):
         blocks = tuple(
@@ -36,11 +36,11 @@ def architecture_of(
             for place, width in enumerate(inner, start=1)
         )
         stride = 1 if number == 1 or flat else 2
-        projection = not plain and (stride > 1 or stream != incoming)
-        width, incoming = 0 if plain else stream, stream
+        projection = not streamless and (stride > 1 or stream != incoming)
+        width, incoming = 0 if streamless else stream, stream
         stages.append(Stage(f"stage{number}", width, blocks, stride, projection, len(blocks)))
     image = image or ((5,) if flat else (2, 12, 12) if stem == "imagenet" else (2, 6, 6))
-    stem_width, order = (0, "post") if plain else (streams[0], order)
+    stem_width, order = (0, "post") if streamless else (streams[0], order)
     stem = FLAT_STEMS.get(kind, stem)
     return Architecture(tuple(stages), classes, image, stem_width, order, stem, kind, **settings)
 
@@ -81,17 +81,20 @@ def network_of(name: str, seed: int = 0) -> Network:
     return net
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+class Doubled(nn.BatchNorm2d):
+    """Responds otherwise than its running statistics tell; carries no activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
     """Normal values, the same whenever they are asked for."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def batch_of(
-    image: tuple[int, ...],
-    seed: int = 0,
-    count: int = 12,
-    classes: int = CLASSES,
-    drawn: torch.dtype = torch.float32,
+    image: tuple[int, ...], seed: int = 0, count: int = 12, classes: int = CLASSES, drawn=FLOAT
 ) -> tuple[Tensor, Tensor]:
     """Normal inputs (N, *image) and random targets (N,); other values where drawn in float64."""
     generator = torch.Generator().manual_seed(seed)
@@ -100,15 +103,18 @@ def batch_of(
 
 
 def batch_for(
-    architecture: Architecture,
-    seed: int = 0,
-    count: int = 16,
-    dtype: torch.dtype = torch.float32,
-    drawn: torch.dtype = torch.float32,
+    architecture: Architecture, seed: int = 0, count: int = 16, dtype=FLOAT, drawn=FLOAT
 ) -> tuple[Tensor, Tensor]:
     """A batch that suits a net, drawn in one dtype and given in another."""
     inputs, targets = batch_of(architecture.image, seed, count, architecture.classes, drawn)
     return inputs.to(dtype), targets
+
+
+def grey_images(count: int) -> tuple[Tensor, Tensor]:
+    """Random pixels (N, 8, 8, 1) in bytes, and targets of ten classes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 8, 8, 1), dtype=torch.uint8, generator=generator)
+    return pixels, torch.randint(10, (count,), generator=generator)
 
 
 def sgd(net: nn.Module, lr: float = 0.1, weight_decay: float = 1e-3, **options: Any) -> Optimizer:
@@ -137,7 +143,7 @@ def train(
     steps: int = 3,
     first: int = 0,
     count: int = 16,
-    drawn: torch.dtype = torch.float32,
+    drawn: torch.dtype = FLOAT,
 ) -> Optimizer:
     """Steps on random batches, the first of seed `first`: weights, statistics, step count move."""
     optimizer = optimizer or sgd(net, 0.05, 1e-2)
@@ -148,7 +154,7 @@ def train(
 
 
 def trained(
-    architecture: Architecture, dtype: torch.dtype = torch.float32, seed: int = 0, **how: Any
+    architecture: Architecture, dtype: torch.dtype = FLOAT, seed: int = 0, **how: Any
 ) -> Network:
     """A net with some steps of training behind it."""
     net = build(architecture, seed=seed).to(dtype)

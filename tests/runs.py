@@ -1,10 +1,12 @@
 """Short runs and what lies in their folders: settings, small images, tables, and a refusal."""
 
 import csv
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,16 @@ def refusal_of(capsys: pytest.CaptureFixture[str], words: Sequence[object]) -> s
     assert line.startswith("run.py: error: ")
     assert "Traceback" not in line
     return line.removeprefix("run.py: error: ")
+
+
+def script(path: Path) -> ModuleType:
+    """Import a script that is in no package."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def bytes_of(folder: Path, but: str = "") -> dict[str, bytes]:

@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import write_images
+from runs import script, write_images
 
 import run
-from tests.test_thesis import script
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/gpu.md", "docs/thesis.md", "docs/policies.md", "docs/benchmarks.md")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from makers import hooks_of, normal, sgd
+from makers import Doubled, hooks_of, normal, sgd
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -235,13 +235,6 @@ class OwnRMSNorm(nn.Module):
 
     def forward(self, x):
         return self.act(self.weight * x / x.square().mean(1, keepdim=True).sqrt())
-
-
-class Doubled(nn.BatchNorm2d):
-    """Carries no activation, so all that it does is its response."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 CARRIED = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import differences
+from makers import differences, grey_images
 from runs import csv_rows
 from torch import Tensor
 
@@ -76,9 +76,7 @@ def together(function: Callable[..., None], *given: Any, count: int = 2) -> list
 
 
 def some_images(count: int = 96) -> Images:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 8, 8, 1), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.randint(10, (count,), generator=generator))
+    return Images(*grey_images(count))
 
 
 def batches_of(rank: int = 0, count: int = 1) -> Batches:

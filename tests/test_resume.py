@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from makers import differences
-from runs import csv_rows, quiet, short_run
+from runs import bytes_of, csv_rows, quiet, short_run
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -326,10 +326,10 @@ def test_stale_files_and_torn_lines_are_harmless(tmp_path, monkeypatch, alone):
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
     summary = train(small(tmp_path), quiet)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = bytes_of(tmp_path)
     monkeypatch.setattr(training.running.loop, "open_run", None)
     assert train(small(tmp_path, resume=True), quiet) == summary
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bytes_of(tmp_path) == before
 
 
 def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alone):
@@ -403,10 +403,10 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_touched(
     state = torch.load(path, weights_only=True)
     change(state)
     torch.save(state, path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = bytes_of(tmp_path)
     with pytest.raises(ValueError, match=r"^checkpoint .*checkpoint\.pt.*(cannot be read|weights)"):
         train(settings, quiet)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bytes_of(tmp_path) == before
 
 
 def test_the_checkpoint_of_another_policy_is_refused(tmp_path, second):
@@ -423,10 +423,10 @@ def test_a_history_that_lacks_records_is_refused(tmp_path, second, lines):
     settings = resuming(second, tmp_path)
     path = tmp_path / "history.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = bytes_of(tmp_path)
     with pytest.raises(ValueError, match=rf"history\.jsonl holds {lines} of 2 records"):
         train(settings, quiet)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bytes_of(tmp_path) == before
 
 
 def test_tensorboard_shows_every_step_once(tmp_path):
