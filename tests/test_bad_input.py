@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Trap, without_network, write_grey_images
+from runs import Trap, no_network, write_grey_images
 
 import training.data.sources
 from nets import preset, seed_of
@@ -379,7 +379,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unusable(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder as the working directory, and no network."""
-    without_network(monkeypatch)
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
     monkeypatch.setattr(training.data.sources, "read_digits", _digits)
     monkeypatch.chdir(place)
 

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from histories import FIRST, record_of
+from histories import record_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -21,8 +21,10 @@ from analysis.observing.probes import Histogram
 from analysis.recording.record import STATISTICS
 from analysis.showing.board import METRICS, Board, pattern_of, tag_of
 from analysis.showing.tables import growth_table
-from nets import Insert, SetSurvival, Widen, build, cost, preset
+from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of
 
+LIMIT = preset("resnet8", image=(1, 8, 8))
+FIRST = seed_of(LIMIT)
 LAYERS = {
     "stem": LayerReading(None, "stem", **dict.fromkeys(STATISTICS[:4], 1.0)),
     "stage1.block1.bn1": LayerReading(
@@ -40,7 +42,7 @@ def without_pictures():
     """Instead of the one for all tests: the pictures are looked at here."""
 
 
-def record(step, **values):
+def record(step, **values) -> Record:
     numbers = {
         "train_loss": 1.5,
         "train_accuracy": 0.25,
@@ -51,7 +53,7 @@ def record(step, **values):
         "layers": LAYERS,
         "importance": {"stage1.block1": -0.5, "stage2.block1": 2.0},
     }
-    return record_of(step, **{**numbers, **values})
+    return record_of(step, FIRST, **{**numbers, **values})
 
 
 def events_of(folder):

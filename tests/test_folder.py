@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from histories import LIMIT, record_of
 from runs import bytes_of, csv_rows
 
 import training.keeping.folder
 from analysis import Record, read_history
+from nets import cost, preset
 from policies import Periodic, Plateau
 from training.keeping.folder import (
     append_metrics,
@@ -27,7 +27,8 @@ from training.settings.settings import Cell, Compare, Train, settings_to_dict, s
 
 
 def some_record(step: int) -> Record:
-    return record_of(step, LIMIT, epoch=step / 10, spent=step / 100, train_loss=1 / 3)
+    net = preset("resnet8", image=(1, 8, 8))
+    return Record(step, step / 10, step / 100, 0, net, cost(net), train_loss=1 / 3)
 
 
 def claim_as(folder: Path, settings: Train) -> None:

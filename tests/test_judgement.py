@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from histories import FIRST, LIMIT, record_of
+from histories import record_of
 
 from analysis import Record
-from nets import Action, Cost, Freeze, Insert, SetSurvival, Unfreeze, Widen, cost
+from nets import Action, Cost, Freeze, Insert, SetSurvival, Unfreeze, Widen, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
 from training.running.judgement import Verdict, ask, judge, replay
 
+LIMIT = preset("resnet8", image=(1, 8, 8))
+SMALL = seed_of(LIMIT)
 AMPLE = Cost(10**12, 10**12)
 
 
@@ -36,7 +38,7 @@ class Failing(Action):
 
 
 def record_at(spent: float, **changes: Any) -> Record:
-    return record_of(round(100 * spent), **{"epoch": spent, "spent": spent, **changes})
+    return record_of(round(100 * spent), SMALL, **{"epoch": spent, "spent": spent, **changes})
 
 
 WIDER = Widen("stage1.block1", 2, reason="narrow")
@@ -75,16 +77,16 @@ KEPT = SetSurvival("stage1.block1", 0.5)
             ("no growth after grow_until", "no growth after grow_until"),
         ),
         # the limit holds for FLOPs and for parameters, and for all actions together
-        ([WIDER], cost(FIRST), True, (), (r"the limit is Cost\(.*\), this would cost Cost\(",)),
-        ([WIDER], Cost(cost(FIRST).parameters, 10**12), True, (), ("the limit is",)),
-        ([WIDER], Cost(10**12, cost(FIRST).flops), True, (), ("the limit is",)),
-        ([KEPT], cost(FIRST), True, (KEPT,), ()),
-        ([WIDER, WIDER], cost(FIRST.apply(WIDER)), True, (WIDER,), ("the limit is",)),
+        ([WIDER], cost(SMALL), True, (), (r"the limit is Cost\(.*\), this would cost Cost\(",)),
+        ([WIDER], Cost(cost(SMALL).parameters, 10**12), True, (), ("the limit is",)),
+        ([WIDER], Cost(10**12, cost(SMALL).flops), True, (), ("the limit is",)),
+        ([KEPT], cost(SMALL), True, (KEPT,), ()),
+        ([WIDER, WIDER], cost(SMALL.apply(WIDER)), True, (WIDER,), ("the limit is",)),
         ([Widen("stage1.block1", 999), WIDER], cost(LIMIT), True, (WIDER,), ("the limit is",)),
     ],
 )
 def test_what_is_done_and_what_is_refused(decided, limit, may_grow, applied, reasons):
-    verdict = judge(FIRST, decided, limit, may_grow)
+    verdict = judge(SMALL, decided, limit, may_grow)
     assert verdict.decided == tuple(decided)
     assert verdict.applied == applied
     assert len(verdict.refused) == len(reasons)
@@ -92,7 +94,7 @@ def test_what_is_done_and_what_is_refused(decided, limit, may_grow, applied, rea
     for (_, why), reason in zip(verdict.refused, reasons, strict=True):
         with pytest.raises(ValueError, match=reason):
             raise ValueError(why)
-    after = FIRST
+    after = SMALL
     for action in verdict.applied:
         after = after.apply(action)
     assert cost(after).flops <= limit.flops
@@ -154,28 +156,28 @@ def test_replay_gives_each_record_with_the_answer_at_that_moment():
 
 def test_replay_does_not_ask_once_the_budget_is_spent():
     """The loop does not either, and measures no importance then."""
-    history = [record_at(0.5, importance=dict.fromkeys(FIRST.blocks, 0.1)), record_at(1.0)]
+    history = [record_at(0.5, importance=dict.fromkeys(SMALL.blocks, 0.1)), record_at(1.0)]
     assert [bool(actions) for _, actions in replay(StochasticDepth(), history)] == [True, False]
 
 
 def test_an_empty_verdict_does_nothing():
-    assert Verdict() == judge(FIRST, [], AMPLE, True)
+    assert Verdict() == judge(SMALL, [], AMPLE, True)
 
 
 HELD = [Freeze(part) for part in ("stem", "stage1", "stage2", "stage3", "head")]
 
 
 def test_what_was_to_be_frozen_for_a_growth_is_refused_with_it():
-    verdict = judge(FIRST, [*HELD, WIDER], AMPLE, may_grow=False)
+    verdict = judge(SMALL, [*HELD, WIDER], AMPLE, may_grow=False)
     assert verdict.applied == ()
     assert [action for action, _ in verdict.refused] == [*HELD, WIDER]
     assert verdict.refused[0][1] == "nothing grew that it was to make room for"
-    assert judge(FIRST, [*HELD, WIDER], AMPLE, may_grow=True).applied == (*HELD, WIDER)
+    assert judge(SMALL, [*HELD, WIDER], AMPLE, may_grow=True).applied == (*HELD, WIDER)
 
 
 def test_a_freeze_that_would_leave_nothing_to_train_is_refused():
-    verdict = judge(FIRST, HELD, AMPLE, may_grow=True)
+    verdict = judge(SMALL, HELD, AMPLE, may_grow=True)
     assert verdict.applied == tuple(HELD[:-1])
     assert verdict.refused == ((HELD[-1], "nothing would train any more"),)
     thawed = [*HELD, Unfreeze("head")]
-    assert judge(FIRST, thawed, AMPLE, may_grow=True).applied == tuple(thawed)
+    assert judge(SMALL, thawed, AMPLE, may_grow=True).applied == tuple(thawed)

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from histories import FIRST, record_of
 from PIL import Image
 
-from analysis import LayerReading
+from analysis import LayerReading, Record
 from analysis.recording.record import STATISTICS
 from analysis.showing import pictures
 from analysis.showing.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
-from nets import Insert, Widen, WidenStage, preset
+from nets import Insert, Widen, WidenStage, cost, preset, seed_of
+
+LIMIT = preset("resnet8", image=(1, 8, 8))
+FIRST = seed_of(LIMIT)
 
 
 def record(step, architecture=FIRST, value=1.0, **values):
@@ -22,7 +24,8 @@ def record(step, architecture=FIRST, value=1.0, **values):
         path: LayerReading(None, role, **dict.fromkeys(STATISTICS, value))
         for path, role in (("stem", "stem"), ("stage1.block1.bn1", "inner"))
     }
-    return record_of(step, architecture, **{"layers": layers, **values})
+    given = {"step": step, "epoch": 1.0, "spent": 0.5, "seed": 0, "limit": cost(LIMIT)}
+    return Record(**{**given, "architecture": architecture, "layers": layers, **values})
 
 
 def pixels(png):

@@ -8,12 +8,15 @@ from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 import torch
-from histories import FIRST, LIMIT, write_history
+from histories import write_history
 from makers import take_step
 
 from analysis import LayerReading, Observer, Record, read_history
 from analysis.recording.record import STATISTICS, UNBOUNDED
-from nets import Cost, Insert, SetSurvival, Widen, build, cost
+from nets import Cost, Insert, SetSurvival, Widen, build, cost, preset, seed_of
+
+LIMIT = preset("resnet8", image=(1, 8, 8))
+FIRST = seed_of(LIMIT)
 
 READING = LayerReading(
     "stage1.block1",

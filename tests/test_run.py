@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import bytes_of, refusal_of, without_network, write_grey_images
+from runs import bytes_of, no_network, refusal_of, write_grey_images
 
 import run
 import training.running.summary
@@ -472,7 +472,7 @@ def unusable(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_grey_images(workplace / "differing", "train/a train/b test/a test/c")
     write_grey_images(workplace / "spoilt", "train/a train/b test/a test/b")
     (workplace / "spoilt/train/b/1.png").write_text("no image")
-    without_network(monkeypatch)
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
     return workplace
 
 

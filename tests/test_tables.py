@@ -4,9 +4,9 @@ import math
 import statistics
 
 import pytest
-from histories import FIRST, record_of
+from histories import record_of
 
-from analysis import LayerReading
+from analysis import LayerReading, Record
 from analysis.showing.tables import (
     comparison_rows,
     comparison_table,
@@ -16,10 +16,13 @@ from analysis.showing.tables import (
     number,
     phrase,
 )
-from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost
+from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost, preset, seed_of
+
+LIMIT = preset("resnet8", image=(1, 8, 8))
+FIRST = seed_of(LIMIT)
 
 
-def record(step, architecture=FIRST, **values):
+def record(step, architecture=FIRST, **values) -> Record:
     return record_of(step, architecture, spent=step / 100, **values)
 
 
