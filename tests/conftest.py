@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("runs")  # what fails in there is explained as in a test
+
 
 def pytest_collection_modifyitems(config, items):
     without_gpu = pytest.mark.skip(reason="needs a GPU")
