@@ -4,11 +4,14 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs in several processes
 
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+pytest.register_assert_rewrite("runs")  # what fails in there is explained as in a test
 
 
 def pytest_collection_modifyitems(config, items):
@@ -57,6 +60,19 @@ def finished_run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def example(monkeypatch):
+    """A function that gives the policy class of an example by its import path."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "policies"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def load(path):
+        module, name = path.split(".")
+        return getattr(importlib.import_module(module), name)
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def parser():
     """The command line's parser, made once: that takes longer than most refusals."""
@@ -71,6 +87,8 @@ def refusal(capsys, monkeypatch, parser):
 
     Nothing may train, and no file in the working directory may change.
     """
+    from runs import refusal_of
+
     import run
     import training.running.loop
 
@@ -83,19 +101,10 @@ def refusal(capsys, monkeypatch, parser):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def refused(words):
-        before, folders = contents()
-        capsys.readouterr()
-        try:
-            code = run.main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        output, errors = capsys.readouterr()
-        assert (code, output) == (2, "")
-        (line,) = errors.splitlines()
-        assert line.startswith("run.py: error: ")
-        assert "Traceback" not in line
-        assert contents() == (before, folders)
-        return line.removeprefix("run.py: error: ")
+        before = contents()
+        line = refusal_of(capsys, words)
+        assert contents() == before
+        return line
 
     return refused
 

@@ -6,6 +6,7 @@ import random
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from makers import plain
 
 from nets import (
     Architecture,
@@ -23,15 +24,6 @@ from nets import (
 )
 
 SMALL = seed_of(preset("resnet8", classes=4, image=(1, 8, 8)))
-
-
-def plain(*widths):
-    blocks = tuple(
-        Block(f"stage1.block{number}", width) for number, width in enumerate(widths, start=1)
-    )
-    return Architecture(
-        (Stage("stage1", 0, blocks, births=len(blocks)),), 3, (5,), 0, "post", "none", "plain"
-    )
 
 
 def through_json(architecture):

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from runs import Trap, no_network, write_grey_images
 
 import training.data.datasets
 from nets import preset, seed_of
@@ -337,22 +336,6 @@ CASES = [
 ]
 
 
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return __import__("os").mkdir, ("trap",)
-
-
-def images(root: Path, layout: str, size: int = 8) -> None:
-    """Write two small images for each PART/CLASS of the layout."""
-    for place in layout.split():
-        (root / place).mkdir(parents=True)
-        for number in (0, 1):
-            image = Image.fromarray(np.full((size, size, 3), 9, np.uint8))
-            image.save(root / place / f"{number}.png")
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder full of what cannot be used."""
@@ -363,19 +346,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "folder.yaml").mkdir()
     (place / "hollow").mkdir()
     for name in ("spoilt", "cut", "few", "nested"):
-        images(place / name, "train/a train/b test/a test/b")
+        write_grey_images(place / name, "train/a train/b test/a test/b")
     (place / "spoilt/train/b/1.png").write_text("no image")
     image = place / "cut/test/b/1.png"
     image.write_bytes(image.read_bytes()[:50])
     (place / "nested/train/a/deeper").mkdir()
-    images(place / "lone", "train/a test/a")
-    images(place / "sizes", "train/a train/b test/a")
-    images(place / "sizes", "test/b", 9)
-    images(place / "untested", "train/a train/b")
+    write_grey_images(place / "lone", "train/a test/a")
+    write_grey_images(place / "sizes", "train/a train/b test/a")
+    write_grey_images(place / "sizes", "test/b", 9)
+    write_grey_images(place / "untested", "train/a train/b")
     (place / "untested/test").mkdir()
-    images(place / "emptied", "train/a train/b test/b")
+    write_grey_images(place / "emptied", "train/a train/b test/b")
     (place / "emptied/test/a").mkdir()
-    images(place / "differing", "train/a train/b test/a test/c")
+    write_grey_images(place / "differing", "train/a train/b test/a test/c")
     for part in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
             path = place / "mnist/MNIST/raw" / f"{part}-{kind}-ubyte"
@@ -396,10 +379,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unusable(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder as the working directory, and no network."""
-
-    def no_network(*_: Any, **__: Any) -> None:
-        raise OSError("no network here")
-
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
     monkeypatch.setattr(training.data.datasets, "read_digits", _digits)
     monkeypatch.chdir(place)

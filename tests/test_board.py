@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from histories import record_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -41,7 +42,7 @@ def without_pictures():
     """Instead of the one for all tests: the pictures are looked at here."""
 
 
-def record(step, **values):
+def record(step, **values) -> Record:
     numbers = {
         "train_loss": 1.5,
         "train_accuracy": 0.25,
@@ -52,9 +53,7 @@ def record(step, **values):
         "layers": LAYERS,
         "importance": {"stage1.block1": -0.5, "stage2.block1": 2.0},
     }
-    given = {"step": step, "epoch": 1.0, "spent": 0.5, "seed": 0}
-    given = {**given, "architecture": FIRST, "limit": cost(LIMIT)}
-    return Record(**{**given, **numbers, **values})
+    return record_of(step, FIRST, **{**numbers, **values})
 
 
 def events_of(folder):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from runs import short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -22,9 +23,8 @@ def without_pictures():
     """Instead of the one for all tests: the pictures are looked at here."""
 
 
-def small(folder, policy, **changes):
-    given = {"net": "resnet8", "epochs": 0.3, "records": 6, "batch_size": 32, "device": "cpu"}
-    return Train(**given, policy=policy, out=str(folder), **changes)
+def small(folder, policy, **changes) -> Train:
+    return short_run(folder, policy, epochs=0.3, records=6, **changes)
 
 
 @pytest.fixture(scope="module")

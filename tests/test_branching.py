@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from dataclasses import replace
 from math import cos, pi
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import bytes_of, csv_rows
 
 import run
 import training.asking.branching
@@ -32,11 +32,6 @@ def called(*arguments: object) -> int:
         return run.main([str(word) for word in arguments])
     except SystemExit as stop:
         return int(stop.code or 0)
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +67,6 @@ def branched(grown: Path, tmp_path_factory: pytest.TempPathFactory):
     return folder, seen, text
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
-
-
 def test_all_branches_of_an_order_see_the_same_batches(grown, branched, at):
     _, seen, _ = branched
     wanted, _ = candidates(fork_of(grown, at))
@@ -108,17 +99,17 @@ def test_every_growth_of_equal_cost_is_tried_and_none(branched, at):
         assert 0.75 * added <= after.flops - fork.record.cost.flops <= added
         assert after.parameters <= fork.record.limit.parameters
     assert len(wanted) - 1 + len(left_out) == 2 * len(places)
-    rows = rows_of(fork.out / "branches.csv")
+    rows = csv_rows(fork.out / "branches.csv")
     assert {(row["order"], row["growth"]) for row in rows} == {
         (order, name) for order in "01" for name in wanted
     }
     losses = {(row["order"], row["growth"]): float(row["loss"]) for row in rows}
-    for row in rows_of(fork.out / "gains.csv"):
+    for row in csv_rows(fork.out / "gains.csv"):
         before, after = (losses[row["order"], name] for name in (NONE, row["growth"]))
         assert float(row["gain"]) == before - after
-    assert any(row["gain"] != "0.0" for row in rows_of(fork.out / "gains.csv"))
+    assert any(row["gain"] != "0.0" for row in csv_rows(fork.out / "gains.csv"))
     assert (fork.out / "branch.md").read_text() == text + "\n"
-    assert rows_of(fork.out / "correlations.csv")
+    assert csv_rows(fork.out / "correlations.csv")
     assert "response_std, inner" in text
 
 
@@ -148,7 +139,7 @@ def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
         )
     (row,) = [
         row
-        for row in rows_of(fork.out / "branches.csv")
+        for row in csv_rows(fork.out / "branches.csv")
         if (row["order"], row["growth"]) == ("0", NONE)
     ]
     assert float(row["loss"]) == pytest.approx(read[0], rel=1e-4)
@@ -158,7 +149,7 @@ def test_what_is_finished_is_not_trained_again_and_what_is_missing_ends_the_same
     branched, at, tmp_path, monkeypatch
 ):
     folder, _, text = branched
-    before = bytes_of(folder)
+    before = bytes_of(folder, ".lock")
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
     path = fork_of(copy, at).out / "branches.csv"
@@ -181,16 +172,17 @@ def test_what_is_finished_is_not_trained_again_and_what_is_missing_ends_the_same
     ).read_bytes()
     branch(folder, at, 3, 2, say=lambda line: None)
     assert len(trained) == len(lines) - 5
-    assert bytes_of(folder) == before
+    assert bytes_of(folder, ".lock") == before
     # other steps and fewer orders stand beside them
     branch(copy, at, steps=1, orders=1, say=lambda line: None)
-    assert len(rows_of(path)) == (len(lines) - 1) * 3 // 2
+    assert len(csv_rows(path)) == (len(lines) - 1) * 3 // 2
 
 
 def test_the_run_itself_is_left_as_it_was(grown, branched):
     folder, _, _ = branched
-    after = {name: data for name, data in bytes_of(folder).items() if not name.startswith("branch")}
-    assert after == bytes_of(grown)
+    files = bytes_of(folder, ".lock").items()
+    after = {name: data for name, data in files if not name.startswith("branch")}
+    assert after == bytes_of(grown, ".lock")
 
 
 def test_growth_at_several_places_is_tried_as_it_was(grown, at):
@@ -245,7 +237,7 @@ def test_wrong_use_is_refused_in_one_line(
     torn.mkdir(parents=True)
     (torn / "branches.csv").write_text("steps,order\n200,0\n")
     steps = ", ".join(str(int(p.stem[4:])) for p in sorted(Path("run/growth").iterdir()))
-    before = bytes_of(tmp_path)
+    before = bytes_of(tmp_path, ".lock")
     assert called("branch", *arguments.format(at).split()) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -253,7 +245,7 @@ def test_wrong_use_is_refused_in_one_line(
     expected = message.format(steps if "growth steps" in message else at)
     assert line.startswith("run.py: error: ")
     assert expected in line
-    assert bytes_of(tmp_path) == before
+    assert bytes_of(tmp_path, ".lock") == before
 
 
 def test_the_command_prints_its_table(branched, at, capsys):

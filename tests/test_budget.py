@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import quiet, short_run
 
 import training.running.loop
 import training.running.measuring
@@ -29,8 +30,7 @@ IMAGES = 1295
 
 def small(folder: Path, **changes: Any) -> Train:
     """Settings of a run of a second."""
-    given = {"net": "resnet8", "epochs": 0.5, "records": 8, "batch_size": 32, "policy": Periodic()}
-    return Train(**{**given, "device": "cpu", "out": str(folder), **changes})
+    return short_run(folder, **{"epochs": 0.5, "records": 8, "policy": Periodic(), **changes})
 
 
 @dataclass
@@ -71,10 +71,6 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     monkeypatch.setattr(training.running.loop, "grow", grown)
     monkeypatch.setattr(training.running.measuring, "block_importance", probed)
     return log
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
 
 
 def test_a_budget_is_the_training_of_so_many_epochs_of_the_limit():

@@ -5,11 +5,12 @@ import itertools
 
 import pytest
 import torch
+from makers import architecture_of, batch_for
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from nets import Architecture, Block, Insert, Stage, Widen, build, grow
+from nets import Insert, Widen, build, grow
 
 ACTIONS = [Widen("stage1.block1", 3), Insert("stage1.block2", 3), Widen("stage2.block1", 2)]
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
@@ -27,17 +28,11 @@ OPTIMIZERS = {
 
 
 def network(order="post", seed=0):
-    stages = (
-        Stage("stage1", 4, (Block("stage1.block1", 3), Block("stage1.block2", 2)), births=2),
-        Stage("stage2", 6, (Block("stage2.block1", 4),), 2, True, 1),
-    )
-    return build(Architecture(stages, 4, (2, 6, 6), 4, order), seed=seed)
+    return build(architecture_of(order=order), seed=seed)
 
 
 def backward(net, seed):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(16, *net.architecture.image, generator=generator)
-    targets = torch.randint(net.architecture.classes, (16,), generator=generator)
+    inputs, targets = batch_for(net.architecture, seed)
     net.zero_grad()
     loss = functional.cross_entropy(net(inputs), targets)
     if any(parameter.requires_grad for parameter in net.parameters()):

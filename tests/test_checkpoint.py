@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
+from makers import batch_for, differences, take_step
 
 from analysis import Observer
 from nets import Freeze, Insert, Network, Widen, build, grow, preset, seed_of
@@ -34,18 +33,8 @@ IDENTITY = {
 SMALL = seed_of(preset("resnet8", image=(1, 8, 8)))
 
 
-def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 1, 8, 8, generator=generator), torch.randint(
-        10, (8,), generator=generator
-    )
-
-
 def step_of(net: Network, optimizer: torch.optim.Optimizer, step: int) -> None:
-    inputs, targets = batch_of(step)
-    optimizer.zero_grad()
-    functional.cross_entropy(net(inputs), targets).backward()
-    optimizer.step()
+    take_step(net, optimizer, *batch_for(SMALL, step, 8))
 
 
 def trained(kind: str = "sgd") -> tuple[Network, torch.optim.Optimizer, Observer]:
@@ -71,18 +60,6 @@ def save(path: Path, kind: str = "sgd") -> tuple[Network, torch.optim.Optimizer,
     return net, optimizer, observer
 
 
-def same(first: Any, second: Any) -> bool:
-    """Whether nested data with tensors is equal bit for bit, memory format included."""
-    if isinstance(first, torch.Tensor):
-        alike = first.dtype == second.dtype and first.stride() == second.stride()
-        return alike and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, kind):
     path = tmp_path / "checkpoint.pt"
@@ -92,20 +69,20 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, ki
     again = network_of(state, path)
     other = make_optimizer(again, Train(optimizer=kind, lr=123))
     load_optimizer_state(again, other, state["optimizer"])
-    assert same(dict(again.state_dict()), dict(net.state_dict()))
-    assert same(optimizer_state(again, other), optimizer_state(net, optimizer))
+    assert not differences(dict(again.state_dict()), dict(net.state_dict()))
+    assert not differences(optimizer_state(again, other), optimizer_state(net, optimizer))
     watch = Observer(again, other)
     watch.load_state_dict(state["observer"])
     with observer, watch:
         for step in range(5, 8):
             step_of(net, optimizer, step)
             step_of(again, other, step)
-    assert same(dict(again.state_dict()), dict(net.state_dict()))
-    assert same(optimizer_state(again, other), optimizer_state(net, optimizer))
+    assert not differences(dict(again.state_dict()), dict(net.state_dict()))
+    assert not differences(optimizer_state(again, other), optimizer_state(net, optimizer))
     assert watch.readings() == observer.readings()
     assert watch.step == observer.step == 8
     assert state["progress"]["flops"] == 2**70
-    assert same(state["window"], torch.tensor([1.5, 2.0, 8.0], dtype=torch.float64))
+    assert not differences(state["window"], torch.tensor([1.5, 2.0, 8.0], dtype=torch.float64))
 
 
 def test_loading_shares_nothing_with_the_file_and_the_old_optimizer(tmp_path):
@@ -117,7 +94,7 @@ def test_loading_shares_nothing_with_the_file_and_the_old_optimizer(tmp_path):
     optimizer = make_optimizer(net, Train())
     load_optimizer_state(net, optimizer, state["optimizer"])
     step_of(net, optimizer, 0)
-    assert same(load_checkpoint(path, IDENTITY)["weights"], before["weights"])
+    assert not differences(load_checkpoint(path, IDENTITY)["weights"], before["weights"])
 
 
 def test_the_file_is_plain_data_that_begins_with_the_architecture(tmp_path):

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_engines import POLICIES, configure, rows_of, wait_until
+from runs import wait_until
+from test_engines import POLICIES, configure, rows_of
 
 import run
 from training.comparing.cluster import Cluster

@@ -15,14 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from runs import script, write_images
 
 import run
-from tests.test_thesis import script
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/gpu.md", "docs/thesis.md", "docs/policies.md", "docs/benchmarks.md")
@@ -68,17 +66,6 @@ for number, page in enumerate(PAGES):  # once is enough for those that stand on 
     COMMANDS[page] = [command for command in COMMANDS[page] if command not in before]
 
 
-def tiny_images(folder: Path) -> None:
-    """Write two classes of small colour images."""
-    draw = np.random.default_rng(0)
-    for part, count in (("train", 16), ("test", 4)):
-        for kind in "ab":
-            (folder / part / kind).mkdir(parents=True)
-            for number in range(count):
-                pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / part / kind / f"{number}.png")
-
-
 def tiny_experiment(path: Path, target: Path) -> None:
     """Copy a configuration, on tiny images, with the rows of its claim and a static one alone."""
     config = yaml.safe_load(path.read_text())
@@ -103,7 +90,7 @@ def workplace(tmp_path_factory):
     """A folder as the pages take it for granted: experiments/, images, a policy of one's own."""
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("PATH", "cifar10-jpeg"):
-        tiny_images(folder / name)
+        write_images(folder / name, {"a": 16, "b": 16}, {"a": 4, "b": 4})
     (folder / "experiments").mkdir()
     for path in (ROOT / "experiments").glob("*.yaml"):
         tiny_experiment(path, folder / "experiments" / path.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from runs import bytes_of, csv_rows, quiet, short_comparison, short_run
 
 import analysis.showing.report
 import run
@@ -36,22 +36,12 @@ pytestmark = pytest.mark.usefixtures("plain_reports")
 
 def small(folder: Path, **changes: Any) -> Compare:
     """Settings of a comparison of four runs, a fifth of a second each."""
-    given = {"net": "resnet8", "epochs": 0.1, "records": 3, "batch_size": 32, "device": "cpu"}
-    given |= {"workers": 1, "threads": 1}
-    return Compare(**{**given, "cells": CELLS, "seeds": [0, 1], "out": str(folder), **changes})
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
-
-
-def bytes_of(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    given = {"epochs": 0.1, "records": 3, "cells": CELLS, "seeds": [0, 1]}
+    return short_comparison(folder, **{**given, **changes})
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "comparison.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return csv_rows(folder / "comparison.csv")
 
 
 @dataclass
@@ -155,7 +145,7 @@ def test_what_is_finished_is_not_run_again(whole, opened):
 
 def test_another_seed_or_row_runs_only_what_is_missing(tmp_path, opened):
     compare(small(tmp_path, seeds=[1]), quiet)
-    before = {path: data for path, data in bytes_of(tmp_path).items() if "seed1" in path.parts}
+    before = {path: data for path, data in bytes_of(tmp_path).items() if "/seed1/" in path}
     opened.clear()
     compare(small(tmp_path, seeds=[0, 1]), quiet)
     assert opened == [tmp_path / "static" / "seed0", tmp_path / "growing" / "seed0"]
@@ -393,7 +383,7 @@ def test_a_comparison_that_cannot_run_writes_nothing(tmp_path, changes, message)
 
 
 def test_a_comparison_does_not_write_into_a_training_run(tmp_path):
-    train(Train(net="resnet8", epochs=0.01, batch_size=32, device="cpu", out=str(tmp_path)), quiet)
+    train(short_run(tmp_path, epochs=0.01), quiet)
     before = bytes_of(tmp_path)
     with pytest.raises(ValueError, match="already holds a training run; choose another"):
         compare(small(tmp_path), quiet)

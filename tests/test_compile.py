@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import quiet, short_run
 
 import training.running.loop
 from analysis import Record, read_history
@@ -56,14 +57,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def small(folder: Path, **changes: Any) -> Train:
-    given = {"net": "resnet8", "epochs": 1.2, "records": 12, "batch_size": 32, "ema": 0}
-    given |= {"device": "cpu", "budget": "epochs", "grow_until": 1, "precision": "float32"}
-    given |= {"start": Start(0.5, 1), "out": str(folder), "compile": True, "observe_every": 3}
-    return Train(**{**given, **changes})
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
+    given = {"epochs": 1.2, "records": 12, "ema": 0, "budget": "epochs", "grow_until": 1}
+    given |= {"precision": "float32", "start": Start(0.5, 1), "compile": True, "observe_every": 3}
+    return short_run(folder, **{**given, **changes})
 
 
 def test_a_run_that_grows_ten_times_is_compiled_to_its_end(tmp_path, graphs, monkeypatch):

@@ -4,14 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from makers import architecture_of, plain
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets import (
-    Architecture,
-    Block,
     Insert,
     Network,
-    Stage,
     Widen,
     cost,
     preset,
@@ -20,24 +18,6 @@ from nets import (
 )
 
 BATCH = 2
-
-
-def dense(order, image=(7,), classes=3):
-    first = (Block("stage1.block1", 5), Block("stage1.block2", 3))
-    stages = (
-        Stage("stage1", 6, first, births=2),
-        Stage("stage2", 8, (Block("stage2.block1", 4),), projection=True, births=1),
-    )
-    return Architecture(stages, classes, image, 6, order, "dense", "dense")
-
-
-def plain(widths, image=(7,)):
-    blocks = tuple(
-        Block(f"stage1.block{number}", width) for number, width in enumerate(widths, start=1)
-    )
-    return Architecture(
-        (Stage("stage1", 0, blocks, births=len(blocks)),), 3, image, 0, "post", "none", "plain"
-    )
 
 
 def on_meta(architecture):
@@ -79,13 +59,13 @@ def test_every_family_of_presets_costs_what_torch_counts(name):
 @pytest.mark.parametrize("order", ["post", "pre"])
 @pytest.mark.parametrize("image", [(7,), (1, 3, 2)])
 def test_dense_nets_cost_what_torch_counts(order, image):
-    check(dense(order, image))
+    check(architecture_of("dense", order, "", ((5, 3), (4,)), (6, 8), 3, image))
 
 
 @pytest.mark.parametrize("widths", [(5,), (5, 4), (6, 6, 3)])
 @pytest.mark.parametrize("image", [(7,), (1, 3, 2)])
 def test_plain_nets_cost_what_torch_counts(widths, image):
-    check(plain(widths, image))
+    check(plain(*widths, image=image))
 
 
 def test_a_grown_net_costs_what_torch_counts():
@@ -135,6 +115,6 @@ def test_resnet18_takes_the_published_flops():
 
 
 def test_a_linear_layer_by_hand():
-    architecture = plain((5,), (7,))
+    architecture = plain(5, image=(7,))
     assert cost(architecture).flops == 2 * (7 * 5 + 5 * 3)
     assert train_flops(architecture) == 2 * (2 * 7 * 5 + 3 * 5 * 3)

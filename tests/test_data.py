@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import write_images
 
 from training.data.augmenting import Augment, augment_of
 from training.data.batches import Batches, evaluation_batches
@@ -41,18 +42,6 @@ def some_batches(
     augment: Augment = CROP_AND_FLIP,
 ) -> Batches:
     return Batches(images, size, seed, "cpu", augment, *channel_statistics(images))
-
-
-def write_folder(root: Path, train: dict[str, int], test: dict[str, int]) -> str:
-    """Write 4 x 3 PNG files, so many for each class."""
-    generator = np.random.default_rng(0)
-    for part, classes in (("train", train), ("test", test)):
-        for name, count in classes.items():
-            (root / part / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(256, size=(3, 4, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{index}.png")
-    return f"folder:{root}"
 
 
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
@@ -314,7 +303,7 @@ def test_damaged_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_of_images(tmp_path: Path):
-    name = write_folder(tmp_path, {"b": 3, "a": 4}, {"a": 2, "b": 1})
+    name = write_images(tmp_path, {"b": 3, "a": 4}, {"a": 2, "b": 1}, (3, 4, 3))
     (tmp_path / "train" / "a" / ".hidden").write_text("no image")
     Image.new("L", (4, 3), 7).save(tmp_path / "test" / "b" / "grey.gif")
     splits = load(name)
@@ -329,7 +318,7 @@ def test_a_folder_of_images(tmp_path: Path):
 
 
 def test_threads_keep_the_order_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    name = write_folder(tmp_path, {"a": 20, "b": 15}, {"a": 1, "b": 1})
+    name = write_images(tmp_path, {"a": 20, "b": 15}, {"a": 1, "b": 1}, (3, 4, 3))
     serial = load(name)
     monkeypatch.setattr("training.data.image_folders.THREADED_PIXELS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -354,7 +343,7 @@ def test_a_validation_share_out_of_range(share: float):
 
 def test_classes_of_one_image_leave_nothing_to_validate_on(tmp_path: Path):
     with pytest.raises(ValueError, match="validation needs a class of at least 2 images, got none"):
-        load(write_folder(tmp_path, {"a": 1, "b": 1}, {"a": 1, "b": 1}))
+        load(write_images(tmp_path, {"a": 1, "b": 1}, {"a": 1, "b": 1}, (3, 4, 3)))
 
 
 @pytest.mark.parametrize("path", ["", "/not/here"])
@@ -380,11 +369,11 @@ def test_a_folder_that_is_incomplete(
     train: dict[str, int], test: dict[str, int], message: str, tmp_path: Path
 ):
     with pytest.raises(ValueError, match=message):
-        load(write_folder(tmp_path, train, test))
+        load(write_images(tmp_path, train, test, (3, 4, 3)))
 
 
 def test_an_empty_part_of_a_folder(tmp_path: Path):
-    name = write_folder(tmp_path, {}, {"a": 1, "b": 1})
+    name = write_images(tmp_path, {}, {"a": 1, "b": 1}, (3, 4, 3))
     (tmp_path / "train").mkdir()
     message = "/train must hold a folder of images for every class, got none"
     with pytest.raises(ValueError, match=message):
@@ -393,7 +382,7 @@ def test_an_empty_part_of_a_folder(tmp_path: Path):
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_file_that_is_no_image_is_named(part: str, tmp_path: Path):
-    name = write_folder(tmp_path, {"a": 2, "b": 2}, {"a": 1, "b": 1})
+    name = write_images(tmp_path, {"a": 2, "b": 2}, {"a": 1, "b": 1}, (3, 4, 3))
     whole = (tmp_path / part / "b" / "0.png").read_bytes()
     for content in (b"notes", whole[:60]):
         (tmp_path / part / "b" / "notes.txt").write_bytes(content)
@@ -403,7 +392,7 @@ def test_a_file_that_is_no_image_is_named(part: str, tmp_path: Path):
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_an_image_of_another_size_is_named(part: str, tmp_path: Path):
-    name = write_folder(tmp_path, {"a": 2, "b": 2}, {"a": 1, "b": 1})
+    name = write_images(tmp_path, {"a": 2, "b": 2}, {"a": 1, "b": 1}, (3, 4, 3))
     Image.new("RGB", (3, 4)).save(tmp_path / part / "b" / "other.png")
     other, first = f".*/{part}/b/other.png", ".*/train/a/0.png"
     message = f"images must all be of one size, got 3 x 4 in {other} and 4 x 3 in {first}"

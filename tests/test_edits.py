@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 import torch
+from makers import architecture_of
 from torch.nn import functional
 
 from nets import (
@@ -182,15 +183,10 @@ def test_two_thousand_sequences_of_edits_keep_the_outputs():
 
 def small(block="basic", order="post", **settings):
     """One stage of three blocks on a stream of 4, then one block."""
-    blocks = tuple(Block(f"stage1.block{k}", 3) for k in (1, 2, 3))
-    stride = 2 if block in ("basic", "bottleneck") else 1
-    last = Stage("stage2", 6, (Block("stage2.block1", 4),), stride, True, 1)
-    stem, image = ("cifar", (2, 8, 8)) if stride == 2 else ("dense", (5,))
-    architecture = Architecture(
-        (Stage("stage1", 4, blocks, births=3), last), 3, image, 4, order, stem, block, **settings
-    )
+    image = (5,) if block == "dense" else (2, 8, 8)
+    shape = {"widths": ((3, 3, 3), (4,)), "classes": 3, "image": image}
     torch.manual_seed(0)
-    net = build(architecture).double()
+    net = build(architecture_of(block, order, **shape, **settings)).double()
     probe = torch.randn(16, *image).double(), torch.randint(3, (16,))
     train(net, torch.optim.SGD(net.parameters(), 0.05, momentum=0.9), probe, steps=5)
     return net, probe

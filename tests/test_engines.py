@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from runs import csv_rows, wait_until
 
 import policies
 from policies import Never
@@ -67,8 +66,8 @@ def started(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
     """The comparison's lines, timings aside."""
-    with (folder / "comparison.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    rows = csv_rows(folder / "comparison.csv")
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def session(leader: int) -> list[int]:
@@ -82,13 +81,6 @@ def session(leader: int) -> list[int]:
         if int(number) == leader and state != "Z":
             found.append(int(path.parent.name))
     return found
-
-
-def wait_until(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from histories import history_in_rounds, record_of
 
 import run
-from analysis import LayerReading, Record, read_history
+from analysis import LayerReading, read_history
 from nets import Insert, Widen, cost, preset, seed_of
 from policies import widen
 
@@ -21,29 +20,15 @@ FIRST = seed_of(LIMIT)
 ONE, TWO, THREE = FIRST.blocks  # of widths 4, 8, 16
 
 
-@pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def load(path, **settings):
-        module, name = path.split(".")
-        return getattr(importlib.import_module(module), name)(**settings)
-
-    return load
-
-
-def history_of(*rounds, limit=LIMIT, **series):
+def history_of(*rounds, **series):
     """A record for each round of applied actions; `series` has a value a record."""
-    history, architecture = [], FIRST
-    for number, actions in enumerate(rounds):
-        given = {"step": 10 * number, "epoch": 1.0, "spent": number / 100, "seed": 0}
+
+    def record(number, architecture, applied):
         values = {name: values[number] for name, values in series.items()}
-        record = Record(**given, architecture=architecture, limit=cost(limit), **values)
-        history.append(replace(record, applied=tuple(actions)))
-        for action in actions:
-            architecture = architecture.apply(action)
-    return history
+        given = {"spent": number / 100, "applied": applied}
+        return record_of(10 * number, architecture, LIMIT, **given, **values)
+
+    return history_in_rounds(rounds, record, FIRST)
 
 
 def inner(**values):
@@ -83,7 +68,7 @@ def short(actions):
 )
 def test_gradmax_widens_where_the_gradient_is_largest(example, gradients, rounds, expected):
     layers = [inner(gradients=gradients)] * len(rounds)
-    policy = example("gradmax.GradMax", every=2, share=0.05)
+    policy = example("gradmax.GradMax")(every=2, share=0.05)
     history = history_of(*rounds, layers=layers)
     decided = policy.decide(history)
     assert short(decided) == ([("Widen", expected, "gradmax")] if expected else [])
@@ -96,7 +81,7 @@ def test_gradmax_goes_on_to_the_next_where_nothing_fits(example):
     # a channel of stage 1 costs 2 * 64 * 9 * 32 FLOPs, one of stage 3 a fifth of that
     tight = [replace(history[0], limit=replace(cost(FIRST), flops=cost(FIRST).flops + 8000))]
     tight = [replace(tight[0], limit=replace(tight[0].limit, parameters=10**9))]
-    assert short(example("gradmax.GradMax", share=1.0).decide(tight)) == [
+    assert short(example("gradmax.GradMax")(share=1.0).decide(tight)) == [
         ("Widen", THREE, "gradmax")
     ]
 
@@ -131,12 +116,12 @@ GROWN = Insert(ONE, 8)
 )
 def test_autogrow_deepens_stages_in_turn_while_it_helps(example, rounds, accuracies, expected):
     history = history_of(*rounds, validation_accuracy=accuracies)
-    decided = example("autogrow.AutoGrow", every=2).decide(history)
+    decided = example("autogrow.AutoGrow")(every=2).decide(history)
     assert short(decided) == ([("Insert", expected, None)] if expected else [])
 
 
 def test_autogrow_judges_a_regression_by_its_loss(example):
-    policy = example("autogrow.AutoGrow", every=1)
+    policy = example("autogrow.AutoGrow")(every=1)
     for losses, expected in (([0.5, 0.4], TWO), ([0.5, 0.6], TWO)):
         decided = policy.decide(history_of([GROWN], [], validation_loss=losses))
         assert short(decided) == [("Insert", expected, None)]
@@ -162,7 +147,7 @@ def test_autogrow_judges_a_regression_by_its_loss(example):
 def test_north_widens_by_the_directions_that_came_to_be_filled(example, first, last, expected):
     ranks = [dict(zip((ONE, TWO, THREE), values)) for values in (first, last)]
     history = history_of([], [], layers=[inner(ranks=values) for values in ranks])
-    policy = example("north.North", threshold=1.0, share=1.0)
+    policy = example("north.North")(threshold=1.0, share=1.0)
     assert policy.decide(history) == [Widen(block, by) for block, by in expected]
     assert policy.needs == ("effective_rank",)
 
@@ -170,10 +155,10 @@ def test_north_widens_by_the_directions_that_came_to_be_filled(example, first, l
 def test_north_has_a_threshold_a_share_and_a_cooldown(example):
     ranks = [dict(zip((ONE, TWO, THREE), values)) for values in ((2, 4, 8), (3, 8, 16))]
     layers = [inner(ranks=values) for values in ranks]
-    policy = example("north.North", threshold=0.5, share=1.0)
+    policy = example("north.North")(threshold=0.5, share=1.0)
     history = history_of([], [], layers=layers)
     assert policy.decide(history) == [Widen(ONE, 2), Widen(TWO, 6), Widen(THREE, 12)]
-    little = example("north.North", threshold=0.5, share=0.001)
+    little = example("north.North")(threshold=0.5, share=0.001)
     assert all(action.by < 6 for action in little.decide(history))
     cooling = history_of([Widen(TWO, 1)], [], layers=layers)
     assert [action.block for action in policy.decide(cooling)] == [ONE, THREE]
@@ -187,7 +172,7 @@ def test_north_has_a_threshold_a_share_and_a_cooldown(example):
 
 def test_north_says_what_it_needs(example):
     with pytest.raises(ValueError, match="North needs the probe 'effective_rank'"):
-        example("north.North").decide(history_of([], layers=[inner()]))
+        example("north.North")().decide(history_of([], layers=[inner()]))
 
 
 # Firefly ----------------------------------------------------------------------------------------
@@ -196,7 +181,7 @@ def test_north_says_what_it_needs(example):
 def test_firefly_shares_the_growth_between_the_best_half_copied_half_new(example):
     layers = [inner(gradients={ONE: 1, TWO: 3, THREE: 2})]
     history = history_of([], layers=layers)
-    decided = example("firefly.Firefly", every=1, share=0.2, count=2).decide(history)
+    decided = example("firefly.Firefly")(every=1, share=0.2, count=2).decide(history)
     assert short(decided) == [
         ("Widen", TWO, "net2net"),
         ("Widen", TWO, "gradmax"),
@@ -207,20 +192,20 @@ def test_firefly_shares_the_growth_between_the_best_half_copied_half_new(example
         (whole,) = widen(history, block, 0.1)
         assert pair[0].by == whole.by // 2
         assert sum(action.by for action in pair) == whole.by
-    one = example("firefly.Firefly", every=1, count=1).decide(history)
+    one = example("firefly.Firefly")(every=1, count=1).decide(history)
     assert {action.block for action in one} == {TWO}
 
 
 def test_firefly_waits_cools_and_adds_a_single_channel_as_a_new_one(example):
     layers = [inner(gradients={ONE: 3, TWO: 2, THREE: 1})]
-    policy = example("firefly.Firefly", every=2, count=1)
+    policy = example("firefly.Firefly")(every=2, count=1)
     assert policy.decide(history_of([], layers=layers)) == []
     cooling = history_of([Widen(ONE, 1)], [], layers=layers * 2)
     assert {action.block for action in policy.decide(cooling)} == {TWO}
-    tiny = example("firefly.Firefly", every=1, count=1, share=50_000 / cost(LIMIT).flops)
+    tiny = example("firefly.Firefly")(every=1, count=1, share=50_000 / cost(LIMIT).flops)
     decided = tiny.decide(history_of([], layers=layers))
     assert short(decided) == [("Widen", ONE, "gradmax")]  # 36,864 FLOPs
-    assert example("firefly.Firefly", every=1).decide(history_of([], layers=[{}])) == []
+    assert example("firefly.Firefly")(every=1).decide(history_of([], layers=[{}])) == []
 
 
 # Ash --------------------------------------------------------------------------------------------
@@ -242,17 +227,17 @@ def test_firefly_waits_cools_and_adds_a_single_channel_as_a_new_one(example):
     ],
 )
 def test_ash_adds_a_node_when_the_error_has_flattened(example, rounds, errors, expected):
-    policy = example("ash.Ash", window=2, trigger=0.05)
+    policy = example("ash.Ash")(window=2, trigger=0.05)
     decided = policy.decide(history_of(*rounds, train_loss=errors))
     assert decided == ([Widen(expected, 1)] if expected else [])
 
 
 def test_ash_stops_at_its_goal_and_at_the_limit(example):
     flat = history_of([], [], [], train_loss=[0.1] * 3)
-    assert example("ash.Ash", by=3).decide(flat) == [Widen(ONE, 3)]
-    assert example("ash.Ash", goal=0.1).decide(flat) == []
+    assert example("ash.Ash")(by=3).decide(flat) == [Widen(ONE, 3)]
+    assert example("ash.Ash")(goal=0.1).decide(flat) == []
     full = [replace(record, limit=record.cost) for record in flat]
-    assert example("ash.Ash").decide(full) == []
+    assert example("ash.Ash")().decide(full) == []
 
 
 # All --------------------------------------------------------------------------------------------

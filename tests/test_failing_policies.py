@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import quiet, short_run
 
 import run
 from analysis import Record, read_history
@@ -136,13 +137,8 @@ class Deaf(Policy):
 
 
 def small(folder: Path, policy: Policy, **changes: Any) -> Train:
-    given = {"net": "resnet8", "epochs": 0.12, "records": 4, "batch_size": 32, "device": "cpu"}
-    given |= {"budget": "epochs", "grow_until": 1.0, "policy": policy, "out": str(folder)}
-    return Train(**{**given, **changes})
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
+    given = {"epochs": 0.12, "records": 4, "budget": "epochs", "grow_until": 1.0}
+    return short_run(folder, policy, **{**given, **changes})
 
 
 def state_of(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import signal
@@ -12,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import differences, ending, quiet, small
+from makers import differences
+from runs import csv_rows, quiet
+from test_resume import ending, small
 
 import run
 import training.running.loop
@@ -307,8 +308,8 @@ def test_an_average_or_a_test_loss_that_is_not_finite_is_none(tmp_path, monkeypa
     summary = train(small(tmp_path, final=True), quiet)
     assert strict((tmp_path / "summary.json").read_text()) == summary
     assert (summary["ema_validation_loss"], summary["test_loss"]) == (None, None)
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert {row["ema_validation_loss"] for row in csv.DictReader(file)} == {""}
+    rows = csv_rows(tmp_path / "metrics.csv")
+    assert {row["ema_validation_loss"] for row in rows} == {""}
 
 
 @dataclass(frozen=True)

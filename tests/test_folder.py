@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from runs import bytes_of, csv_rows
 
 import training.keeping.folder
 from analysis import Record, read_history
@@ -26,12 +26,6 @@ from training.keeping.folder import (
 from training.settings.compare import Cell, Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
 from training.settings.train import Train
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def some_record(step: int) -> Record:
@@ -189,8 +183,7 @@ def test_records_and_metrics_are_appended_and_cut_back_to_the_same_bytes(tmp_pat
         append_record(tmp_path, some_record(step))
         append_metrics(tmp_path, {"step": step, "train_loss": 1 / 3, "none": None})
     assert [record.step for record in read_history(tmp_path)] == list(range(5))
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(tmp_path / "metrics.csv")
     assert rows[4] == {"step": "4", "train_loss": str(1 / 3), "none": ""}
     for records in (4, 3, 1):
         for name, torn in (("history.jsonl", b'{"step": 5, "ep'), ("metrics.csv", b"5,0.3")):

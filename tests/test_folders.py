@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import write_images
 
 from training.data.image_folders import read_folder
 from training.data.splits import load
@@ -17,13 +18,7 @@ from training.data.splits import load
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two classes of three images, and one image each in the test part."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 3), ("test", 1)):
-        for name in ("a", "b"):
-            (tmp_path / part / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(256, size=(8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / part / name / f"{index}.png")
+    write_images(tmp_path, {"a": 3, "b": 3}, {"a": 1, "b": 1})
     return tmp_path
 
 

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from runs import Trap
 
 import run
 import training.asking.branching
 from analysis import read_history
 
 TRAIN = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu "
-
-
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("trap",)
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ import pickle
 
 import pytest
 import torch
+from makers import CASES, batch_for, sgd, take_step, three_blocks, train, trained
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets import (
     Architecture,
-    Block,
     Freeze,
     Insert,
     Network,
-    Stage,
     Unfreeze,
     Widen,
     WidenStage,
@@ -30,8 +29,6 @@ from nets.modules.held import held_entries, join_values
 from nets.modules.held_norm import HeldBatchNorm1d, HeldBatchNorm2d
 
 CLASSES = 3
-KINDS = ("basic", "bottleneck", "dense", "plain")
-CASES = [(kind, order) for kind in KINDS for order in ("post", "pre")][:-1]
 TARGETS = [
     Freeze("stage1.block1"),
     Freeze("stage1.block2", 2),
@@ -50,54 +47,15 @@ def suited(actions, kind):
     return [a for a in fits if isinstance(a, Freeze | Widen)] if kind == "plain" else actions
 
 
-def architecture_of(kind="basic", order="post"):
-    """Two stages: two blocks of widths 3 and 4, then one of 4."""
-    plain, convolutional = kind == "plain", kind in ("basic", "bottleneck")
-    first = (Block("stage1.block1", 3), Block("stage1.block2", 4))
-    streams = (0, 0) if plain else (4, 5)
-    stages = (
-        Stage("stage1", streams[0], first, births=2),
-        Stage(
-            "stage2",
-            streams[1],
-            (Block("stage2.block1", 4),),
-            2 if convolutional else 1,
-            not plain,
-            1,
-        ),
-    )
-    image, stem = ((2, 6, 6), "cifar") if convolutional else ((5,), "none" if plain else "dense")
-    return Architecture(stages, CLASSES, image, 0 if plain else 4, order, stem, kind)
-
-
-def batch_of(architecture, seed=0, count=16, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, *architecture.image, generator=generator)
-    return inputs.to(dtype), torch.randint(CLASSES, (count,), generator=generator)
-
-
 def optimizer_of(net, kind="sgd"):
     if kind == "sgd":
-        return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+        return sgd(net, 0.05, 1e-2)
     return torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
-
-
-def train(net, optimizer=None, steps=3, first=0, count=16):
-    optimizer = optimizer or optimizer_of(net)
-    dtype = next(net.parameters()).dtype
-    for step in range(first, first + steps):
-        inputs, targets = batch_of(net.architecture, step, count, dtype=dtype)
-        optimizer.zero_grad()
-        functional.cross_entropy(net(inputs), targets).backward()
-        optimizer.step()
-    return optimizer
 
 
 def frozen_net(*actions, kind="basic", order="post", dtype=torch.float32):
     """A net with some steps behind it, then the actions."""
-    net = build(architecture_of(kind, order)).to(dtype)
-    train(net)
-    return grow(net, actions).network
+    return grow(trained(three_blocks(kind, order), dtype), actions).network
 
 
 def values_of(net):
@@ -163,7 +121,7 @@ def test_training_and_evaluation_agree_with_a_frozen_half(order):
         targets = torch.randint(CLASSES, (64,))
         return 0.5 + centers[targets] + 1.5 * torch.randn(64, 2, 6, 6), targets
 
-    net = build(architecture_of("basic", order))
+    net = build(three_blocks("basic", order))
 
     def learn(optimizer, steps):
         for _ in range(steps):
@@ -272,7 +230,7 @@ def test_bfloat16_autocast_trains_and_keeps_what_is_frozen():
     net = frozen_net(*SOME)
     before, optimizer = values_of(net), optimizer_of(net)
     for step in range(3):
-        inputs, targets = batch_of(net.architecture, step)
+        inputs, targets = batch_for(net.architecture, step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = functional.cross_entropy(net(inputs), targets)
         optimizer.zero_grad()
@@ -296,10 +254,7 @@ def test_a_step_of_a_frozen_net_never_asks_the_host(kind, order):
     optimizer = optimizer_of(net)
     x = torch.empty(4, *net.architecture.image, device="meta")
     for _ in range(2):
-        optimizer.zero_grad()
-        targets = torch.empty(4, dtype=torch.int64, device="meta")
-        functional.cross_entropy(net(x), targets).backward()
-        optimizer.step()
+        take_step(net, optimizer, x, torch.empty(4, dtype=torch.int64, device="meta"))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
@@ -319,7 +274,7 @@ def test_a_compiled_frozen_net_gives_the_same_step():
     net = frozen_net(*SOME, Widen("stage1.block2", 2), dtype=torch.float64)
     other = copy.deepcopy(net)
     compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
-    inputs, targets = batch_of(net.architecture, dtype=torch.float64)
+    inputs, targets = batch_for(net.architecture, dtype=torch.float64)
     for each in (net, compiled):
         functional.cross_entropy(each(inputs), targets).backward()
     torch._dynamo.reset()
@@ -331,7 +286,7 @@ def test_a_compiled_frozen_net_gives_the_same_step():
 
 def test_a_frozen_net_goes_through_export():
     net = frozen_net(*SOME, Widen("stage1.block2", 2)).eval()
-    inputs, _ = batch_of(net.architecture)
+    inputs, _ = batch_for(net.architecture)
     exported = torch.export.export(net, (inputs,)).module()
     torch.testing.assert_close(exported(inputs), net(inputs))
 
@@ -345,7 +300,7 @@ def test_architecture_and_weights_are_enough_to_load_it_elsewhere(kind, order):
     assert architecture == net.architecture
     other = build(architecture, seed=9)
     other.load_state_dict(net.state_dict())
-    inputs, _ = batch_of(net.architecture)
+    inputs, _ = batch_for(net.architecture)
     assert torch.equal(other.eval()(inputs), net.eval()(inputs))
     assert [name for name, _ in other.named_parameters()] == [n for n, _ in net.named_parameters()]
 
@@ -370,7 +325,7 @@ PLANS = [
 @pytest.mark.parametrize(("kind", "order"), CASES)
 def test_a_frozen_net_costs_what_torch_counts(kind, order):
     for plan in PLANS:
-        architecture = architecture_of(kind, order)
+        architecture = three_blocks(kind, order)
         for action in suited(plan, kind):
             architecture = architecture.apply(action)
         with torch.device("meta"):
@@ -388,7 +343,7 @@ def test_a_frozen_prefix_costs_less_and_keeps_no_gradient():
     net = frozen_net(Freeze("stem"), Freeze("stage1"))
     seen = []
     net.stage1.block2.register_forward_hook(lambda m, args, output: seen.append(output))
-    net(batch_of(net.architecture)[0])
+    net(batch_for(net.architecture)[0])
     assert not seen[0].requires_grad
     assert train_flops(net.architecture) < 0.6 * train_flops(net.architecture.thawed())
 
@@ -409,7 +364,7 @@ def decayed(net):
 @pytest.mark.parametrize("action", TARGETS, ids=repr)
 def test_thawed_it_returns_to_its_own_group_as_newborn(kind, action):
     settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
-    net = build(architecture_of())
+    net = build(three_blocks())
     optimizer = kind(decayed(net), lr=0.01, **settings)
     train(net, optimizer)
     frozen = grow(net, [action], optimizer)
@@ -440,7 +395,7 @@ def test_thawed_it_returns_to_its_own_group_as_newborn(kind, action):
 
 
 def test_a_round_of_freezing_and_thawing_keeps_the_groups():
-    net = build(architecture_of())
+    net = build(three_blocks())
     optimizer = torch.optim.AdamW(decayed(net), lr=0.01)
     train(net, optimizer)
     sizes = [len(group["params"]) for group in optimizer.param_groups]
@@ -494,7 +449,7 @@ def test_what_grows_in_a_frozen_net_is_exact_and_alive(kind, order, plan, initia
     freezes = [action for action in plan if isinstance(action, Freeze)]
     growths = plan[len(freezes) :]
     net = frozen_net(*freezes, kind=kind, order=order, dtype=torch.float64)
-    probe = batch_of(net.architecture, 9, dtype=torch.float64)
+    probe = batch_for(net.architecture, 9, dtype=torch.float64)
     grown = grow(net, growths, initializer=initializer, probe=probe).network
     for training in (False, True):
         before, after = (probe_outputs(each, probe[0], training) for each in (net, grown))

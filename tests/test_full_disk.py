@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from makers import differences
 from test_kill import all_of
-from test_resume import PROCESSES, command, differences, exit_code
+from test_resume import PROCESSES, command, exit_code
 
 import run
 from analysis import read_history

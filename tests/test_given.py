@@ -5,17 +5,15 @@ import math
 
 import pytest
 import torch
+from makers import architecture_of, normal
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from nets import (
-    Architecture,
-    Block,
     Freeze,
     Insert,
     Network,
     Remove,
-    Stage,
     Unfreeze,
     Widen,
     build,
@@ -23,17 +21,8 @@ from nets import (
 )
 
 ACTIONS = [Widen("stage1.block1", 2), Insert("stage1.block1", 3)]
-ARCHITECTURE = Architecture(
-    (
-        Stage("stage1", 4, (Block("stage1.block1", 3), Block("stage1.block2", 2)), births=2),
-        Stage("stage2", 6, (Block("stage2.block1", 4),), 2, True, 1),
-    ),
-    5,
-    (2, 8, 8),
-    4,
-    dropout=0.1,
-)
-IMAGES = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+ARCHITECTURE = architecture_of(classes=5, image=(2, 8, 8), dropout=0.1)
+IMAGES = normal(6, 2, 8, 8)
 
 
 def tie(net):

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from makers import differences
 from test_kill import all_of, killed
-from test_resume import command, differences
+from test_resume import command
 
 from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of

@@ -5,18 +5,12 @@ import statistics
 
 import pytest
 import torch
+from makers import CASES, batch_for, three_blocks, train, trained
 from torch.nn import functional
 
 from nets import Widen, build, grow
 from nets.growing.grow import output_difference
 from nets.growing.probing import NORM, best_rows
-from tests.test_freezing import CASES, architecture_of, batch_of, train
-
-
-def trained(kind="basic", order="post", seed=0):
-    net = build(architecture_of(kind, order), seed).double()
-    train(net, steps=5, first=10 * seed)
-    return net
 
 
 def last_layer(net, block):
@@ -38,8 +32,8 @@ def outgoing_gradient(net, grown, block, probe):
 def test_new_columns_have_a_larger_gradient_than_those_of_he(kind, order):
     ratios = []
     for seed, block in itertools.product(range(4), ("stage1.block1", "stage2.block1")):
-        net = trained(kind, order, seed)
-        probe = batch_of(net.architecture, 99 + seed, 64, torch.float64)
+        net = trained(three_blocks(kind, order), torch.float64, seed, steps=5, first=10 * seed)
+        probe = batch_for(net.architecture, 99 + seed, 64, torch.float64)
         settings = {"seed": seed, "probe": probe, "loss": functional.cross_entropy}
         he, gradmax = (
             grow(net, [Widen(block, 2)], initializer=name, **settings).network
@@ -55,8 +49,8 @@ def test_new_columns_have_a_larger_gradient_than_those_of_he(kind, order):
 
 @pytest.mark.parametrize("block", ["stage1.block1", "stage2.block1"])  # strides 1 and 2
 def test_rows_are_the_directions_of_the_largest_gradient_behind_the_activation(block):
-    net = trained()
-    probe = batch_of(net.architecture, 99, 8, torch.float64)
+    net = trained(three_blocks(), torch.float64, steps=5)
+    probe = batch_for(net.architecture, 99, 8, torch.float64)
     module, seen = net.get_submodule(block), {}
 
     def keep(module, args, output):
@@ -91,8 +85,8 @@ def test_rows_are_the_directions_of_the_largest_gradient_behind_the_activation(b
 
 def test_rows_of_a_plain_net_see_the_gradient_before_the_next_activation():
     # relu works in place: what the hook has kept must not become what relu made of it
-    net = trained("plain")
-    inputs, targets = batch_of(net.architecture, 99, 32, torch.float64)
+    net = trained(three_blocks("plain"), torch.float64, steps=5)
+    inputs, targets = batch_for(net.architecture, 99, 32, torch.float64)
     first, second, third = (
         net.get_submodule(name).linear
         for name in ("stage1.block1", "stage1.block2", "stage2.block1")
@@ -110,8 +104,8 @@ def test_rows_of_a_plain_net_see_the_gradient_before_the_next_activation():
 
 @pytest.mark.parametrize(("kind", "order"), [case for case in CASES if case[0] != "plain"])
 def test_new_channels_are_exact_and_alive_within_two_steps(kind, order):
-    net = trained(kind, order)
-    probe = batch_of(net.architecture, 99, 64, torch.float64)
+    net = trained(three_blocks(kind, order), torch.float64, steps=5)
+    probe = batch_for(net.architecture, 99, 64, torch.float64)
     grown = grow(
         net,
         [Widen("stage1.block1", 9)],  # more than there are directions
@@ -147,4 +141,4 @@ def test_new_channels_are_exact_and_alive_within_two_steps(kind, order):
 )
 def test_what_is_missing_is_said_in_one_line(given):
     with pytest.raises(ValueError, match=r"^probe must be \(inputs, targets\) and loss a function"):
-        grow(build(architecture_of()), [Widen("stage1.block1", 1, initializer="gradmax")], **given)
+        grow(build(three_blocks()), [Widen("stage1.block1", 1, initializer="gradmax")], **given)

@@ -3,18 +3,18 @@
 import copy
 import random
 from dataclasses import replace
+from functools import partial
 
+import makers
 import pytest
 import torch
+from makers import KINDS, architecture_of, differences, sgd, take_step
 from torch import nn
 from torch.nn import functional
 
 from nets import (
-    Architecture,
-    Block,
     Insert,
     SetSurvival,
-    Stage,
     Widen,
     WidenStage,
     build,
@@ -26,54 +26,20 @@ from nets.growing.initializers import he, xavier
 from nets.modules.draws import uniform
 from nets.plan.actions import Action
 
-CLASSES = 4
-KINDS = ("basic", "bottleneck", "dense", "plain")
-
-
-def architecture_of(
-    kind, order="post", stem="cifar", widths=((3, 2), (4,)), streams=(4, 6), survival=1.0
-):
-    """A tiny net: `widths` gives the inner widths of every stage's blocks."""
-    stages, incoming = [], 0 if kind == "plain" else streams[0]
-    for number, (inner, stream) in enumerate(zip(widths, streams, strict=True), start=1):
-        blocks = tuple(
-            Block(f"stage{number}.block{place}", width, survival if place > 1 else 1.0)
-            for place, width in enumerate(inner, start=1)
-        )
-        stride = 1 if number == 1 or kind in ("dense", "plain") else 2
-        projection = kind != "plain" and (stride > 1 or stream != incoming)
-        stages.append(
-            Stage(
-                f"stage{number}",
-                0 if kind == "plain" else stream,
-                blocks,
-                stride,
-                projection,
-                len(blocks),
-            )
-        )
-        incoming = stream
-    stems = {"dense": "dense", "plain": "none"}
-    image = (5,) if kind in stems else (2, 12, 12) if stem == "imagenet" else (2, 6, 6)
-    stem_width = 0 if kind == "plain" else streams[0]
-    order = "post" if kind == "plain" else order
-    return Architecture(
-        tuple(stages), CLASSES, image, stem_width, order, stems.get(kind, stem), kind
-    )
+batch_for = partial(makers.batch_for, drawn=torch.float64)
 
 
 def random_architecture(draw, kind):
     stages = draw.choice((1, 2, 3))
-    return architecture_of(
-        kind,
-        order=draw.choice(("post", "pre")),
-        stem=draw.choice(("cifar", "cifar", "imagenet")) if stages < 3 else "cifar",
-        widths=tuple(
-            tuple(draw.randint(1, 4) for _ in range(draw.randint(1, 2))) for _ in range(stages)
-        ),
-        streams=tuple(draw.randint(3, 6) for _ in range(stages)),
-        survival=draw.choice((1.0, 0.6)) if kind != "plain" else 1.0,
+    order = draw.choice(("post", "pre"))
+    stem = draw.choice(("cifar", "cifar", "imagenet")) if stages < 3 else "cifar"
+    widths = tuple(
+        tuple(draw.randint(1, 4) for _ in range(draw.randint(1, 2))) for _ in range(stages)
     )
+    streams = tuple(draw.randint(3, 6) for _ in range(stages))
+    survival = draw.choice((1.0, 0.6)) if kind != "plain" else 1.0
+    survivals = tuple(survival if k else 1.0 for inner in widths for k in range(len(inner)))
+    return architecture_of(kind, order, stem, widths, streams, survivals=survivals)
 
 
 def random_action(draw, architecture):
@@ -87,26 +53,9 @@ def random_action(draw, architecture):
     return Insert(name, draw.randint(least, least + 3), survival)
 
 
-def batch_of(architecture, seed=0, count=16, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, *architecture.image, generator=generator, dtype=torch.float64).to(
-        dtype
-    )
-    return inputs, torch.randint(CLASSES, (count,), generator=generator)
-
-
 def train(net, optimizer=None, steps=3, seed=0):
-    """Train steps on random batches: weights, statistics and step count move."""
-    optimizer = optimizer or torch.optim.SGD(
-        net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3
-    )
-    dtype = next(net.parameters()).dtype
-    for step in range(steps):
-        inputs, targets = batch_of(net.architecture, seed * 1000 + step, dtype=dtype)
-        optimizer.zero_grad()
-        functional.cross_entropy(net(inputs), targets).backward()
-        optimizer.step()
-    return optimizer
+    optimizer = optimizer or sgd(net, 0.05)
+    return makers.train(net, optimizer, steps, 1000 * seed, drawn=torch.float64)
 
 
 def outputs_of(net, inputs, training):
@@ -147,17 +96,6 @@ def snapshot(net):
     }
 
 
-def same(first, second):
-    """Whether nested data with tensors is equal bit for bit."""
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
 # nothing is lost
 
 
@@ -172,12 +110,12 @@ def test_no_sequence_of_edits_changes_the_outputs(kind, case):
         if edit % 2:
             actions.append(random_action(draw, net.architecture.apply(actions[0])))
         probe = (
-            batch_of(net.architecture, seed=edit, dtype=torch.float64)
+            batch_for(net.architecture, seed=edit, dtype=torch.float64)
             if draw.random() < 0.5
             else None
         )
         grown = grow(net, actions, optimizer, seed=draw.choice((0, edit)), probe=probe)
-        inputs, _ = batch_of(net.architecture, seed=90 + edit, dtype=torch.float64)
+        inputs, _ = batch_for(net.architecture, seed=90 + edit, dtype=torch.float64)
         assert distance(net, grown.network, inputs) <= 1e-10
         net, optimizer = grown.network, grown.optimizer
         train(net, optimizer, steps=draw.choice((0, 1, 3)), seed=edit)
@@ -186,11 +124,11 @@ def test_no_sequence_of_edits_changes_the_outputs(kind, case):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_outputs_stay_in_single_precision(kind, order):
-    net = trained(architecture_of(kind, order, survival=1.0 if kind == "plain" else 0.5))
+    net = trained(architecture_of(kind, order, survivals=(1.0, 1.0 if kind == "plain" else 0.5)))
     name = next(iter(net.architecture.blocks))
     for action in (Widen(name, 5), Insert(name, 9), Widen(name, 3), Insert(name, 12)):
-        grown = grow(net, [action], probe=batch_of(net.architecture))
-        assert distance(net, grown.network, batch_of(net.architecture, seed=5)[0]) <= 1e-5
+        grown = grow(net, [action], probe=batch_for(net.architecture))
+        assert distance(net, grown.network, batch_for(net.architecture, seed=5)[0]) <= 1e-5
         assert 0 <= grown.difference <= 1e-5
         net = grown.network
         train(net, steps=2)
@@ -198,14 +136,14 @@ def test_outputs_stay_in_single_precision(kind, order):
 
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_outputs_stay_over_many_steps_with_equal_drop_masks(order):
-    net = trained(architecture_of("basic", order, survival=0.5), torch.float64)
+    net = trained(architecture_of("basic", order, survivals=(1.0, 0.5)), torch.float64)
     actions = [SetSurvival("stage1.block1", 0.4), SetSurvival("stage2.block1", 0.7)]
     net = grow(net, actions).network
     train(net, steps=2)
     grown = grow(net, [Insert("stage1.block1", 3, 0.5), Widen("stage1.block2", 2)]).network
     kept = set()
     for step in range(12):
-        inputs, _ = batch_of(net.architecture, seed=step, dtype=torch.float64)
+        inputs, _ = batch_for(net.architecture, seed=step, dtype=torch.float64)
         before, after = net(inputs), grown(inputs)  # both in train mode: the step count moves on
         assert float((before - after).detach().abs().max()) <= 1e-10
         kept.add(bool(uniform(grown.draw, grown.stage1.block1.salt) < 0.4))
@@ -219,14 +157,14 @@ def test_several_edits_at_once_equal_the_same_edits_one_by_one():
     together, one_by_one = grow(net, actions).network, net
     for action in actions:
         one_by_one = grow(one_by_one, [action]).network
-    assert same(dict(together.state_dict()), dict(one_by_one.state_dict()))
+    assert not differences(dict(together.state_dict()), dict(one_by_one.state_dict()))
 
 
 def test_edits_around_a_newborn_plain_layer_keep_the_outputs():
     net = trained(architecture_of("plain", widths=((4, 3),), streams=(0,)), torch.float64)
     actions = [Insert("stage1.block1", 4), Widen("stage1.block1", 3), Widen("stage1.block3", 2)]
     grown = grow(net, actions).network
-    assert distance(net, grown, batch_of(net.architecture, dtype=torch.float64)[0]) <= 1e-12
+    assert distance(net, grown, batch_for(net.architecture, dtype=torch.float64)[0]) <= 1e-12
 
 
 def test_survival_keeps_the_outputs_of_evaluation():
@@ -234,16 +172,16 @@ def test_survival_keeps_the_outputs_of_evaluation():
     grown = grow(
         net, [SetSurvival("stage1.block1", 0.3), SetSurvival("stage2.block1", 0.9)]
     ).network
-    inputs, _ = batch_of(net.architecture)
+    inputs, _ = batch_for(net.architecture)
     assert torch.equal(outputs_of(net, inputs, False), outputs_of(grown, inputs, False))
     assert [module.survival for module in (grown.stage1.block1, grown.stage2.block1)] == [0.3, 0.9]
-    assert same(dict(net.state_dict()), dict(grown.state_dict()))
+    assert not differences(dict(net.state_dict()), dict(grown.state_dict()))
 
 
 def test_no_edit_at_all_gives_an_equal_net():
     net = trained(architecture_of("basic"))
-    grown = grow(net, [], probe=batch_of(net.architecture)[0])
-    assert same(dict(net.state_dict()), dict(grown.network.state_dict()))
+    grown = grow(net, [], probe=batch_for(net.architecture)[0])
+    assert not differences(dict(net.state_dict()), dict(grown.network.state_dict()))
     assert grown.difference == 0
     assert grown.optimizer is None
     assert grown.ema is None
@@ -268,12 +206,8 @@ def asleep_after(old, net, steps=2, optimizer=None):
     masks, moved = new_entries(old, net), {}
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(steps):
-        inputs, targets = batch_of(
-            net.architecture, seed=70 + step, count=64, dtype=net.head.linear.weight.dtype
-        )
-        optimizer.zero_grad()
-        functional.cross_entropy(net(inputs), targets).backward()
-        optimizer.step()
+        dtype = net.head.linear.weight.dtype
+        take_step(net, optimizer, *batch_for(net.architecture, 70 + step, 64, dtype))
         for name, parameter in net.named_parameters():
             moved[name] = moved.get(name, False) | (parameter.grad != 0)
     assert any(bool(mask.any()) for mask in masks.values())
@@ -306,7 +240,7 @@ def asleep_after(old, net, steps=2, optimizer=None):
 )
 def test_every_new_entry_has_a_gradient_within_two_steps(kind, order, actions):
     net = trained(architecture_of(kind, order), torch.float64)
-    grown = grow(net, actions, probe=batch_of(net.architecture, dtype=torch.float64)).network
+    grown = grow(net, actions, probe=batch_for(net.architecture, dtype=torch.float64)).network
     assert set(asleep_after(net, grown).values()) == {0.0}
 
 
@@ -331,7 +265,7 @@ def test_a_newborn_block_starts_gently(order):
     # a zero convolution before a BatchNorm is exact too, with a gradient 100 times its neighbours'
     net = trained(architecture_of("basic", order))
     grown = grow(net, [Insert("stage1.block2", 3)]).network
-    inputs, targets = batch_of(net.architecture)
+    inputs, targets = batch_for(net.architecture)
     functional.cross_entropy(grown(inputs), targets).backward()
     largest = {
         name: max(
@@ -363,12 +297,12 @@ ACTIONS = [Widen("stage1.block1", 2), Insert("stage1.block2", 3), SetSurvival("s
 @pytest.mark.parametrize("order", ["post", "pre"])
 @pytest.mark.parametrize("training", [True, False])
 def test_growing_leaves_the_old_side_as_it_was(order, training):
-    net = build(architecture_of("basic", order, survival=0.5))
+    net = build(architecture_of("basic", order, survivals=(1.0, 0.5)))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     train(net, optimizer)
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     net.train(training)
-    probe = batch_of(net.architecture)
+    probe = batch_for(net.architecture)
     before = [
         snapshot(net),
         snapshot(ema),
@@ -377,7 +311,7 @@ def test_growing_leaves_the_old_side_as_it_was(order, training):
     ]
     grow(net, ACTIONS, optimizer, ema=ema, probe=probe)
     after = [snapshot(net), snapshot(ema), optimizer.state_dict(), torch.get_rng_state()]
-    assert all(map(same, before, after))
+    assert not any(map(differences, before, after))
 
 
 @pytest.mark.parametrize(
@@ -394,8 +328,10 @@ def test_nothing_happens_if_one_action_is_refused(bad):
     optimizer = train(net)
     before = [snapshot(net), copy.deepcopy(optimizer.state_dict()), torch.get_rng_state()]
     with pytest.raises(ValueError):
-        grow(net, [*ACTIONS, bad], optimizer, probe=batch_of(net.architecture))
-    assert all(map(same, before, [snapshot(net), optimizer.state_dict(), torch.get_rng_state()]))
+        grow(net, [*ACTIONS, bad], optimizer, probe=batch_for(net.architecture))
+    assert not any(
+        map(differences, before, [snapshot(net), optimizer.state_dict(), torch.get_rng_state()])
+    )
 
 
 def test_the_grown_side_shares_no_memory_with_the_old_one():
@@ -422,7 +358,7 @@ def test_the_grown_side_shares_no_memory_with_the_old_one():
 
 def test_old_entries_keep_their_place():
     net = trained(architecture_of("bottleneck"))
-    grown = grow(net, ACTIONS, probe=batch_of(net.architecture)).network.state_dict()
+    grown = grow(net, ACTIONS, probe=batch_for(net.architecture)).network.state_dict()
     for name, value in net.state_dict().items():
         assert torch.equal(grown[name][tuple(slice(size) for size in value.shape)], value)
 
@@ -445,7 +381,7 @@ def test_frozen_parameters_stay_frozen_and_newborns_train():
 def test_modes_are_kept_module_by_module(training):
     net = trained(architecture_of("basic")).train(training)
     net.stage1.block1.bn1.train(not training)
-    grown = grow(net, ACTIONS, probe=batch_of(net.architecture)).network
+    grown = grow(net, ACTIONS, probe=batch_for(net.architecture)).network
     held = grown.stage1.block1.bn1
     assert held.training != training
     assert all(module.training == training for module in grown.modules() if module is not held)
@@ -521,8 +457,8 @@ def responses_of(net, inputs, names):
 
 @pytest.mark.parametrize("form", ["inputs", "pair", "list"])
 def test_new_channels_take_the_statistics_of_the_probe(form):
-    net = trained(architecture_of("basic", survival=0.5))
-    inputs, targets = batch_of(net.architecture, seed=8)
+    net = trained(architecture_of("basic", survivals=(1.0, 0.5)))
+    inputs, targets = batch_for(net.architecture, seed=8)
     probe = {"inputs": inputs, "pair": (inputs, targets), "list": [inputs, targets]}[form]
     grown = grow(net, [Widen("stage1.block2", 3), Insert("stage1.block2", 5)], probe=probe).network
     norms = {"stage1.block2.bn1": 2, "stage1.block3.bn1": 0, "stage1.block3.bn2": 0}
@@ -556,7 +492,7 @@ def test_the_difference_is_tiny_for_exact_edits_and_seen_for_others():
             return architecture.with_stage(replace(stage, blocks=stage.blocks[:-1]))
 
     net = trained(architecture_of("basic"), torch.float64)
-    inputs, targets = batch_of(net.architecture, dtype=torch.float64)
+    inputs, targets = batch_for(net.architecture, dtype=torch.float64)
     assert grow(net, ACTIONS).difference is None
     assert grow(net, ACTIONS, probe=(inputs, targets)).difference <= 1e-12
     spoiled = grow(net, [Spoil()], probe=inputs)
@@ -566,7 +502,7 @@ def test_the_difference_is_tiny_for_exact_edits_and_seen_for_others():
 
 def test_the_difference_looks_at_both_modes():
     net = trained(architecture_of("basic"), torch.float64)
-    inputs, _ = batch_of(net.architecture, dtype=torch.float64)
+    inputs, _ = batch_for(net.architecture, dtype=torch.float64)
     in_evaluation, in_training = copy.deepcopy(net), copy.deepcopy(net)
     in_evaluation.stage1.block1.bn1.running_mean += 1
     norm = in_training.stage1.block1.bn1
@@ -586,7 +522,7 @@ def test_the_average_follows():
     net = trained(architecture_of("basic"), torch.float64)
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     train(net, steps=3, seed=1)
-    inputs, targets = batch_of(net.architecture, dtype=torch.float64)
+    inputs, targets = batch_for(net.architecture, dtype=torch.float64)
     grown = grow(net, ACTIONS[:2], ema=ema, probe=(inputs, targets))
     assert grown.ema.architecture == grown.network.architecture
     assert distance(ema, grown.ema, inputs) <= 1e-12
@@ -699,8 +635,8 @@ def test_an_actions_own_initializer_comes_first():
     own = grow(net, [Widen(**common, initializer="xavier")], initializer="he").network
     plain_xavier = grow(net, [Widen(**common)], initializer="xavier").network
     plain_he = grow(net, [Widen(**common)]).network
-    assert same(dict(own.state_dict()), dict(plain_xavier.state_dict()))
-    assert not same(dict(own.state_dict()), dict(plain_he.state_dict()))
+    assert not differences(dict(own.state_dict()), dict(plain_xavier.state_dict()))
+    assert differences(dict(own.state_dict()), dict(plain_he.state_dict()))
 
 
 def test_new_values_depend_on_seed_and_name_alone():

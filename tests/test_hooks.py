@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_observer import NETS, batch_of, hooks_of, in_double, network_of, sgd, take_step
+from makers import NETS, batch_of, clipped_step, hooks_of, in_double, network_of, sgd
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -41,8 +41,8 @@ def test_a_compiled_net_is_read_at_every_sampled_step_and_compiled_once(way, eve
         Observer(twin, other, every=every) as expected,
     ):
         for batch in batches:
-            take_step(called, optimizer, *batch)
-            take_step(twin, other, *batch)
+            clipped_step(called, optimizer, *batch)
+            clipped_step(twin, other, *batch)
             frames.append(counter.frame_count)
         found, wanted = observer.readings(), expected.readings()
     assert list(found) == list(wanted)
@@ -60,7 +60,7 @@ def test_a_compiled_net_without_an_optimizer():
     optimizer = sgd(net)
     with Observer(called, every=2) as observer:
         for step in range(5):
-            take_step(called, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(called, optimizer, *batch_of(net.architecture.image, step))
         found = observer.readings()
         assert observer.step == 5
     assert counter.frame_count == 1
@@ -81,7 +81,7 @@ def test_an_error_brings_the_compiled_code_back():
     net.register_forward_pre_hook(fail)
     optimizer = sgd(net)
     with pytest.raises(KeyError, match="stop"), Observer(net, optimizer):
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
     assert seen == ["force_eager"]
     assert stance() == "default"
 
@@ -91,11 +91,11 @@ def test_a_compiled_net_is_followed_by_its_grown_self():
     called, _ = compiled(net, "wrapped")
     optimizer = sgd(net)
     with Observer(called, optimizer) as observer:
-        take_step(called, optimizer, *batch_of(net.architecture.image))
+        clipped_step(called, optimizer, *batch_of(net.architecture.image))
         grown = grow(net, [Widen("stage1.block2", 2)], optimizer)
         again, _ = compiled(grown.network, "wrapped")
         observer.follow(again, grown.optimizer)
-        take_step(again, grown.optimizer, *batch_of(net.architecture.image))
+        clipped_step(again, grown.optimizer, *batch_of(net.architecture.image))
         found = observer.readings()
     assert found["stage1.block2.bn1"].edited == 1
     assert found["stage1.block1.bn1"].edited is None
@@ -112,8 +112,8 @@ def test_a_net_under_data_parallel_keeps_its_names(tmp_path):
         optimizer, other = sgd(net), sgd(twin)
         batch = batch_of(net.architecture.image)
         with Observer(parallel, optimizer) as observer, Observer(twin, other) as expected:
-            take_step(parallel, optimizer, *batch)
-            take_step(twin, other, *batch)
+            clipped_step(parallel, optimizer, *batch)
+            clipped_step(twin, other, *batch)
             found, wanted = observer.readings(), expected.readings()
     finally:
         torch.distributed.destroy_process_group()
@@ -142,8 +142,8 @@ def test_statistics_of_ones_own_are_means_over_the_window(known):
         module.register_forward_hook(lambda m, a, out, o=outputs: o.append(out.detach().clone()))
     with Observer(net, optimizer if known else None, every=2, extra=extra) as observer:
         for step in range(5):
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
-            take_step(twin, other, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(twin, other, *batch_of(net.architecture.image, step))
         found = observer.readings()
         state = observer.state_dict()
     for path, outputs in seen.items():
@@ -178,5 +178,5 @@ def test_what_a_statistic_of_ones_own_gives_is_checked():
         message = rf"extra\['mine'\] must give a 0-d tensor, got {got}"
         observer = Observer(net, optimizer, extra={"mine": function})
         with pytest.raises(ValueError, match=message), observer:
-            take_step(net, optimizer, *batch_of(NETS["plain"].image))
+            clipped_step(net, optimizer, *batch_of(NETS["plain"].image))
         assert hooks_of(net, optimizer) == []

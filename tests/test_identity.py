@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from runs import quiet, short_comparison, short_run, write_images
 
 import training.running.run
 from policies import Never, Periodic
@@ -33,35 +34,24 @@ from training.settings.train import Train
 SHAPE = (8, 8, 3)
 
 
-def write_images(root: Path, count: int = 20) -> Path:
+def write_two_classes(root: Path, count: int = 20) -> None:
     """Write two classes of `count` images to train on and half as many to test on."""
-    generator = np.random.default_rng(0)
-    for part, number in (("train", count), ("test", count // 2)):
-        for name in ("a", "b"):
-            (root / part / name).mkdir(parents=True)
-            for index in range(number):
-                pixels = generator.integers(256, size=SHAPE, dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{index:02}.png")
-    return root
+    train, test = dict.fromkeys("ab", count), dict.fromkeys("ab", count // 2)
+    write_images(root, train, test, name="{:02}.png")
 
 
 def settings(root: Path, **changes: object) -> Train:
     """A growing run of seconds on images in root/images, in root/run."""
-    plain = {"net": "resnet8", "epochs": 1, "records": 4, "batch_size": 12, "precision": "float32"}
-    plain |= {"device": "cpu", "data": f"folder:{root}/images", "out": str(root / "run")}
-    start = Start(0.25, 1)
-    return Train(**{**plain, "policy": Periodic(every=1), "start": start, **changes})  # pyright: ignore
-
-
-def quiet(_: object) -> None:
-    pass
+    plain = {"epochs": 1, "records": 4, "batch_size": 12, "precision": "float32"}
+    plain |= {"data": f"folder:{root}/images", "policy": Periodic(every=1), "start": Start(0.25, 1)}
+    return short_run(root / "run", **{**plain, **changes})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images and a finished run on them."""
     root = tmp_path_factory.mktemp("finished")
-    write_images(root / "images")
+    write_two_classes(root / "images")
     train(settings(root), quiet)
     return root
 
@@ -264,14 +254,14 @@ def test_augmentation_binds_a_run(root: Path, monkeypatch: pytest.MonkeyPatch):
 
 def rows(root: Path, **changes: object) -> Compare:
     cells = {"static": Cell(Never()), "growing": Cell(Periodic(every=1))}
-    plain = {"net": "resnet8", "epochs": 0.5, "records": 2, "batch_size": 12, "seeds": [0]}
-    plain |= {"device": "cpu", "workers": 1, "threads": 1, "out": str(root / "comparison")}
-    return Compare(**{**plain, "cells": cells, "data": f"folder:{root}/images", **changes})  # pyright: ignore
+    plain = {"epochs": 0.5, "records": 2, "batch_size": 12, "seeds": [0], "cells": cells}
+    given = {**plain, "data": f"folder:{root}/images", **changes}
+    return short_comparison(root / "comparison", **given)
 
 
 @pytest.fixture
 def compared(tmp_path: Path, plain_reports: None) -> Path:
-    write_images(tmp_path / "images")
+    write_two_classes(tmp_path / "images")
     cells = {"static": Cell(Never())}
     assert not compare(rows(tmp_path, cells=cells), quiet).failures
     return tmp_path
@@ -306,7 +296,7 @@ def test_images_that_change_while_rows_are_run_fail_the_later_rows(compared: Pat
 
 
 def test_rows_on_data_of_their_own_have_their_own_images(compared: Path):
-    write_images(compared / "others", count=24)
+    write_two_classes(compared / "others", count=24)
     own = Cell(Never(), data=f"folder:{compared}/others")
     settings = rows(compared, cells={"static": Cell(Never()), "own": own})
     lines: list[str] = []

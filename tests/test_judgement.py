@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from histories import record_of
 
 from analysis import Record
 from nets import Action, Cost, Freeze, Insert, SetSurvival, Unfreeze, Widen, cost, preset, seed_of
@@ -37,14 +38,7 @@ class Failing(Action):
 
 
 def record_at(spent: float, **changes: Any) -> Record:
-    given = {
-        "step": round(100 * spent),
-        "epoch": spent,
-        "spent": spent,
-        "seed": 0,
-        "limit": cost(LIMIT),
-    }
-    return Record(**{**given, "architecture": SMALL, **changes})
+    return record_of(round(100 * spent), SMALL, **{"epoch": spent, "spent": spent, **changes})
 
 
 WIDER = Widen("stage1.block1", 2, reason="narrow")

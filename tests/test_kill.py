@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import PROCESSES, command, differences, ending
+from makers import differences
+from test_resume import PROCESSES, command, ending
 
 import run
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_observer import hooks_of, sgd
+from makers import Doubled, hooks_of, normal, sgd
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -33,11 +33,11 @@ class Net(nn.Module):
 
 
 def images(step=0, channels=8, side=6):
-    return torch.randn(8, channels, side, side, generator=torch.Generator().manual_seed(step))
+    return normal(8, channels, side, side, seed=step)
 
 
 def rows(step=0, features=8):
-    return torch.randn(8, features, generator=torch.Generator().manual_seed(step))
+    return normal(8, features, seed=step)
 
 
 def read(net, inputs_of, steps=2, known=True, loss=None):
@@ -235,13 +235,6 @@ class OwnRMSNorm(nn.Module):
 
     def forward(self, x):
         return self.act(self.weight * x / x.square().mean(1, keepdim=True).sqrt())
-
-
-class Doubled(nn.BatchNorm2d):
-    """Carries no activation, so all that it does is its response."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 CARRIED = {

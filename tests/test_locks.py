@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import refusal_of, wait_until
 from test_resume import PROCESSES, command, exit_code, real
 
 import run
@@ -24,20 +25,9 @@ def holder(folder: Path, seconds: float = 60) -> PROCESSES.Process:
     """Start a process that holds the folder, and wait until it does."""
     process = PROCESSES.Process(target=hold, args=(folder, seconds))
     process.start()
-    end = time.monotonic() + 60
     file, mark = folder / NAME, f"{process.pid} on "
-    while not (file.exists() and file.read_text().startswith(mark)):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
+    wait_until(lambda: file.exists() and file.read_text().startswith(mark))
     return process
-
-
-def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
-    """Run a command that is refused, and give its one line."""
-    capsys.readouterr()
-    assert run.main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line.removeprefix("run.py: error: ")
 
 
 def test_a_folder_that_a_process_holds_is_refused_until_it_is_killed(tmp_path):
@@ -86,7 +76,7 @@ def test_every_command_that_writes_is_refused(tmp_path, capsys):
     for folder, refused in commands.items():
         process = holder(folder)
         for words in refused:
-            line = refusal(capsys, words)
+            line = refusal_of(capsys, words)
             assert line.startswith(f"out: {folder} is in use by process {process.pid} on "), line
         process.kill()
         process.join(60)

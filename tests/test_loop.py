@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from makers import differences
+from runs import csv_rows, quiet, short_run
 
 import training.running.loop
 import training.running.measuring
@@ -43,23 +44,12 @@ class Planned(Policy):
 
 def small(folder: Path, **changes: Any) -> Train:
     """Settings of a run of less than a second."""
-    given = {"net": "resnet8", "epochs": 0.3, "records": 8, "batch_size": 32, "policy": Planned()}
-    given |= {"device": "cpu", "budget": "epochs", "grow_until": 0.8, "out": str(folder)}
-    return Train(**{**given, **changes})
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
+    given = {"epochs": 0.3, "records": 8, "policy": Planned(), "budget": "epochs"}
+    return short_run(folder, **{**given, "grow_until": 0.8, **changes})
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoint.pt", weights_only=True)["weights"]
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(first[key], second[key]) for key in first
-    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -69,7 +59,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path, precision):
         train(small(tmp_path / name, precision=precision), quiet)
     texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("a", "b")]
     assert texts[0] == texts[1]
-    assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    assert not differences(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
 
 
 def test_the_first_weights_are_those_of_the_initializer(tmp_path, monkeypatch):
@@ -253,8 +243,7 @@ def test_a_summary_says_how_it_ended(tmp_path):
 
 def test_metrics_have_a_row_for_every_record(tmp_path):
     train(small(tmp_path), quiet)
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(tmp_path / "metrics.csv")
     history = read_history(tmp_path)
     assert [int(row["step"]) for row in rows] == [record.step for record in history]
     assert [float(row["validation_loss"]) for row in rows] == [r.validation_loss for r in history]
@@ -265,8 +254,7 @@ def test_metrics_have_a_row_for_every_record(tmp_path):
 
 def test_the_average_of_the_weights_is_judged_at_every_record_and_grows_along(tmp_path):
     summary = train(small(tmp_path), quiet)
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(tmp_path / "metrics.csv")
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert len({row["ema_validation_loss"] for row in rows}) == len(rows) == 8
     assert all(row["ema_validation_loss"] != row["validation_loss"] for row in rows)
@@ -285,11 +273,11 @@ def test_a_run_without_an_average_is_the_same_but_for_it(tmp_path):
     without = train(small(tmp_path / "without", ema=0), quiet)
     texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("with", "without")]
     assert texts[0] == texts[1]
-    assert same(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
+    assert not differences(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
     assert with_it.keys() - without.keys() == {"ema_validation_loss", "ema_validation_accuracy"}
     assert torch.load(tmp_path / "without" / "checkpoint.pt")["ema"] is None
-    with (tmp_path / "without" / "metrics.csv").open(newline="") as file:
-        assert {row["ema_validation_loss"] for row in csv.DictReader(file)} == {""}
+    rows = csv_rows(tmp_path / "without" / "metrics.csv")
+    assert {row["ema_validation_loss"] for row in rows} == {""}
 
 
 def test_the_sine_is_judged_as_a_regression_and_has_no_accuracy(tmp_path):

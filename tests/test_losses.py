@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from runs import quiet, short_run
 
 import training.running.loop
 from analysis import read_history
@@ -19,12 +20,7 @@ from training.settings.train import Train
 
 
 def small(out: Path) -> Train:
-    given = {"net": "resnet8", "epochs": 0.25, "records": 6, "batch_size": 32, "threads": 1}
-    return Train(**given, policy=Periodic(), device="cpu", out=str(out), resume=True)
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
+    return short_run(out, Periodic(), epochs=0.25, records=6, threads=1, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
+from runs import short_run
 
 from analysis import Observer, Record, effective_rank, read_history
 from nets import Widen, cost
@@ -27,10 +28,8 @@ class Needy(Policy):
         return [Widen("stage1.block1", 2, initializer="gradmax")] if len(history) == 1 else []
 
 
-def small(folder, *probes, **changes):
-    given = {"net": "resnet8", "epochs": 0.1, "records": 3, "batch_size": 32, "threads": 1}
-    given |= {"device": "cpu", "policy": Needy(probes), "out": str(folder)}
-    return Train(**{**given, **changes})
+def small(folder, *probes) -> Train:
+    return short_run(folder, Needy(probes), epochs=0.1, records=3, threads=1)
 
 
 def test_effective_rank_stands_in_the_readings_and_its_products_are_charged(tmp_path):

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from test_observer import hooks_of
+from makers import hooks_of
 from torchvision import models
 
 from analysis import Observer

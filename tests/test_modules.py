@@ -4,17 +4,15 @@ import numpy
 import pytest
 import scipy.stats
 import torch
+from makers import architecture_of, normal, take_step
 from torch import nn
 
 from nets import (
-    Architecture,
-    Block,
     Freeze,
     Insert,
     LayerSpec,
     Network,
     SetSurvival,
-    Stage,
     build,
     grow,
     preset,
@@ -41,7 +39,7 @@ def dropping(survival, blocks=1, **settings):
 
 
 def images(count=4, seed=0, shape=IMAGE):
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    return normal(count, *shape, seed=seed)
 
 
 def test_the_same_seed_gives_the_same_values():
@@ -287,10 +285,8 @@ def test_training_counts_its_steps():
 
 
 def dense_net(order):
-    blocks = (Block("stage1.block1", 5, 0.5), Block("stage1.block2", 3))
-    return Architecture(
-        (Stage("stage1", 6, blocks, births=2),), 3, (7,), 6, order, "dense", "dense"
-    )
+    shape = {"widths": ((5, 3),), "streams": (6,), "classes": 3, "image": (7,)}
+    return architecture_of("dense", order, **shape, survivals=(0.5,))
 
 
 @pytest.mark.parametrize(
@@ -308,11 +304,8 @@ def test_a_train_step_never_asks_the_host(architecture):
     net = build(architecture).to("meta")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     x = torch.empty(4, *architecture.image, device="meta")
-    targets = torch.empty(4, dtype=torch.int64, device="meta")
     for _ in range(2):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), targets).backward()
-        optimizer.step()
+        take_step(net, optimizer, x, torch.empty(4, dtype=torch.int64, device="meta"))
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
+from makers import CASES, batch_for, three_blocks, train, trained
 
-from nets import Widen, WidenStage, build, grow
+from nets import Widen, WidenStage, grow
 from nets.growing.grow import output_difference
 from nets.growing.initializers import SHARE
-from tests.test_freezing import CASES, architecture_of, batch_of, train
-
-
-def trained(kind="basic", order="post"):
-    net = build(architecture_of(kind, order)).double()
-    train(net, steps=5)
-    return net
 
 
 def originals_of(net, grown, name):
@@ -26,7 +20,7 @@ def originals_of(net, grown, name):
 
 
 def test_a_copy_has_its_originals_row_and_statistics_and_takes_a_share_of_its_column():
-    net = trained()
+    net = trained(three_blocks(), torch.float64, steps=5)
     grown = grow(net, [Widen("stage1.block2", 3)], initializer="net2net").network
     before, after = net.stage1.block2, grown.stage1.block2
     originals = originals_of(net, grown, "stage1.block2.conv1")
@@ -44,8 +38,8 @@ def test_a_copy_has_its_originals_row_and_statistics_and_takes_a_share_of_its_co
 
 @pytest.mark.parametrize(("kind", "order"), CASES)
 def test_copies_keep_the_outputs_and_then_part(kind, order):
-    net = trained(kind, order)
-    inputs, _ = batch_of(net.architecture, 9, dtype=torch.float64)
+    net = trained(three_blocks(kind, order), torch.float64, steps=5)
+    inputs, _ = batch_for(net.architecture, 9, dtype=torch.float64)
     actions = [Widen("stage1.block2", 5), Widen("stage1.block1", 1)]
     actions += [] if kind == "plain" else [WidenStage("stage1", 3), WidenStage("stage2", 2)]
     grown = grow(net, actions, initializer="net2net").network
@@ -61,8 +55,8 @@ def test_copies_keep_the_outputs_and_then_part(kind, order):
 
 
 def test_statistics_of_copies_are_not_estimated_anew():
-    net = trained()
-    probe = batch_of(net.architecture, 9, dtype=torch.float64)[0] * 7
+    net = trained(three_blocks(), torch.float64, steps=5)
+    probe = batch_for(net.architecture, 9, dtype=torch.float64)[0] * 7
     grown = grow(net, [Widen("stage1.block2", 3)], initializer="net2net", probe=probe).network
     originals = originals_of(net, grown, "stage1.block2.conv1")
     old = net.stage1.block2.bn1.running_var
@@ -70,7 +64,7 @@ def test_statistics_of_copies_are_not_estimated_anew():
 
 
 def test_the_seed_chooses_the_originals():
-    net = trained()
+    net = trained(three_blocks(), torch.float64, steps=5)
     first, again, other = (
         grow(net, [Widen("stage1.block2", 6)], initializer="net2net", seed=seed).network
         for seed in (0, 0, 1)

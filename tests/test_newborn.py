@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch.nn import functional
+from makers import normal, take_step
 
 from nets import Freeze, Insert, Unfreeze, build, grow, preset, seed_of
 
-IMAGES = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-RULE = torch.randn(192, 10, generator=torch.Generator().manual_seed(1))
+IMAGES, RULE = normal(256, 3, 8, 8), normal(192, 10, seed=1)
 TARGETS = (IMAGES.flatten(1) @ RULE).argmax(1)
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, {"lr": 1e-3}),
@@ -24,9 +23,7 @@ OPTIMIZERS = {
 def train(net, optimizer, steps, first=0):
     for step in range(first, first + steps):
         chosen = torch.randint(256, (32,), generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        functional.cross_entropy(net(IMAGES[chosen]), TARGETS[chosen]).backward()
-        optimizer.step()
+        take_step(net, optimizer, IMAGES[chosen], TARGETS[chosen])
 
 
 def moved(net, optimizer, names, steps):

@@ -7,6 +7,18 @@ from statistics import fmean
 
 import pytest
 import torch
+from makers import (
+    CLASSES,
+    CLIP,
+    NETS,
+    batch_of,
+    clipped_step,
+    hooks_of,
+    in_double,
+    network_of,
+    sgd,
+    take_step,
+)
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
@@ -17,77 +29,11 @@ from analysis.measuring.dead import dead_fractions
 from analysis.measuring.moments import LONG, moments_of, numbers_of, row_sums
 from analysis.measuring.waiting import STEPS
 from analysis.recording.record import STATISTICS
-from nets import Architecture, Block, Insert, Network, SetSurvival, Stage, Widen, build, grow
-
-CLASSES = 4
-CLIP = 0.05
-
-
-def architecture_of(kind, order="post", stem="cifar", survival=1.0):
-    """Two stages, three blocks; the second stage projects its shortcut."""
-    blocks = (Block("stage1.block1", 5, survival), Block("stage1.block2", 3, survival))
-    if kind == "plain":
-        stage = Stage("stage1", 0, (Block("stage1.block1", 6), Block("stage1.block2", 5)), births=2)
-        return Architecture((stage,), CLASSES, (7,), 0, "post", "none", "plain")
-    flat = kind == "dense"
-    stages = (
-        Stage("stage1", 6, blocks, births=2),
-        Stage("stage2", 8, (Block("stage2.block1", 4, survival),), 1 if flat else 2, True, 1),
-    )
-    image = (7,) if flat else (2, 16, 16) if stem == "imagenet" else (2, 6, 6)
-    return Architecture(stages, CLASSES, image, 6, order, "dense" if flat else stem, kind)
-
-
-NETS = {
-    "basic": architecture_of("basic"),
-    "basic pre": architecture_of("basic", "pre"),
-    "bottleneck": architecture_of("bottleneck", stem="imagenet"),
-    "bottleneck pre": architecture_of("bottleneck", "pre"),
-    "dense": architecture_of("dense"),
-    "dense pre": architecture_of("dense", "pre"),
-    "plain": architecture_of("plain"),
-}
-
-
-def network_of(name, seed=0):
-    """A net whose BatchNorm entries are not 1 and 0, and in which some channels are dead."""
-    net = build(NETS[name], seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() == 1:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-        for path, bias in net.named_parameters():
-            if path.endswith("bias") and "block1" in path:
-                bias[:2] = -50
-    return net
-
-
-def batch_of(image, step=0, count=12):
-    generator = torch.Generator().manual_seed(step)
-    inputs = torch.randn(count, *image, generator=generator)
-    return inputs, torch.randint(CLASSES, (count,), generator=generator)
-
-
-def in_double(net, batches):
-    """Both in float64: two trainings side by side then stay together to far below the tolerance."""
-    return net.double(), [(inputs.double(), targets) for inputs, targets in batches]
-
-
-def sgd(net, **options):
-    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, **options)
+from nets import Insert, Network, SetSurvival, Widen, build, grow
 
 
 def adamw(net, **options):
     return torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1, **options)
-
-
-def take_step(net, optimizer, inputs, targets, clip=CLIP):
-    optimizer.zero_grad()
-    functional.cross_entropy(net(inputs), targets).backward()
-    if clip:
-        nn.utils.clip_grad_norm_(net.parameters(), clip)
-    optimizer.step()
 
 
 # What should be read: the layers by hand, their statistics slowly ---------------------------------
@@ -299,7 +245,7 @@ def test_a_long_window_is_the_mean_of_its_steps():
         optimizer, found = sgd(net), []
         with Observer(net, optimizer) as observer:
             for step in range(40):
-                take_step(net, optimizer, *batch_of(net.architecture.image, step))
+                clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
                 if (step + 1) % steps == 0:
                     found.append(observer.readings())
         return found
@@ -322,7 +268,7 @@ def test_a_window_begins_with_a_reading():
     with Observer(net, optimizer, every=4) as observer:
         for length, begin in ((2, 0), (1, 2), (3, 3)):
             for batch in batches[begin : begin + length]:
-                take_step(net, optimizer, *batch)
+                clipped_step(net, optimizer, *batch)
             compare(observer.readings(), slow[begin])
 
 
@@ -331,10 +277,10 @@ def test_readings_again_without_a_step_are_the_same():
     optimizer = sgd(net)
     with Observer(net, optimizer, every=3) as observer:
         assert all(r.response_std is None for r in observer.readings().values())
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
         found = observer.readings()
         assert observer.readings() == found
-        take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image, 1))
         assert observer.readings() != found
     assert observer.readings() == observer.readings()
 
@@ -423,7 +369,7 @@ def test_dead_channels_are_those_that_no_image_wakes():
         bn.weight[2] = 0.0  # all outputs 0: dead as well
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
     assert observer.readings()["stage1.block1.bn1"].dead_fraction == 3 / 5
     assert observer.readings()["stage2.block1.bn1"].dead_fraction == 0
 
@@ -460,20 +406,6 @@ def test_forwards_that_do_not_train_are_ignored():
 # No trace ---------------------------------------------------------------------------------------
 
 
-def hooks_of(net, optimizer=None):
-    """All hooks that sit on modules, parameters and the optimizer."""
-    found = []
-    for module in net.modules():
-        found += [name for name, value in vars(module).items() if name.endswith("_hooks") and value]
-    for parameter in net.parameters():
-        found += list((parameter._post_accumulate_grad_hooks or {}).values())
-        found += list((parameter._backward_hooks or {}).values())
-    if optimizer is not None:
-        pairs = vars(optimizer).items()
-        found += [name for name, value in pairs if name.startswith("_optimizer_step_") and value]
-    return found
-
-
 @pytest.mark.parametrize("known", [True, False])
 def test_nothing_is_left_on_the_module(known):
     net = network_of("basic")
@@ -483,7 +415,7 @@ def test_nothing_is_left_on_the_module(known):
     with Observer(net, optimizer if known else None) as observer:
         assert hooks_of(net, optimizer)
         for step in range(2):
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
         observer.readings()
     assert hooks_of(net, optimizer) == []
     assert {path: set(vars(module)) for path, module in net.named_modules()} == names
@@ -507,8 +439,8 @@ def test_training_is_bit_equal_with_and_without(name, known):
     optimizer, other = adamw(net), adamw(twin)
     with Observer(net, optimizer if known else None, every=2) as observer:
         for step in range(50):
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
-            take_step(twin, other, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(twin, other, *batch_of(net.architecture.image, step))
             if step % 7 == 6:
                 observer.readings()
     for key, value in twin.state_dict().items():
@@ -530,7 +462,7 @@ def test_nothing_is_read_on_the_host_within_a_step():
                     # so many that statistics are worked out within a step
                     steps = STEPS + 1 if name == "basic" else 2
                     for _ in range(steps):
-                        take_step(net, optimizer, inputs, targets, clip=None)
+                        take_step(net, optimizer, inputs, targets)
                     assert observer.step == (steps if known else steps - 1), name
                     with pytest.raises(NotImplementedError):
                         observer.readings()
@@ -543,7 +475,7 @@ def test_nothing_is_read_on_the_host_within_a_step_of_any_module():
         with Observer(net, optimizer, extra={"largest": torch.amax}) as observer:
             for _ in range(STEPS + 1):
                 inputs, targets = torch.empty(3, 3, 32, 32), torch.empty(3, dtype=torch.int64)
-                take_step(net, optimizer, inputs, targets, clip=None)
+                take_step(net, optimizer, inputs, targets)
             assert observer.step == STEPS + 1
 
 
@@ -554,7 +486,7 @@ def test_steps_that_are_not_read_have_no_hooks_on_the_layers():
         hooked = []
         for step in range(7):
             hooked.append(bool(hooks_of(net)))
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
         assert hooked == [True, False, False, True, False, False, True]
         assert not hooks_of(net)
         observer.readings()
@@ -574,7 +506,7 @@ def test_without_an_optimizer_every_training_forward_is_a_step():
     shown = [{p: replace_in(r, update_ratio=None) for p, r in step.items()} for step in slow]
     with Observer(net) as observer:
         for batch in batches:
-            take_step(net, optimizer, *batch, clip=None)
+            take_step(net, optimizer, *batch)
         assert observer.step == 2
         found = observer.readings()
         assert observer.step == 3
@@ -592,7 +524,7 @@ def test_without_an_optimizer_weights_are_those_before_the_step():
     optimizer, twin = sgd(net), copy.deepcopy(net)
     expected = slowly(twin, Step(sgd(twin), batch_of(net.architecture.image), clip=None))
     with Observer(net) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image), clip=None)
+        take_step(net, optimizer, *batch_of(net.architecture.image))
         found = observer.readings()
     for path, wanted in expected.items():
         assert found[path].weight_norm == pytest.approx(wanted.weight_norm, rel=1e-5), path
@@ -650,7 +582,7 @@ def test_a_layer_called_twice_is_read_as_the_mean_of_its_calls():
     means = [x.double().mean().item() for x in (first, second)]
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, inputs, targets)
+        clipped_step(net, optimizer, inputs, targets)
         gradients = torch.cat([p.grad.double().flatten() for p in net.shared.parameters()])
         found = observer.readings()["shared"]
     assert found.response_std == pytest.approx(sum(spreads) / 2, rel=1e-5)
@@ -676,7 +608,7 @@ def test_a_layer_of_two_names_is_read_once():
     net = Tied()
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of((5,)))
+        clipped_step(net, optimizer, *batch_of((5,)))
     assert list(observer.readings()) == ["first.0", "second.2"]
     assert all(r.gradient_norm > 0 for r in observer.readings().values())
 
@@ -705,7 +637,7 @@ def test_norms_of_any_kind_cover_what_feeds_them():
     inputs, targets = batch_of((6,))
     response = net.norm(net.embed(inputs)).double()
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, inputs, targets, clip=None)
+        take_step(net, optimizer, inputs, targets)
     found = observer.readings()
     assert list(found) == ["norm", "lone", "group", "head"]
     assert found["norm"].response_std == pytest.approx(response.std(correction=0).item(), rel=1e-5)
@@ -769,12 +701,12 @@ def test_a_block_that_is_unfrozen_later_is_seen(known):
     optimizer = sgd(net)
     path = "stage1.block2.bn1"
     with Observer(net, optimizer if known else None) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image), clip=None)
+        take_step(net, optimizer, *batch_of(net.architecture.image))
         reading = observer.readings()[path]
         assert reading.gradient_norm is None
         assert reading.response_std > 0
         frozen.requires_grad_(True)
-        take_step(net, optimizer, *batch_of(net.architecture.image, 1), clip=None)
+        take_step(net, optimizer, *batch_of(net.architecture.image, 1))
         owned = [*frozen.conv1.parameters(), *frozen.bn1.parameters()]
         gradients = torch.cat([p.grad.double().flatten() for p in owned])
         reading = observer.readings()[path]
@@ -792,9 +724,9 @@ def test_following_a_grown_net_keeps_names_and_marks_what_was_edited(known):
     optimizer = sgd(net)
     with Observer(net, optimizer if known else None) as observer:
         for step in range(3):
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
         names = list(observer.readings())
-        take_step(net, optimizer, *batch_of(net.architecture.image, 3))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image, 3))
         actions = [
             Widen("stage1.block2", 2),
             Insert("stage2.block1", 3),
@@ -809,7 +741,7 @@ def test_following_a_grown_net_keeps_names_and_marks_what_was_edited(known):
         assert observer.step == 4
         twin = grow(net, actions, optimizer)
         batch = batch_of(net.architecture.image, 5)
-        take_step(grown.network, grown.optimizer, *batch)
+        clipped_step(grown.network, grown.optimizer, *batch)
         found = observer.readings()
         assert observer.step == 5
     assert [name for name in found if "stage2.block2" not in name] == names
@@ -832,7 +764,7 @@ def test_marks_are_of_the_last_edit():
         for _ in range(2):
             grown = grow(observer.net, [Widen("stage1.block2", 1)], observer.optimizer)
             observer.follow(grown)
-            take_step(grown.network, grown.optimizer, *batch_of(net.architecture.image))
+            clipped_step(grown.network, grown.optimizer, *batch_of(net.architecture.image))
         found = observer.readings()
     assert found["stage1.block1"].edited == 7
     assert found["stage1.block2"].edited == 11
@@ -844,7 +776,7 @@ def test_marks_are_of_the_last_edit():
 def test_a_resumed_window_goes_on_exactly(name, cut):
     def train(observer, net, optimizer, steps):
         for step in steps:
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
 
     def begin():
         net = network_of(name)
@@ -880,7 +812,7 @@ def test_steps_give_the_same_whichever_they_are_worked_out_with(name, monkeypatc
         twin = copy.deepcopy(net)
         with Observer(twin, optimizer := sgd(twin)) as observer:
             for batch in batches:
-                take_step(twin, optimizer, *batch)
+                clipped_step(twin, optimizer, *batch)
             found.append(observer.readings())
     assert found[0] == found[1] == found[2]
 
@@ -964,7 +896,7 @@ def test_a_resumed_observer_gives_the_last_readings_again():
     net = network_of("basic")
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
         expected, state = observer.readings(), observer.state_dict()
     resumed = Observer(net, optimizer)
     resumed.load_state_dict(state)
@@ -975,9 +907,9 @@ def test_a_loaded_state_knows_nothing_of_the_steps_before_it():
     net = network_of("basic")
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image, 0))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image, 0))
         state, expected = observer.state_dict(), observer.readings()
-        take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image, 1))
         observer.load_state_dict(state)
         assert observer.readings() == expected
 
@@ -987,7 +919,7 @@ def test_statistics_may_be_asked_for_in_inference_mode():
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for step in range(2):
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
             with torch.inference_mode():
                 observer.state_dict()
                 observer.first_broken()
@@ -1000,7 +932,7 @@ def test_a_statistic_of_ones_own_may_change_its_tensor_later():
     with Observer(net, optimizer, extra={"calls": lambda output: count.add_(1)}) as observer:
         for step in range(3):
             images, targets = batch_of(net.architecture.image, step)
-            take_step(net, optimizer, images.double(), targets)
+            clipped_step(net, optimizer, images.double(), targets)
         found = [reading.extra["calls"] for reading in observer.readings().values()]
     layers = len(found)
     assert sorted(found) == [number + layers for number in range(1, layers + 1)]
@@ -1011,7 +943,7 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for step in range(3):
-            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
         values_of, calls = analysis.observing.window.values_of_hooks, []
 
         def failing(form, numbers):
@@ -1023,7 +955,7 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
         monkeypatch.setattr(analysis.observing.window, "values_of_hooks", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             observer.readings()
-        take_step(net, optimizer, *batch_of(net.architecture.image, 3))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image, 3))
         assert observer.readings()["stem"].response_std is not None
     assert len(calls) == len(set(map(tuple, calls))) == 4
 
@@ -1044,13 +976,13 @@ def test_a_state_does_not_change_with_the_observer():
     net = network_of("basic")
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
         state = observer.state_dict()
         before = copy.deepcopy(state)
         other = Observer(net, optimizer)
         other.load_state_dict(state)
         with other:
-            take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, 1))
         observer.edited["stage1.block1"] = 1
     assert torch.equal(state["window"].pop("totals"), before["window"].pop("totals"))
     assert state == before
@@ -1060,9 +992,9 @@ def test_the_state_can_be_saved_and_loaded_without_running_code(tmp_path):
     net = network_of("basic")
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
         observer.readings()
-        take_step(net, optimizer, *batch_of(net.architecture.image, 1))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image, 1))
         torch.save(observer.state_dict(), tmp_path / "state.pt")
         resumed = Observer(net, optimizer)
         resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -1082,7 +1014,7 @@ def test_a_batchnorms_response_std_is_that_of_its_entries():
         expected = math.sqrt(bn.weight.square().mean() + bn.bias.double().var(correction=0))
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
-        take_step(net, optimizer, *batch_of(net.architecture.image))
+        clipped_step(net, optimizer, *batch_of(net.architecture.image))
     assert observer.readings()["stage1.block1.bn1"].response_std == pytest.approx(
         expected, rel=1e-4
     )

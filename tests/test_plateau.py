@@ -4,10 +4,11 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from histories import after_all
 
 from nets import Freeze, Unfreeze, Widen, seed_of
 from policies import Plateau
-from tests.test_policies import FIRST, LIMIT, MLP, after_all, losses_of, record
+from tests.test_policies import FIRST, LIMIT, MLP, losses_of, record
 
 STALLED = (1.0, 1.0, 1.0)
 PARTS = ["stem", "stage1", "stage2", "stage3", "head"]

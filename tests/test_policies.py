@@ -1,7 +1,6 @@
 """Each policy as a table of hand-made histories and the actions that they ask for."""
 
 import copy
-import importlib
 import os
 import pickle
 import subprocess
@@ -12,9 +11,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from histories import after_all, history_in_rounds, record_of
 
 import run
-from analysis import LayerReading, Record
+from analysis import LayerReading
 from nets import Cost, Insert, SetSurvival, Widen, cost, preset, seed_of
 from policies import (
     LayerStatistic,
@@ -39,18 +39,17 @@ ONE, TWO, THREE = FIRST.blocks
 
 def record(number, architecture=FIRST, limit=LIMIT, **values):
     """The record of that number, made after 10 steps each; growth begins at record 1."""
-    given = {"step": 10 * number, "epoch": number / 2, "spent": number / 100, "seed": 0}
-    return Record(**{**given, "architecture": architecture, "limit": cost(limit), **values})
+    given = {"epoch": number / 2, "spent": number / 100, **values}
+    return record_of(10 * number, architecture, limit, **given)
 
 
 def history_of(*rounds, first=FIRST, limit=LIMIT):
     """A record for every round, which ends with its actions, and the present one."""
-    history, architecture = [], first
-    for number, actions in enumerate(rounds, start=1):
-        history.append(record(number, architecture, limit, applied=tuple(actions)))
-        for action in actions:
-            architecture = architecture.apply(action)
-    return [*history, record(len(rounds) + 1, architecture, limit)]
+
+    def numbered(number, architecture, applied):
+        return record(number + 1, architecture, limit, applied=applied)
+
+    return history_in_rounds([*rounds, ()], numbered, first)
 
 
 def short(actions):
@@ -397,12 +396,6 @@ def test_plateau_grows_when_the_loss_has_stalled(settings, losses, grown, expect
 STALLED = (1, 1, 1)
 
 
-def after_all(architecture, actions):
-    for action in actions:
-        architecture = architecture.apply(action)
-    return architecture
-
-
 def test_plateau_grows_the_thesis_net_by_a_quarter():
     history = losses_of(*STALLED, first=seed_of(MLP), limit=MLP)
     assert Plateau().decide(history) == [Widen("stage1.block1", 125)]
@@ -731,17 +724,6 @@ def test_stochastic_depth_leaves_plain_nets_alone():
 # The examples -----------------------------------------------------------------------------------
 
 EXAMPLES = ROOT / "examples" / "policies"
-
-
-@pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-
-    def load(path):
-        module, name = path.split(".")
-        return getattr(importlib.import_module(module), name)
-
-    return load
 
 
 def std_history(*rows):

@@ -4,16 +4,15 @@ import math
 from dataclasses import replace
 
 import pytest
+from histories import history_in_rounds, record_of
+from makers import architecture_of, plain
 from scipy.stats import t as student
 
-from analysis import LayerReading, Record
+from analysis import LayerReading
 from nets import (
-    Architecture,
-    Block,
     Cost,
     Insert,
     SetSurvival,
-    Stage,
     Widen,
     WidenStage,
     cost,
@@ -40,8 +39,8 @@ FIRST = seed_of(LIMIT)
 
 
 def record(number, architecture=FIRST, limit=LIMIT, **values):
-    given = {"step": 10 * number, "epoch": number / 2, "spent": number / 20, "seed": 0}
-    return Record(**{**given, "architecture": architecture, "limit": cost(limit), **values})
+    given = {"epoch": number / 2, "spent": number / 20, **values}
+    return record_of(10 * number, architecture, limit, **given)
 
 
 def losses_of(*losses, grown=()):
@@ -55,26 +54,7 @@ def losses_of(*losses, grown=()):
 
 def grown(*rounds, architecture=FIRST):
     """A history in which every record ends with the actions of its round, and the present one."""
-    history = []
-    for number, actions in enumerate(rounds):
-        history.append(record(number, architecture, applied=tuple(actions)))
-        for action in actions:
-            architecture = architecture.apply(action)
-    return [*history, record(len(rounds), architecture)]
-
-
-def dense():
-    stages = (
-        Stage("stage1", 6, (Block("stage1.block1", 3), Block("stage1.block2", 2)), births=2),
-        Stage("stage2", 8, (Block("stage2.block1", 4),), projection=True, births=1),
-    )
-    return Architecture(stages, 3, (5,), 6, "pre", "dense", "dense")
-
-
-def plain(*widths):
-    blocks = tuple(Block(f"stage1.block{n}", width) for n, width in enumerate(widths, start=1))
-    stage = Stage("stage1", 0, blocks, births=len(blocks))
-    return Architecture((stage,), 3, (5,), 0, "post", "none", "plain")
+    return history_in_rounds([*rounds, ()], record, architecture)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +221,7 @@ NETS = {
     "basic": seed_of(preset("resnet8", image=(1, 8, 8))),
     "pre": seed_of(preset("resnet14", image=(1, 8, 8), order="pre"), 0.25, None),
     "bottleneck": seed_of(preset("resnet8", image=(1, 8, 8), block="bottleneck")),
-    "dense": dense(),
+    "dense": architecture_of("dense", "pre", streams=(6, 8), classes=3),
     "plain": plain(4, 3, 6),
 }
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from makers import CASES, CLASSES, architecture_of, plain, take_step
 from torch import nn
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
@@ -18,23 +19,17 @@ from analysis import (
     gradient_signal_to_noise,
     response_histograms,
 )
-from nets import Architecture, Block, Stage, build
-
-CLASSES = 4
+from nets import build
 
 
-def architecture_of(kind, order="post"):
-    flat = kind == "dense"
-    blocks = (Block("stage1.block1", 5, 0.7), Block("stage1.block2", 3, 0.6))
-    stages = (
-        Stage("stage1", 6, blocks, births=2),
-        Stage("stage2", 8, (Block("stage2.block1", 4),), 1 if flat else 2, True, 1),
+def probed(kind, order="post"):
+    widths, image = ((5, 3), (4,)), (7,) if kind == "dense" else (2, 6, 6)
+    return architecture_of(
+        kind, order, "cifar", widths, (6, 8), CLASSES, image, survivals=(0.7, 0.6)
     )
-    image = (7,) if flat else (2, 6, 6)
-    return Architecture(stages, CLASSES, image, 6, order, "dense" if flat else "cifar", kind)
 
 
-KINDS = [(kind, order) for kind in ("basic", "bottleneck", "dense") for order in ("post", "pre")]
+KINDS = CASES[:-1]  # all that have branches
 
 
 def trained(architecture):
@@ -45,9 +40,7 @@ def trained(architecture):
     inputs = torch.randn(16, *architecture.image)
     targets = torch.randint(CLASSES, (16,))
     for _ in range(5):
-        optimizer.zero_grad()
-        functional.cross_entropy(net(inputs), targets).backward()
-        optimizer.step()
+        take_step(net, optimizer, inputs, targets)
     net.get_submodule("stage1.block1").eval()
     return net, optimizer, inputs, targets
 
@@ -69,7 +62,7 @@ def cut(net, block):
 
 @pytest.mark.parametrize(("kind", "order"), KINDS)
 def test_importance_is_the_loss_without_the_branch_minus_the_loss_with_it(kind, order):
-    net, _, inputs, targets = trained(architecture_of(kind, order))
+    net, _, inputs, targets = trained(probed(kind, order))
 
     def loss_of(network):
         with torch.no_grad():
@@ -102,7 +95,7 @@ PROBES = {
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize(("kind", "order"), KINDS)
 def test_a_probe_leaves_everything_as_it_was(kind, order, probe):
-    net, optimizer, inputs, targets = trained(architecture_of(kind, order))
+    net, optimizer, inputs, targets = trained(probed(kind, order))
     values = {name: value.clone() for name, value in net.state_dict().items()}
     modes = [module.training for module in net.modules()]
     gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
@@ -127,7 +120,7 @@ def test_a_probe_leaves_everything_as_it_was(kind, order, probe):
 
 
 def test_a_failing_loss_leaves_no_hook():
-    net, _, inputs, targets = trained(architecture_of("basic"))
+    net, _, inputs, targets = trained(probed("basic"))
     calls = []
 
     def loss(outputs, targets):
@@ -144,7 +137,7 @@ def test_a_failing_loss_leaves_no_hook():
 
 
 def test_any_loss_will_do():
-    net, _, inputs, _ = trained(architecture_of("basic"))
+    net, _, inputs, _ = trained(probed("basic"))
     targets = torch.randn(16, CLASSES)
     found = block_importance(net, inputs, targets, nn.MSELoss())
     with torch.no_grad():
@@ -156,8 +149,7 @@ def test_any_loss_will_do():
 
 
 def test_plain_nets_have_no_branches():
-    stage = Stage("stage1", 0, (Block("stage1.block1", 6), Block("stage1.block2", 5)), births=2)
-    net = build(Architecture((stage,), CLASSES, (7,), 0, "post", "none", "plain"))
+    net = build(plain(6, 5, image=(7,), classes=CLASSES))
     inputs, targets = torch.randn(3, 7), torch.randint(CLASSES, (3,))
     assert block_importance(net, inputs, targets, functional.cross_entropy) == {}
 
@@ -179,7 +171,7 @@ def test_effective_rank_is_the_entropy_of_the_covariances_singular_values(name):
         torch.manual_seed(0)
         net, inputs = resnet18(num_classes=CLASSES), torch.randn(4, 3, 32, 32)
     else:
-        net, _, inputs, _ = trained(architecture_of(name))
+        net, _, inputs, _ = trained(probed(name))
     found = effective_rank(net, inputs)
     for path, output in outputs_of(net, inputs, found).items():
         rows = output.transpose(0, 1).flatten(1)
@@ -220,7 +212,7 @@ def test_effective_rank_counts_directions():
 
 @pytest.mark.parametrize("buckets", [30, 4])
 def test_histograms_count_every_response_once(buckets):
-    net, _, inputs, _ = trained(architecture_of("basic"))
+    net, _, inputs, _ = trained(probed("basic"))
     found = response_histograms(net, inputs, buckets)
     for path, output in outputs_of(net, inputs, found).items():
         histogram, entries = found[path], output.flatten()
@@ -244,7 +236,7 @@ def test_histograms_of_equal_responses_and_of_no_buckets():
 
 
 def test_tensorboard_takes_a_histogram(tmp_path):
-    net, _, inputs, _ = trained(architecture_of("basic"))
+    net, _, inputs, _ = trained(probed("basic"))
     with SummaryWriter(tmp_path) as writer:
         for path, histogram in response_histograms(net, inputs).items():
             writer.add_histogram_raw(path, **histogram._asdict(), global_step=1)
@@ -254,7 +246,7 @@ def test_tensorboard_takes_a_histogram(tmp_path):
 @pytest.mark.parametrize("parts", [2, 5])
 @pytest.mark.parametrize("kind", ["basic", "dense"])
 def test_signal_to_noise_is_that_of_gradients_taken_one_by_one(kind, parts):
-    net, _, inputs, targets = trained(architecture_of(kind))
+    net, _, inputs, targets = trained(probed(kind))
     net.stage1.block2.requires_grad_(False)
     found = gradient_signal_to_noise(net, inputs, targets, functional.cross_entropy, parts)
     twin, size, rows = copy.deepcopy(net).eval(), 16 // parts, []
@@ -276,13 +268,13 @@ def test_signal_to_noise_is_that_of_gradients_taken_one_by_one(kind, parts):
 
 @pytest.mark.parametrize("parts", [1, 17])
 def test_parts_are_checked(parts):
-    net, _, inputs, targets = trained(architecture_of("basic"))
+    net, _, inputs, targets = trained(probed("basic"))
     with pytest.raises(ValueError, match=f"parts must be from 2 to the batch's 16, got {parts}"):
         gradient_signal_to_noise(net, inputs, targets, functional.cross_entropy, parts)
 
 
 def test_probes_of_a_compiled_net_have_the_names_of_the_net_itself():
-    net, _, inputs, _ = trained(architecture_of("basic"))
+    net, _, inputs, _ = trained(probed("basic"))
     assert effective_rank(torch.compile(net, backend="eager"), inputs) == effective_rank(
         net, inputs
     )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_resume import quiet, small
+from runs import quiet
+from test_resume import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training.keeping.process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from makers import differences, grey_images
+from runs import csv_rows
 from torch import Tensor
 
 import run
@@ -76,9 +77,7 @@ def together(function: Callable[..., None], *given: Any, count: int = 2) -> list
 
 
 def some_images(count: int = 96) -> Images:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 8, 8, 1), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.randint(10, (count,), generator=generator))
+    return Images(*grey_images(count))
 
 
 def batches_of(rank: int = 0, count: int = 1) -> Batches:
@@ -245,19 +244,9 @@ def ending(folder: Path) -> tuple[Any, ...]:
     """What a run leaves but for the clock's part of it."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     del state["progress"]["seconds"]
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = [{**row, "seconds": 0, "images_per_second": 0} for row in csv.DictReader(file)]
+    rows = csv_rows(folder / "metrics.csv")
+    rows = [{**row, "seconds": 0, "images_per_second": 0} for row in rows]
     return state, rows, (folder / "history.jsonl").read_bytes()
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 def test_a_run_of_two_processes_resumes_exactly_whichever_is_interrupted(tmp_path):
@@ -268,7 +257,7 @@ def test_a_run_of_two_processes_resumes_exactly_whichever_is_interrupted(tmp_pat
         codes = together(run_until, command(stopped, *resume), number, only)
         assert codes == [-number if number == signal.SIGKILL else 128 + number] * 2
     assert together(run_until, command(stopped, "--resume"), 0) == [0, 0]
-    assert same(ending(stopped), ending(tmp_path / "whole"))
+    assert not differences(ending(stopped), ending(tmp_path / "whole"))
     assert len(list(stopped.glob("events*"))) == 4  # of rank 0
     history = read_history(stopped)
     assert sum(map(len, (record.applied for record in history))) >= 3

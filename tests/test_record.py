@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 import torch
-from torch.nn import functional
+from histories import write_history
+from makers import take_step
 
 from analysis import LayerReading, Observer, Record, read_history
 from analysis.recording.record import STATISTICS, UNBOUNDED
@@ -56,13 +57,8 @@ FULL = Record(
 BARE = Record(step=0, epoch=0.0, spent=0.0, seed=0, architecture=FIRST, limit=cost(LIMIT))
 
 
-def write(path, records):
-    path.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
-    return path
-
-
 def test_records_survive_the_file(tmp_path):
-    read = read_history(write(tmp_path / "history.jsonl", [BARE, BARE, FULL]))
+    read = read_history(write_history(tmp_path, [BARE, BARE, FULL]))
     assert read == [BARE, BARE, FULL]
     assert read_history(tmp_path) == read  # the folder of a run
     assert read[2].decided[0].reason == FULL.decided[0].reason
@@ -76,7 +72,7 @@ def test_what_is_not_finite_survives_the_file(tmp_path, value):
     reading = replace(READING, response_std=value, extra={"mine": value})
     names = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
     given = replace(FULL, **dict.fromkeys(names, value), layers={"a": reading})
-    (read,) = read_history(write(tmp_path / "history.jsonl", [given]))
+    (read,) = read_history(write_history(tmp_path, [given]))
     found = [getattr(read, name) for name in names]
     found += [read.layers["a"].value("response_std"), read.layers["a"].value("mine")]
     assert all(type(number) is float for number in found)
@@ -88,7 +84,7 @@ def test_a_function_as_initializer_is_kept_by_its_name(tmp_path):
         return torch.zeros(shape)
 
     given = replace(BARE, applied=(Widen("stage1.block1", 1, initializer=orthogonal),))
-    (read,) = read_history(write(tmp_path / "history.jsonl", [given]))
+    (read,) = read_history(write_history(tmp_path, [given]))
     assert read.applied[0].initializer == "orthogonal"
 
 
@@ -145,7 +141,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_line_is_named(tmp_path, name):
-    path, broken = write(tmp_path / "history.jsonl", [BARE, FULL]), BROKEN[name]
+    path, broken = write_history(tmp_path, [BARE, FULL]), BROKEN[name]
     data = broken if isinstance(broken, bytes) else broken.encode()
     good = path.read_bytes()
     path.write_bytes(good + data + b"\n" + good)
@@ -188,7 +184,7 @@ def test_a_missing_history_is_named(tmp_path):
 
 
 def test_an_empty_history_has_no_records(tmp_path):
-    assert read_history(write(tmp_path / "history.jsonl", [])) == []
+    assert read_history(write_history(tmp_path, [])) == []
 
 
 def test_capture_in_a_loop_of_ones_own(tmp_path):
@@ -199,10 +195,7 @@ def test_capture_in_a_loop_of_ones_own(tmp_path):
     with Observer(net, optimizer) as observer:
         for _ in range(2):
             for _ in range(3):
-                inputs, targets = torch.randn(8, 1, 8, 8), torch.randint(10, (8,))
-                optimizer.zero_grad()
-                functional.cross_entropy(net(inputs), targets).backward()
-                optimizer.step()
+                take_step(net, optimizer, torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
             history.append(Record.capture(net, observer, validation_loss=1.5, seed=3))
         readings = observer.readings()
     assert [record.step for record in history] == [3, 6]
@@ -219,7 +212,7 @@ def test_capture_in_a_loop_of_ones_own(tmp_path):
     given = Record.capture(net, observer, **numbers, applied=[Widen("stage1.block1", 1)])
     assert asdict(given)["limit"] == asdict(limit)
     assert (given.step, given.spent, given.epoch, given.layers) == (9, 0.5, 2.0, {})
-    assert read_history(write(tmp_path / "history.jsonl", history)) == history
+    assert read_history(write_history(tmp_path, history)) == history
     with pytest.raises(TypeError, match="colour"):
         Record.capture(net, observer, colour=1)
 

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from histories import FIRST, history_in_rounds, record_of, write_history
 
 import run
-from analysis import Record
-from nets import Insert, Widen, WidenStage, cost, preset, seed_of
+from nets import Insert, Widen, WidenStage
 from policies import Never, Periodic, StochasticDepth
 from training.asking.replaying import places, replay_runs, replay_table, runs_of
 
-LIMIT = preset("resnet8", image=(1, 8, 8))
-FIRST = seed_of(LIMIT)
 ONE, TWO, THREE = FIRST.blocks
 
 
 def write(folder: Path, *applied, records: int = 4, **values) -> Path:
     """A run's history; `applied` holds the actions of its first records."""
-    architecture, lines = FIRST, []
-    for number in range(records):
-        actions = applied[number] if number < len(applied) else ()
-        given = {"step": 10 * (number + 1), "epoch": 1.0, "spent": 0.1 * (number + 1), "seed": 0}
-        record = Record(**given, architecture=architecture, limit=cost(LIMIT), **values)
-        lines.append(json.dumps(replace(record, applied=tuple(actions)).to_dict()) + "\n")
-        for action in actions:
-            architecture = architecture.apply(action)
-    folder.mkdir(parents=True)
-    (folder / "history.jsonl").write_text("".join(lines))
-    return folder
+
+    def record(number, architecture, **more):
+        place = {"step": 10 * (number + 1), "spent": 0.1 * (number + 1)}
+        return record_of(architecture=architecture, **place, **values, **more)
+
+    rounds = [*applied, *[()] * records][:records]
+    return write_history(folder, history_in_rounds(rounds, record)).parent
 
 
 @pytest.fixture

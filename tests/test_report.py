@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_comparison import quiet, small
+from runs import quiet
+from test_comparison import small
 
 from analysis.showing import plots
 from analysis.showing.report import html_of

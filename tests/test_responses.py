@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_observer import CLASSES, batch_of, hooks_of, in_double, network_of, sgd, take_step
+from makers import CLASSES, Doubled, batch_of, clipped_step, hooks_of, in_double, network_of, sgd
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
@@ -20,7 +20,7 @@ def read(net, batches, told=True, monkeypatch=None):
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for batch in batches:
-            take_step(net, optimizer, *batch)
+            clipped_step(net, optimizer, *batch)
         return observer.readings()
 
 
@@ -65,13 +65,6 @@ class Shared(nn.Module):
             self.responses.append(x.detach().double().clone())
             x = functional.relu(x, inplace=True)
         return self.head(x.mean((2, 3)))
-
-
-class Doubled(nn.BatchNorm2d):
-    """Normalises otherwise than its running statistics tell."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 NORMS = {

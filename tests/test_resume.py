@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import multiprocessing
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from makers import differences
+from runs import bytes_of, csv_rows, quiet, short_run
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -53,12 +54,8 @@ def command(out: Path, policy: str = "Periodic", *more: str) -> list[str]:
 
 def small(out: Path, **changes: Any) -> Train:
     """The same as settings."""
-    given = {"net": "resnet8", "epochs": 0.25, "records": 6, "batch_size": 32, "observe_every": 3}
-    return Train(**{**given, "device": "cpu", "policy": Periodic(), "out": str(out), **changes})
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
+    given = {"epochs": 0.25, "records": 6, "observe_every": 3, "policy": Periodic()}
+    return short_run(out, **{**given, **changes})
 
 
 def run_until(arguments: Sequence[str], where: str, count: int, number: int) -> None:
@@ -125,8 +122,7 @@ def ending(folder: Path) -> dict[str, Any]:
     loaded = {name: torch.load(path, weights_only=True) for name, path in states.items()}
     for state in loaded.values():
         del state["progress"]["seconds"]
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(folder / "metrics.csv")
     for row in rows:
         del row["seconds"], row["images_per_second"]
     summary = json.loads((folder / "summary.json").read_text())
@@ -141,20 +137,6 @@ def ending(folder: Path) -> dict[str, Any]:
         "summary": summary,
         "architecture": architecture,
     }
-
-
-def differences(first: Any, second: Any, place: str = "") -> list[str]:
-    """Name where nested data with tensors is not equal bit for bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        alike = first.dtype == second.dtype and first.stride() == second.stride()
-        return [] if alike and torch.equal(first, second) else [place]
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return [
-            where
-            for key in first
-            for where in differences(first[key], second[key], f"{place}/{key}")
-        ]
-    return [] if first == second else [place]
 
 
 @pytest.fixture(scope="module")
@@ -344,10 +326,10 @@ def test_stale_files_and_torn_lines_are_harmless(tmp_path, monkeypatch, alone):
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
     summary = train(small(tmp_path), quiet)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = bytes_of(tmp_path)
     monkeypatch.setattr(training.running.loop, "open_run", None)
     assert train(small(tmp_path, resume=True), quiet) == summary
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bytes_of(tmp_path) == before
 
 
 def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alone):
@@ -421,10 +403,10 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_touched(
     state = torch.load(path, weights_only=True)
     change(state)
     torch.save(state, path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = bytes_of(tmp_path)
     with pytest.raises(ValueError, match=r"^checkpoint .*checkpoint\.pt.*(cannot be read|weights)"):
         train(settings, quiet)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bytes_of(tmp_path) == before
 
 
 def test_the_checkpoint_of_another_policy_is_refused(tmp_path, second):
@@ -441,10 +423,10 @@ def test_a_history_that_lacks_records_is_refused(tmp_path, second, lines):
     settings = resuming(second, tmp_path)
     path = tmp_path / "history.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = bytes_of(tmp_path)
     with pytest.raises(ValueError, match=rf"history\.jsonl holds {lines} of 2 records"):
         train(settings, quiet)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bytes_of(tmp_path) == before
 
 
 def test_tensorboard_shows_every_step_once(tmp_path):

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from runs import bytes_of, no_network, refusal_of, write_grey_images
 
 import run
 import training.running.summary
@@ -63,11 +62,6 @@ class Wrong(Policy):
     def decide(self, history):
         return "widen"
 '''
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def called(arguments: Sequence[object]) -> int:
@@ -326,7 +320,7 @@ def test_inspect_asks_for_one_run_of_a_comparison(tiny, workplace, capsys):
     shutil.copytree(tiny, workplace / "all" / "row" / "seed1")
     shutil.copytree(tiny, workplace / "all" / "row" / "seed0")
     for words in (["inspect", "all"], ["branch", "all", "--at", "3"]):
-        line = one_line_refusal(capsys, words)
+        line = refusal_of(capsys, words)
         assert line == "run must be one run of the comparison, such as all/row/seed0, got all"
 
 
@@ -382,18 +376,6 @@ def test_a_policy_from_the_users_own_file(workplace, capsys):
     )
     assert called(["replay", "own", "--policy", "mine.Mine"]) == 0
     assert "Mine would have asked for" in capsys.readouterr().out
-
-
-def one_line_refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[object]) -> str:
-    """Run the command, see it refuse with one line and exit code 2, and give the line."""
-    capsys.readouterr()
-    assert called(arguments) == 2
-    output, errors = capsys.readouterr()
-    assert output == ""
-    (line,) = errors.splitlines()
-    assert line.startswith("run.py: error: ")
-    assert "Traceback" not in line
-    return line.removeprefix("run.py: error: ")
 
 
 POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, "
@@ -475,14 +457,6 @@ REFUSED = [
 ]
 
 
-def images(root: Path, layout: str) -> None:
-    """Write two small images for each PART/CLASS of the layout."""
-    for place in layout.split():
-        (root / place).mkdir(parents=True)
-        for number in (0, 1):
-            Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(root / place / f"{number}.png")
-
-
 @pytest.fixture
 def unusable(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory full of what cannot be used, and no network."""
@@ -493,16 +467,12 @@ def unusable(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (workplace / "hollow").mkdir()
     for part in ("train", "test"):
         (workplace / "classless" / part).mkdir(parents=True)
-    images(workplace / "empty", "train/b test/a test/b")
+    write_grey_images(workplace / "empty", "train/b test/a test/b")
     (workplace / "empty/train/a").mkdir()
-    images(workplace / "lone", "train/a test/a")
-    images(workplace / "differing", "train/a train/b test/a test/c")
-    images(workplace / "spoilt", "train/a train/b test/a test/b")
+    write_grey_images(workplace / "lone", "train/a test/a")
+    write_grey_images(workplace / "differing", "train/a train/b test/a test/c")
+    write_grey_images(workplace / "spoilt", "train/a train/b test/a test/b")
     (workplace / "spoilt/train/b/1.png").write_text("no image")
-
-    def no_network(*_: Any, **__: Any) -> None:
-        raise OSError("no network here")
-
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
     return workplace
 
@@ -511,7 +481,7 @@ def unusable(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, options, message):
     before = bytes_of(unusable)
     folders = {path for path in unusable.rglob("*") if path.is_dir()}
-    line = one_line_refusal(capsys, [*SMALL.split(), "--out", "out", *options.split()])
+    line = refusal_of(capsys, [*SMALL.split(), "--out", "out", *options.split()])
     with pytest.raises(ValueError, match=message):
         raise ValueError(line)
     assert bytes_of(unusable) == before
@@ -560,7 +530,7 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
 def test_other_wrong_use_is_refused_too(workplace, tiny, capsys, arguments, message):
     shutil.copytree(tiny, workplace / "tiny")
     before = bytes_of(workplace)
-    line = one_line_refusal(capsys, arguments)
+    line = refusal_of(capsys, arguments)
     with pytest.raises(ValueError, match=message):
         raise ValueError(line)
     assert bytes_of(workplace) == before
@@ -628,7 +598,7 @@ def test_a_run_that_cannot_go_on_is_refused_and_left_as_it_is(
     change(folder)
     before = bytes_of(folder)
     given = [*SMALL.split(), "--policy", "Periodic", "--out", folder, *options.split()]
-    line = one_line_refusal(capsys, given)
+    line = refusal_of(capsys, given)
     with pytest.raises(ValueError, match=message):
         raise ValueError(line)
     assert bytes_of(folder) == before
@@ -638,7 +608,7 @@ def test_an_out_that_is_a_file_is_refused(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("mine")
     for out in (file, file / "inside"):
-        line = one_line_refusal(capsys, [*SMALL.split(), "--out", out])
+        line = refusal_of(capsys, [*SMALL.split(), "--out", out])
         assert line.startswith("out")
     assert file.read_text() == "mine"
 
@@ -659,10 +629,10 @@ def test_a_damaged_history_is_refused(tiny, tmp_path, capsys, damage):
     path = tmp_path / "history.jsonl"
     path.write_text(damage((tiny / "history.jsonl").read_text()))
     for words in (["inspect", path], ["replay", path, "--policy", "Never"]):
-        line = one_line_refusal(capsys, words)
+        line = refusal_of(capsys, words)
         assert "line " in line or "at least one record" in line
     (tmp_path / "history.jsonl").write_bytes(b"\xff\x00\xfe")
-    one_line_refusal(capsys, ["inspect", path])
+    refusal_of(capsys, ["inspect", path])
 
 
 def test_a_wrong_answer_of_a_policy_ends_the_run_in_one_line(workplace, capsys):

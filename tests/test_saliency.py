@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from makers import CASES, batch_for, three_blocks, trained
 from torch import nn
 from torch.nn import functional
 
@@ -12,17 +13,14 @@ from nets import Freeze, Narrow, build, grow
 from nets.growing.grow import probe_outputs
 from nets.growing.probing import _scores
 from nets.modules.held import join_values
-from tests.test_freezing import CASES, architecture_of, batch_of, train
 
 CHANNELS = 6
 
 
 def wide_net(kind="basic", order="post"):
-    architecture = architecture_of(kind, order)
+    architecture = three_blocks(kind, order)
     block = replace(architecture.blocks["stage1.block2"], width=CHANNELS)
-    net = build(architecture.with_block(block)).double()
-    train(net, steps=5)
-    return net
+    return trained(architecture.with_block(block), torch.float64, steps=5)
 
 
 def inner_of(net):
@@ -59,7 +57,7 @@ def test_magnitude_is_the_outgoing_norm_times_that_of_what_feeds_it(kind, order)
 @pytest.mark.parametrize(("kind", "order"), CASES)
 def test_activation_is_one_minus_the_average_percentage_of_zeros(kind, order):
     net = wide_net(kind, order)
-    probe = batch_of(net.architecture, 9, dtype=torch.float64)
+    probe = batch_for(net.architecture, 9, dtype=torch.float64)
     found = scores_of(net, "activation", probe[0])
     for axis, (_, consumer) in inner_of(net).items():
         seen = []
@@ -86,7 +84,7 @@ class Gate(nn.Module):
 @pytest.mark.parametrize(("kind", "order"), CASES)
 def test_obd_is_half_the_mean_squared_derivative_by_a_gate(kind, order):
     net = wide_net(kind, order)
-    inputs, targets = batch_of(net.architecture, 9, 5, dtype=torch.float64)
+    inputs, targets = batch_for(net.architecture, 9, 5, dtype=torch.float64)
     found = scores_of(net, "obd", (inputs, targets), functional.cross_entropy)
     for axis, (_, consumer) in inner_of(net).items():
         other = copy.deepcopy(net).eval()
@@ -105,7 +103,7 @@ def test_obd_is_half_the_mean_squared_derivative_by_a_gate(kind, order):
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "plain"])
 def test_the_least_useful_channels_go_and_the_rest_keeps_its_order(saliency, kind):
     net = wide_net(kind)
-    probe = batch_of(net.architecture, 9, dtype=torch.float64)
+    probe = batch_for(net.architecture, 9, dtype=torch.float64)
     scores = scores_of(net, saliency, probe, functional.cross_entropy)
     action = Narrow("stage1.block2", 2, saliency)
     narrow = grow(net, [action], probe=probe, loss=functional.cross_entropy).network
@@ -127,7 +125,7 @@ def test_what_is_missing_is_said_in_one_line():
     net = wide_net()
     with pytest.raises(ValueError, match=r"^probe must be given for saliency activation, got None"):
         grow(net, [Narrow("stage1.block2", 1, "activation")])
-    inputs, targets = batch_of(net.architecture, dtype=torch.float64)
+    inputs, targets = batch_for(net.architecture, dtype=torch.float64)
     for given in (
         {},
         {"probe": inputs, "loss": functional.cross_entropy},
@@ -140,6 +138,6 @@ def test_what_is_missing_is_said_in_one_line():
 
 
 def test_activation_counts_zeros_of_relu_only():
-    net = build(replace(architecture_of(), activation="gelu"))
+    net = build(replace(three_blocks(), activation="gelu"))
     with pytest.raises(ValueError, match="saliency activation counts zeros of relu, got a gelu"):
-        grow(net, [Narrow("stage1.block2", 1, "activation")], probe=batch_of(net.architecture)[0])
+        grow(net, [Narrow("stage1.block2", 1, "activation")], probe=batch_for(net.architecture)[0])

@@ -6,15 +6,15 @@ import pickle
 
 import pytest
 import torch
+from makers import architecture_of, normal
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR
 
-from nets import Architecture, Block, Insert, Stage, Widen, build, follow, grow
+from nets import Insert, Widen, build, follow, grow
 
-STAGE = Stage("stage1", 4, (Block("stage1.block1", 3),), births=1)
-NET = Architecture((STAGE,), 3, (2, 4, 4), 4)
+NET = architecture_of(widths=((3,),), streams=(4,), classes=3, image=(2, 4, 4))
 ACTIONS = [Widen("stage1.block1", 2), Insert("stage1.block1", 2)]
-IMAGES = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+IMAGES = normal(4, 2, 4, 4)
 
 
 def warm(optimizer):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from makers import grey_images
 from torch.nn import functional
 
 from analysis import Observer
@@ -40,9 +41,7 @@ MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
 
 
 def some_images(count: int = 60) -> Images:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 8, 8, 1), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.randint(10, (count,), generator=generator))
+    return Images(*grey_images(count))
 
 
 def some_batch(count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

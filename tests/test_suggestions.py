@@ -3,20 +3,13 @@
 import math
 
 import pytest
+from histories import LIMIT, reading, record_of
 
-from analysis import LayerReading, Record
 from analysis.judging.suggestions import suggestions
-from nets import cost, preset
-
-NET = preset("resnet8", image=(1, 8, 8))
 
 
 def record(step, **layers):
-    return Record(step, 1.0, 0.5, 0, NET, cost(NET), layers=layers)
-
-
-def reading(role="inner", **values):
-    return LayerReading("stage1.block1", role, **values)
+    return record_of(step, LIMIT, layers=layers)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import statistics
 
 import pytest
+from histories import record_of
 
 from analysis import LayerReading, Record
 from analysis.showing.tables import (
@@ -21,9 +22,8 @@ LIMIT = preset("resnet8", image=(1, 8, 8))
 FIRST = seed_of(LIMIT)
 
 
-def record(step, architecture=FIRST, **values):
-    given = {"step": step, "epoch": 1.0, "spent": step / 100, "seed": 0, "limit": cost(LIMIT)}
-    return Record(**{**given, "architecture": architecture, **values})
+def record(step, architecture=FIRST, **values) -> Record:
+    return record_of(step, architecture, spent=step / 100, **values)
 
 
 def cells_of(table):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import re
 import shlex
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import csv_rows, script
 
 import run
 from nets import cost
@@ -27,16 +27,6 @@ NAMES = ("sine", "sine-thesis")
 PAGE = (ROOT / "docs" / "thesis.md").read_text()
 COMMANDS = re.findall(r"^python run\.py (.*)$", PAGE, re.MULTILINE)
 CIFAR = ("cifar-thesis-short", "cifar-thesis-long", "cifar100-thesis")
-
-
-def script(path: Path):
-    """Import a script that is in no package."""
-    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 thesis = script(EXPERIMENTS / "thesis.py")
@@ -191,8 +181,8 @@ def test_pruned_and_grown_nets_end_with_equal_parameters(tmp_path):
     small += " --batch-size 64 --precision float32 --device cpu"
     words += small.split()
     assert run.main(words) == 0
-    with (tmp_path / "comparison.csv").open(newline="") as file:
-        parameters = {line["run"]: int(line["parameters"]) for line in csv.DictReader(file)}
+    rows = csv_rows(tmp_path / "comparison.csv")
+    parameters = {row["run"]: int(row["parameters"]) for row in rows}
     half = parameters["static-full"] / 2
     ends = [parameters[name] for name in parameters if not name.startswith("static")]
     assert len(ends) == 6

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from histories import FIRST, reading, record_of
 
-from analysis import LayerReading, Record
 from analysis.recording.timeline import (
     architectures,
     bands,
@@ -13,19 +13,7 @@ from analysis.recording.timeline import (
     response_curve,
     statistics_of,
 )
-from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
-
-LIMIT = preset("resnet8", image=(1, 8, 8))
-FIRST = seed_of(LIMIT)  # one block a stage, 4, 8 and 16 wide
-
-
-def record(step, architecture=FIRST, **values):
-    given = {"step": step, "epoch": 1.0, "spent": 0.5, "seed": 0, "limit": cost(LIMIT)}
-    return Record(**{**given, "architecture": architecture, **values})
-
-
-def reading(role="inner", **values):
-    return LayerReading("stage1.block1", role, **values)
+from nets import Insert, SetSurvival, Widen, WidenStage
 
 
 @pytest.mark.parametrize(
@@ -44,8 +32,8 @@ def test_newborns_stand_between_their_neighbours_and_the_removed_stay(sequences,
 
 def test_layers_of_a_role_stand_together_and_gaps_are_nan():
     history = [
-        record(1, layers={"a": reading(response_std=1.0), "a.end": reading("branch")}),
-        record(
+        record_of(1, layers={"a": reading(response_std=1.0), "a.end": reading("branch")}),
+        record_of(
             2,
             layers={
                 "stem": reading("stem", response_std=9.0),
@@ -68,7 +56,7 @@ def test_layers_of_a_role_stand_together_and_gaps_are_nan():
 
 def test_tidy_rows_have_every_number_and_only_numbers():
     layers = {"a": reading(response_std=1.0, dead_fraction=0.0, extra={"rank": 7.0})}
-    history = [record(3, layers=layers), record(5, importance={"stage1.block1": -0.5})]
+    history = [record_of(3, layers=layers), record_of(5, importance={"stage1.block1": -0.5})]
     assert list(layer_values(history)) == [
         (3, "a", "response_std", 1.0),
         (3, "a", "dead_fraction", 0.0),
@@ -81,22 +69,22 @@ def test_architectures_come_where_they_were_applied_or_first_seen():
     wide = FIRST.apply(Widen("stage1.block1", 2))
     deep = wide.apply(Insert("stage1.block1", 8))
     history = [
-        record(10, applied=(Widen("stage1.block1", 2), SetSurvival("stage2.block1", 1.0))),
-        record(20, wide),
-        record(30, deep),  # as in a loop of one's own, which tells of no actions
+        record_of(10, applied=(Widen("stage1.block1", 2), SetSurvival("stage2.block1", 1.0))),
+        record_of(20, wide),
+        record_of(30, deep),  # as in a loop of one's own, which tells of no actions
     ]
     assert architectures(history) == [(0, FIRST), (10, wide), (30, deep)]
-    assert architectures([record(10)]) == [(0, FIRST)]
+    assert architectures([record_of(10)]) == [(0, FIRST)]
 
 
 def test_bands_tell_widths_from_each_step_on():
     actions = (Insert("stage1.block1", 6), Widen("stage3.block1", 5))
-    history = [record(10, applied=actions)]
+    history = [record_of(10, applied=actions)]
     grown = FIRST
     for action in actions:
         grown = grown.apply(action)
-    history += [record(25, grown, applied=(WidenStage("stage2", 3),)), record(40)]
-    history[2] = record(40, grown.apply(WidenStage("stage2", 3)))
+    history += [record_of(25, grown, applied=(WidenStage("stage2", 3),)), record_of(40)]
+    history[2] = record_of(40, grown.apply(WidenStage("stage2", 3)))
     over = bands(history)
     assert over.steps == [0, 10, 25, 40]
     assert over.blocks == ["stage1.block1", "stage1.block2", "stage2.block1", "stage3.block1"]
@@ -116,5 +104,5 @@ def test_the_curve_has_the_weighted_layers_by_stage():
         "stage2.block1.bn2": reading("branch"),
         "head": reading("head", response_std=9.0),
     }
-    curve = response_curve(record(1, layers=layers))
+    curve = response_curve(record_of(1, layers=layers))
     assert curve == {"stem": [1.0], "stage1": [2.0, 3.0], "stage2": [4.0]}

@@ -4,17 +4,15 @@ import copy
 
 import pytest
 import torch
+from makers import architecture_of, normal
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from nets import (
-    Architecture,
-    Block,
     Freeze,
     Remove,
     SetSurvival,
-    Stage,
     Widen,
     build,
     grow,
@@ -22,16 +20,8 @@ from nets import (
 )
 
 BLOCKS = ("stage1.block1", "stage1.block2", "stage2.block1")
-NET = Architecture(
-    (
-        Stage("stage1", 4, (Block(BLOCKS[0], 3), Block(BLOCKS[1], 2)), births=2),
-        Stage("stage2", 6, (Block(BLOCKS[2], 4),), 2, True, 1),
-    ),
-    5,
-    (2, 8, 8),
-    4,
-)
-IMAGES = torch.randn(3, 6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+NET = architecture_of(classes=5, image=(2, 8, 8))
+IMAGES = normal(3, 6, 2, 8, 8)
 
 
 def dropping(mode="batch"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from histories import after_all, history_in_rounds, record_of, write_history
 
 from analysis import Record
 from nets import Action, Insert, Widen, WidenStage, cost, preset, seed_of
@@ -25,20 +25,14 @@ GROWTHS: dict[int, tuple[Action, ...]] = {
 
 def record(number: int, architecture=FIRST, shift: float = 0.0, seed: int = 0, **values) -> Record:
     spent = min(1.0, (number + 1 + shift) / RECORDS)
-    given = {"step": 10 * number + 7, "epoch": 1.0, "spent": spent, "seed": seed}
-    return Record(**{**given, "architecture": architecture, "limit": cost(LIMIT), **values})
+    return record_of(10 * number + 7, architecture, LIMIT, spent=spent, seed=seed, **values)
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> str:
     """The folder of a recorded run."""
-    architecture, lines = FIRST, []
-    for number in range(RECORDS):
-        applied = GROWTHS.get(number, ())
-        lines.append(json.dumps(record(number, architecture, applied=applied).to_dict()))
-        for action in applied:
-            architecture = architecture.apply(action)
-    (tmp_path / "history.jsonl").write_text("\n".join(lines) + "\n")
+    rounds = [GROWTHS.get(number, ()) for number in range(RECORDS)]
+    write_history(tmp_path, history_in_rounds(rounds, record, FIRST))
     return str(tmp_path)
 
 
@@ -50,8 +44,7 @@ def grown(policy: Yoked, seed: int = 0, shift: float = 0.0) -> list[Record]:
         now = record(number, architecture, shift, seed)
         applied = tuple(policy.decide([*history, now]))
         history.append(record(number, architecture, shift, seed, applied=applied))
-        for action in applied:
-            architecture = architecture.apply(action)
+        architecture = after_all(architecture, applied)
     return history
 
 
