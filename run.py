@@ -23,8 +23,8 @@ from jsonargparse import Namespace
 
 from analysis import Record, read_history
 from analysis.recording.files import path_of
-from training.keeping.failures import PolicyFailed, told
-from training.running.finite import NonFinite
+from training.deciding.user_errors import PolicyFailed, told
+from training.keeping.nonfinite import NonFinite
 from training.settings.commandline import Exit, Parser, make_parser, one_line, underscored
 from training.settings.console import complain, lose_stdout, open_streams, say
 from training.settings.places import hidden, import_from
@@ -110,8 +110,8 @@ def _reporting(first: bool = True):
 
 def _train(chosen: Namespace) -> int:
     from analysis.showing.tables import result_of
-    from training.keeping.interrupts import Interrupted
-    from training.keeping.ranks import joined
+    from training.computing.distributed import joined
+    from training.computing.signals import Interrupted
     from training.running.loop import train
 
     settings = _settings(Train, chosen)
@@ -138,15 +138,15 @@ def _train(chosen: Namespace) -> int:
 
 def _compare(chosen: Namespace) -> int:
     from training.comparing.comparison import compare
-    from training.keeping.interrupts import Interrupted
-    from training.keeping.ranks import started
+    from training.computing.distributed import started
+    from training.computing.signals import Interrupted
 
     if started() > 1:
         raise ValueError(f"compare must run in 1 process (torchrun is for train), got {started()}")
 
     settings = _settings(Compare, chosen)
     if settings.dry_run:
-        from training.comparing.forecast import forecast
+        from training.comparing.dry_run import forecast
 
         print(forecast(settings))
         return 0
@@ -201,7 +201,7 @@ def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
     """Write the pictures of a run, and say where they are or why there are none."""
     from analysis.showing.drawing import Undrawn, drawing
     from analysis.showing.pictures import draw
-    from training.running.pictures import reference_of, write_pictures
+    from training.keeping.picture_files import reference_of, write_pictures
 
     folder = path_of("run", chosen.run)
     folder = folder if folder.is_dir() else folder.parent
@@ -217,15 +217,15 @@ def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
 
 
 def _replay(chosen: Namespace) -> int:
-    from training.asking.replaying import replay_table
+    from training.asking.replay import replay_table
 
     print(replay_table(chosen.policy, chosen.runs))
     return 0
 
 
 def _branch(chosen: Namespace) -> int:
-    from training.asking.branching import branch
-    from training.keeping.ranks import started
+    from training.asking.branch import branch
+    from training.computing.distributed import started
 
     if started() > 1:
         raise ValueError(f"branch must run in 1 process (torchrun is for train), got {started()}")

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from analysis import Observer
 from nets import Freeze, Insert, Network, Widen, build, grow, preset, seed_of
-from training.keeping.budget import Progress
-from training.running.checkpoint import (
+from training.computing.budget import Progress
+from training.computing.optimizer import make_optimizer
+from training.keeping.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
     network_of,
@@ -22,7 +23,6 @@ from training.running.checkpoint import (
     save_checkpoint,
     set_generators,
 )
-from training.running.step import make_optimizer
 from training.settings.settings import Train
 
 IDENTITY = {

@@ -15,7 +15,7 @@ import pytest
 from test_engines import POLICIES, configure, rows_of, wait_until
 
 import run
-from training.comparing.cluster import Cluster
+from training.comparing.ray_cluster import Cluster
 
 HAS_RAY = shutil.which("ray", path=str(Path(sys.executable).parent)) is not None
 

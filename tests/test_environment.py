@@ -11,7 +11,7 @@ import pytest
 
 import run
 from analysis.recording.files import path_of, write_whole
-from training.comparing.cells import jobs_of
+from training.comparing.jobs import jobs_of
 from training.settings import console
 from training.settings.settings import Cell, Compare, Train
 

@@ -9,9 +9,9 @@ import pytest
 from analysis import Observer, Record, effective_rank, read_history
 from nets import Widen, cost
 from policies import Policy
+from training.running.charged_probes import measure_probes, with_probes
 from training.running.loop import train
-from training.running.measuring import measure_probes, with_probes
-from training.running.run import open_run
+from training.running.resume import open_run
 from training.settings.settings import Train
 
 

@@ -21,17 +21,20 @@ import torch
 from torch import Tensor
 
 import run
-import training.running.loop
+import training.running.step
 from analysis import read_history
 from analysis.showing.board import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
+from training.computing.evaluation import LOSSES, evaluate
+from training.computing.optimizer import make_optimizer
+from training.computing.precision import Precision
+from training.computing.wrapped_model import wrapped
 from training.data.batches import Augment, Batches
 from training.data.sources import Images
 from training.keeping import ranks
 from training.running.loop import train
-from training.running.model import wrapped
-from training.running.step import LOSSES, Precision, evaluate, make_optimizer, train_step
+from training.running.step import train_step
 from training.settings.settings import Train
 
 ROOT = Path(__file__).parents[1]
@@ -226,7 +229,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 def run_until(arguments: list[str], number: int, only: int | None = None, count: int = 5) -> None:
     """Run the command; at its count-th step a signal comes to one process, or to all."""
-    step, calls = training.running.loop.train_step, 0
+    step, calls = training.running.step.train_step, 0
 
     def stepped(*values: Any) -> None:
         nonlocal calls
@@ -235,7 +238,7 @@ def run_until(arguments: list[str], number: int, only: int | None = None, count:
             os.kill(os.getpid(), number)
         step(*values)
 
-    training.running.loop.train_step = stepped
+    training.running.step.train_step = stepped
     Board.pictures = lambda *_: None  # as conftest does in the tests' own process
     sys.exit(run.main(arguments))
 

@@ -13,7 +13,7 @@ import run
 from analysis import Record
 from nets import Insert, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, StochasticDepth
-from training.asking.replaying import places, replay_runs, replay_table, runs_of
+from training.asking.replay import places, replay_runs, replay_table, runs_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 FIRST = seed_of(LIMIT)

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.asking.branching import branch
+    from training.asking.branch import branch
     from training.comparing.comparison import compare
     from training.running.loop import train
     from training.settings.settings import Cell, Compare, Start, Train
 
 __version__ = "0.1.0"
 
-_LAZY = {"branch": "asking.branching", "compare": "comparing.comparison", "train": "running.loop"}
+_LAZY = {"branch": "asking.branch", "compare": "comparing.comparison", "train": "running.loop"}
 _LAZY |= dict.fromkeys(("Cell", "Compare", "Start", "Train"), "settings.settings")
 
 __all__ = ["Cell", "Compare", "Start", "Train", "branch", "compare", "train"]
