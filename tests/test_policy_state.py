@@ -18,7 +18,7 @@ from nets import Widen
 from policies import Periodic, Policy
 from training.comparing.jobs import Job
 from training.comparing.scheduling import stays_here
-from training.deciding.policy_checks import is_frozen, own_copy, state_of
+from training.deciding.ask_policy import is_frozen, own_copy, state_of
 from training.running.resume import open_run
 from training.settings.places import hidden, import_from
 from training.settings.settings import Train, settings_to_yaml

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import cos, pi
 from pathlib import Path
@@ -35,6 +35,7 @@ from training.computing.wrapped_model import on_device
 from training.data.identity import check_same_data
 from training.keeping.checkpoint import load_checkpoint, network_of
 from training.keeping.folder_lock import alone
+from training.running.loop import Advance, Say
 from training.running.prepare import CHECKED, Prepared, prepare
 from training.running.resume import restore
 from training.running.step import train_step
@@ -46,8 +47,8 @@ def branch(
     at: int | None = None,
     steps: int = 200,
     orders: int = 3,
-    say: Callable[[str], None] = print,
-    advance: Callable[[float], None] | None = None,
+    say: Say = print,
+    advance: Advance | None = None,
 ) -> str:
     """Train every growth of the recorded one's cost, and none; give the tables as Markdown.
 
@@ -74,13 +75,7 @@ def branch(
         return _branch(point, steps, orders, say, advance)
 
 
-def _branch(
-    point: BranchPoint,
-    steps: int,
-    orders: int,
-    say: Callable[[str], None],
-    advance: Callable[[float], None] | None,
-) -> str:
+def _branch(point: BranchPoint, steps: int, orders: int, say: Say, advance: Advance | None) -> str:
     """Train what is missing, write it down as it comes, and report."""
     wanted, left_out = candidates(point)
     path = point.out / "branches.csv"
@@ -123,14 +118,8 @@ def _train(
         assert grown.optimizer is not None
         net, optimizer = grown.network, grown.optimizer
     window = torch.zeros(3, dtype=torch.float64, device=device)
-    how = (
-        loss,
-        prepared.precision,
-        window,
-        settings.accumulate,
-        scaler,
-        settings.nonfinite == "skip",
-    )
+    skip = settings.nonfinite == "skip"
+    how = loss, prepared.precision, window, settings.accumulate, scaler, skip
     for number in range(steps):
         rate = (point.record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2
         set_learning_rate(optimizer, rate)

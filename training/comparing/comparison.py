@@ -17,7 +17,7 @@ from training.comparing.process_pool import Pool
 from training.comparing.scheduling import Engine, Here, run_jobs, stays_here
 from training.computing.precision import Precision, slow_settings
 from training.data.identity import check_same_data, settle
-from training.deciding.policy_checks import check_needs, is_frozen, told_of_state
+from training.deciding.ask_policy import check_needs, is_frozen, told_of_state
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison

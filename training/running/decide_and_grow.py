@@ -10,8 +10,7 @@ from nets import Action, Architecture, Narrow, Network, Remove, Widen, cost, gro
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.wrapped_model import model_of
-from training.deciding.ask_policy import attempt, failure_of
-from training.deciding.policy_checks import state_of, told_of_state
+from training.deciding.ask_policy import attempt, failure_of, state_of, told_of_state
 from training.deciding.refusals import Decision, admit, first_refusals
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import check_growth

@@ -14,14 +14,14 @@ from torch import Tensor
 from analysis import Observer, read_history
 from analysis.recording.timeline import statistics_of
 from analysis.showing.board import Board
-from nets import Architecture, Network, build, cost
+from nets import Network, build, cost
 from training.computing import distributed
 from training.computing.budget import Budget, Progress
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import model_of, on_device
 from training.data.batches import part_of
-from training.deciding.policy_checks import check_policy, own_copy
+from training.deciding.ask_policy import check_policy, own_copy
 from training.keeping.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
@@ -62,11 +62,10 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path, binding(plain)) if path.exists() else None
     torch.manual_seed(settings.seed)
-    nets = _networks(state, path, prepared.first, settings, prepared.precision.device)
-    run = _begin(settings, prepared, *nets)
+    run = _begin(settings, prepared, *_networks(settings, prepared, state, path))
     if state is not None:
-        objects = run.net, run.optimizer, run.scaler, run.observer, run.window
-        run.progress = restore(state, path, *objects)
+        saved = run.net, run.optimizer, run.scaler, run.observer, run.window
+        run.progress = restore(state, path, *saved)
         run.trace = [run.window.clone()]
     progress = run.progress
     run.history = read_history(folder, progress.records) if progress.records else []
@@ -134,18 +133,14 @@ def restore(
 
 
 def _networks(
-    state: dict[str, Any] | None,
-    path: Path,
-    first: Architecture,
-    settings: Train,
-    device: torch.device,
+    settings: Train, prepared: Prepared, state: dict[str, Any] | None, path: Path
 ) -> tuple[Network, Network | None]:
     """Give the network and, if asked for, the running average of its weights."""
+    device, ema = prepared.precision.device, None
     if state is None:
-        net = build(first, settings.seed, initializer=settings.initializer)
+        net = build(prepared.first, settings.seed, initializer=settings.initializer)
     else:
         net = network_of(state, path)
-    ema = None
     if settings.ema:
         ema = deepcopy(net) if state is None else network_of(state, path, "ema")
         ema = on_device(ema.requires_grad_(False), device)
