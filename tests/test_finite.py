@@ -16,9 +16,9 @@ from test_resume import differences, ending, quiet, small
 
 import run
 import training.running.finished
-import training.running.outputs
 import training.running.step
 import training.running.take_record
+import training.running.write_down
 from analysis import LayerReading, read_history
 from nets import Widen
 from policies import Never, Policy
@@ -245,7 +245,7 @@ def test_skipped_steps_are_counted_and_resumed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         poison(patch, {2, 3, 14})
-        patch.setattr(training.running.outputs, "append_record", crash)
+        patch.setattr(training.running.write_down, "append_record", crash)
         with pytest.raises(KeyError):
             train(skipping(tmp_path / "parts"), quiet)
     assert read_history(tmp_path / "parts")[-1].step >= 14

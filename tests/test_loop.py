@@ -23,7 +23,7 @@ from nets import Action, Architecture, Insert, SetSurvival, Widen, build, cost, 
 from policies import Never, Periodic, Policy, StochasticDepth
 from training.data.batches import channel_statistics, load
 from training.running.loop import train
-from training.running.outputs import line_of
+from training.running.write_down import line_of
 from training.settings.settings import Start, Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))

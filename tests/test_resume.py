@@ -175,12 +175,12 @@ KILLED = [
     ("Periodic", "training.running.step.train_step", 2),  # before the first record
     ("Periodic", "training.running.step.train_step", 13),  # between two records, after a growth
     # a record is written, its checkpoint is not
-    ("Periodic", "training.running.outputs.save_checkpoint", 3),
+    ("Periodic", "training.running.write_down.save_checkpoint", 3),
     ("Periodic", "os.fsync", 10),  # a file is written, but not in its place
     ("StochasticDepth", "training.running.step.train_step", 17),
     (
         "StochasticDepth",
-        "training.running.outputs.append_metrics",
+        "training.running.write_down.append_metrics",
         3,
     ),  # history has a line more than metrics.csv
 ]
@@ -263,9 +263,9 @@ CRASHED = [
     ({}, "training.running.take_record.evaluate", 2),
     ({}, "training.running.decide_and_grow.grow", 1),
     ({}, "training.running.decide_and_grow.grow", 3),
-    ({}, "training.running.outputs.append_record", 2),
-    ({}, "training.running.outputs.save_checkpoint", 2),
-    ({}, "training.running.outputs.save_checkpoint", 5),
+    ({}, "training.running.write_down.append_record", 2),
+    ({}, "training.running.write_down.save_checkpoint", 2),
+    ({}, "training.running.write_down.save_checkpoint", 5),
     ({}, "training.running.loop.finish", 1),
     ({}, "training.running.finished.write_json", 1),
     ({"optimizer": "adamw"}, "training.running.step.train_step", 18),
@@ -379,7 +379,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after its second record; tests take copies."""
     folder = tmp_path_factory.mktemp("second")
     with pytest.MonkeyPatch.context() as patch:  # a growth keeps a state too
-        crash(small(folder), patch, "training.running.outputs.save_checkpoint", 6)
+        crash(small(folder), patch, "training.running.write_down.save_checkpoint", 6)
     assert len(read_history(folder)) >= 2
     return folder
 
@@ -450,7 +450,7 @@ def test_a_history_that_lacks_records_is_refused(tmp_path, second, lines):
 
 def test_tensorboard_shows_every_step_once(tmp_path):
     # the board has a record that no checkpoint knows
-    where = "training.running.outputs.save_checkpoint"
+    where = "training.running.write_down.save_checkpoint"
     assert exit_code(command(tmp_path), where, 4, signal.SIGKILL) == -signal.SIGKILL
     resumed = command(tmp_path, "Periodic", "--resume")
     assert exit_code(resumed, "training.running.step.train_step", 6, signal.SIGINT) == 130

@@ -57,7 +57,7 @@ def compare(
             "compare must stand below if __name__ == '__main__': in a script, or take workers=1"
         )
     jobs = jobs_of(settings)
-    summaries = {job.name: summary for job in jobs if (summary := _summary(job.settings))}
+    summaries = {job.name: summary for job in jobs if (summary := _finished(job.settings))}
     missing = [job for job in jobs if job.name not in summaries]
     here = settings.engine == "pool" and any(map(stays_here, missing))
     engine = Here() if here else _engine(settings, len(missing))
@@ -111,7 +111,7 @@ def _run_missing(
     for job, failure in run_jobs(missing, engine):
         told = f"failed: {failure}"
         if failure is None:
-            summary = summaries[job.name] = _summary(job.settings) or {}
+            summary = summaries[job.name] = _finished(job.settings) or {}
             told = f"{result_of(summary)}  {summary['seconds']:.1f} s"
         else:
             failures[job.name] = f"{job.name}  {told}"
@@ -162,7 +162,7 @@ def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Mapping[str, Any]]:
     return data
 
 
-def _summary(run: Train) -> Mapping[str, Any] | None:
+def _finished(run: Train) -> Mapping[str, Any] | None:
     """Give the summary of a finished run; None if it must run, or must read the test set."""
     try:
         summary = read_summary(run.folder)

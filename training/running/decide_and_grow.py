@@ -15,8 +15,8 @@ from training.deciding.refusals import Decision, admit, first_refusals
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import check_growth
 from training.keeping.run_state import Run
-from training.running.outputs import save
 from training.running.prepare import CHECKED
+from training.running.write_down import save
 
 
 def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, list[str]]:

@@ -12,7 +12,7 @@ from training.computing.learning_rate import learning_rate
 from training.keeping.nonfinite import check_state, check_validation, finite, finite_readings
 from training.keeping.run_state import Run
 from training.running.charged_probes import measure_probes, with_probes
-from training.running.outputs import write_losses
+from training.running.write_down import write_losses
 
 Means = tuple[float | None, float | None]
 

@@ -9,7 +9,6 @@ import torch
 
 from analysis import Record, response_histograms
 from analysis.recording.files import writing
-from analysis.showing.board import Board
 from analysis.showing.drawing import Undrawn
 from analysis.showing.tables import phrase
 from nets import cost
@@ -69,6 +68,8 @@ def write_record(
 ) -> list[str]:
     """Write a record where people read it; rank 0 does. Gives what could not be drawn.
 
+    Pictures are drawn after growth and at the end; one that cannot be drawn ends no run.
+
     Args:
         run: after what the record applied.
         record: with what was decided.
@@ -76,20 +77,12 @@ def write_record(
         difference: of the outputs after growth.
         speed: images a second.
     """
-    if run.board is None:
-        return []
+    board, notes = run.board, list[str]()
+    if board is None:
+        return notes
     append_record(run.folder, record)
     append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
-    run.board.record(record, speed, averaged)
-    return _show(run, run.board, record, difference)
-
-
-def _show(run: Run, board: Board, record: Record, difference: float | None) -> list[str]:
-    """Write to TensorBoard what comes with a record; pictures after growth and at the end.
-
-    Gives what could not be drawn, which ends no run.
-    """
-    notes: list[str] = []
+    board.record(record, speed, averaged)
     board.growth(record.step, record.applied, record.refused, difference)
     board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
     at_end = run.spent >= 1 and not run.record_due
