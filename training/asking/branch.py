@@ -31,7 +31,7 @@ from training.computing.evaluation import evaluate
 from training.computing.learning_rate import set_learning_rate
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
-from training.computing.wrapped_model import on_device
+from training.computing.wrapped_model import to_device
 from training.data.identity import check_same_data
 from training.keeping.checkpoint import load_checkpoint, network_of
 from training.keeping.folder_lock import alone
@@ -108,7 +108,7 @@ def _train(
     """Train one branch and give its validation loss and accuracy."""
     state = load_checkpoint(point.state, point.identity)  # anew: training changes its tensors
     device, loss, batches = prepared.precision.device, prepared.loss, prepared.batches
-    net = on_device(network_of(state, point.state), device)
+    net = to_device(network_of(state, point.state), device)
     optimizer, scaler = make_optimizer(net, settings), prepared.precision.scaler()
     progress = restore(state, point.state, net, optimizer, scaler)
     if actions:

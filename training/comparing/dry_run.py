@@ -14,7 +14,7 @@ from training.comparing.jobs import Job, jobs_of, workers_of
 from training.computing.budget import Budget
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
-from training.computing.wrapped_model import on_device
+from training.computing.wrapped_model import to_device
 from training.running.prepare import Prepared, prepare
 from training.running.step import train_step
 from training.settings.settings import Compare, Train
@@ -89,7 +89,7 @@ def _row(
 def _seconds_a_step(settings: Train, prepared: Prepared, architecture: Architecture) -> float:
     """Time training steps on real batches."""
     device, batches = prepared.precision.device, prepared.batches
-    net = on_device(build(architecture, settings.seed), device)
+    net = to_device(build(architecture, settings.seed), device)
     optimizer = make_optimizer(net, settings)
     window = torch.zeros(3, dtype=torch.float64, device=device)
     started = 0.0

@@ -23,7 +23,7 @@ if _SYNC not in signature(DistributedDataParallel).parameters:
 _APART: dict[str, Any] = {_SYNC: False}
 
 
-def on_device(net: Network, device: torch.device) -> Network:
+def to_device(net: Network, device: torch.device) -> Network:
     """Give the network on the device, in the memory format in which its convolutions are fast."""
     return net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

@@ -19,7 +19,7 @@ from training.computing import distributed
 from training.computing.budget import Budget, Progress
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
-from training.computing.wrapped_model import model_of, on_device
+from training.computing.wrapped_model import model_of, to_device
 from training.data.batches import part_of
 from training.deciding.ask_policy import check_policy, own_copy
 from training.keeping.checkpoint import (
@@ -143,5 +143,5 @@ def _networks(
         net = network_of(state, path)
     if settings.ema:
         ema = deepcopy(net) if state is None else network_of(state, path, "ema")
-        ema = on_device(ema.requires_grad_(False), device)
-    return on_device(net, device), ema
+        ema = to_device(ema.requires_grad_(False), device)
+    return to_device(net, device), ema
