@@ -24,8 +24,8 @@ from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
 from training.commandline.user_modules import hidden, import_from
-from training.keeping.failures import PolicyFailed, told
-from training.running.finite import NonFinite
+from training.deciding.user_errors import PolicyFailed, told
+from training.keeping.nonfinite import NonFinite
 from training.settings.compare import Compare
 from training.settings.train import Train
 
@@ -83,8 +83,8 @@ def _settings(kind: Callable[..., Any], chosen: Namespace) -> Any:
 
 def _train(chosen: Namespace) -> int:
     from analysis.showing.tables import result_of
-    from training.keeping.interrupts import Interrupted
-    from training.keeping.ranks import joined
+    from training.computing.distributed import joined
+    from training.computing.signals import Interrupted
     from training.running.loop import train
 
     settings = _settings(Train, chosen)
@@ -111,12 +111,12 @@ def _train(chosen: Namespace) -> int:
 
 def _compare(chosen: Namespace) -> int:
     from training.comparing.comparison import compare
-    from training.keeping.interrupts import Interrupted
+    from training.computing.signals import Interrupted
 
     _check_alone("compare")
     settings = _settings(Compare, chosen)
     if settings.dry_run:
-        from training.comparing.forecast import forecast
+        from training.comparing.dry_run import forecast
 
         print(forecast(settings))
         return 0
@@ -141,14 +141,14 @@ def _inspect(chosen: Namespace) -> int:
 
 
 def _replay(chosen: Namespace) -> int:
-    from training.asking.replaying import replay_table
+    from training.asking.replay import replay_table
 
     print(replay_table(chosen.policy, chosen.runs))
     return 0
 
 
 def _branch(chosen: Namespace) -> int:
-    from training.asking.branching import branch
+    from training.asking.branch import branch
     from training.asking.inspect_run import history_of
 
     _check_alone("branch")
@@ -162,7 +162,7 @@ def _branch(chosen: Namespace) -> int:
 
 def _check_alone(command: str) -> None:
     """Raise a ValueError if the command runs in several processes at once."""
-    from training.keeping.ranks import started
+    from training.computing.distributed import started
 
     if started() > 1:
         alone = f"{command} must run in 1 process (torchrun is for train)"

@@ -27,7 +27,8 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios, step_of
 from nets import Architecture, Narrow, Widen, build, cost, grow, preset, seed_of
 from policies import RandomSite
-from training.running.judgement import ask, judge
+from training.deciding.ask_policy import ask
+from training.deciding.refusals import admit
 
 PROBE = 32
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -55,7 +56,7 @@ def growth_turns(limit: Architecture, batch: Batch) -> dict[str, Callable[[], No
     probe = batch[0][:PROBE], batch[1][:PROBE]
 
     def growth() -> None:
-        verdict = judge(net.architecture, ask(policy, [record]), cost(limit), may_grow=True)
+        verdict = admit(net.architecture, ask(policy, [record]), cost(limit), may_grow=True)
         assert verdict.applied, verdict
         grown = grow(net, verdict.applied, optimizer, probe=probe)
         with observer:

@@ -28,10 +28,12 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios
 from nets import build
 from policies import Plateau
+from training.computing.optimizer import make_optimizer
 from training.data.splits import part_of
-from training.running.loop import _record_and_grow, _step
-from training.running.run import Run, open_run
-from training.running.step import make_optimizer
+from training.keeping.run_state import Run
+from training.running.loop import record_and_grow
+from training.running.resume import open_run
+from training.running.step import take_step
 from training.settings.start import Start
 from training.settings.train import Train
 
@@ -132,11 +134,11 @@ def main() -> None:
 
         def steps() -> None:
             for _ in range(STEPS):
-                _step(run)
+                take_step(run)
             run.observer.readings()  # else a record would work out what was read in these steps
 
         def record() -> None:
-            _record_and_grow(run, 0.0)
+            record_and_grow(run, 0.0)
 
         turns = {"bare": bare_of(run), "bare again": bare_of(run), "run": steps}
         turns |= {"run's record": record, "usual": usual_of(run)}

@@ -25,9 +25,12 @@ import torch
 from analysis.showing.tables import markdown
 from nets import build
 from policies import Plateau
-from training.running.loop import _record_and_grow, _step
-from training.running.run import Run, open_run
-from training.running.step import evaluate, make_optimizer
+from training.computing.evaluation import evaluate
+from training.computing.optimizer import make_optimizer
+from training.keeping.run_state import Run
+from training.running.loop import record_and_grow
+from training.running.resume import open_run
+from training.running.step import take_step
 from training.settings.start import Start
 from training.settings.train import Train
 
@@ -71,7 +74,7 @@ def steps_of(run: Run) -> Callable[[], None]:
 
     def steps() -> None:
         for _ in range(STEPS):
-            _step(run)
+            take_step(run)
 
     return steps
 
@@ -103,7 +106,7 @@ def times_of(settings: Train, rounds: int, folder: str) -> tuple[Times, int]:
         plain, again = Plain(full), Plain(full)
         turns: dict[str, Callable[[], object]] = {"plain": plain.steps, "plain again": again.steps}
         turns |= {name: steps_of(run) for name, run in runs.items()}
-        turns |= {"validation": plain.validate, "record": lambda: _record_and_grow(full, 0.0)}
+        turns |= {"validation": plain.validate, "record": lambda: record_and_grow(full, 0.0)}
         found: Times = {name: [] for name in turns}
         for round_ in range(WARM + rounds):
             names = list(turns) if round_ % 2 else list(turns)[::-1]  # nobody is always first

@@ -95,7 +95,7 @@ def refusal(capsys, monkeypatch, parser):
     def no_step(*_):
         raise AssertionError("this must not train")
 
-    monkeypatch.setattr(training.running.loop, "_step", no_step)
+    monkeypatch.setattr(training.running.loop, "take_step", no_step)
     monkeypatch.setattr(run, "make_parser", lambda: parser)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -7,7 +7,7 @@ import torch
 
 from training.data.augmenting import AUGMENTS, Augment, augment_of
 from training.data.splits import load
-from training.running.run import ground_of
+from training.running.prepare import prepare
 from training.settings.compare import Cell, Compare
 from training.settings.train import Train
 
@@ -49,10 +49,10 @@ def test_a_recipe_set_by_hand_is_taken(monkeypatch: pytest.MonkeyPatch):
 def test_a_run_gets_what_its_setting_says():
     for how in ("none", "crop", "flip", "crop-flip"):
         settings = Train(data="digits", net="resnet8", augment=how, device="cpu")
-        ground = ground_of(settings)
+        ground = prepare(settings)
         assert ground.batches.augment == augment_of("digits", how)
         assert ground.data["augmentation"] == str(ground.batches.augment)
-    plain = ground_of(Train(data="digits", net="resnet8", augment="none", device="cpu")).batches
+    plain = prepare(Train(data="digits", net="resnet8", augment="none", device="cpu")).batches
     inputs, _ = plain.batch(0, 0)
     chosen = load("digits").train.pixels[plain.epoch(0)[0, 0]].float()
     assert torch.equal(inputs, ((chosen - plain.mean) / plain.std).permute(0, 3, 1, 2))
@@ -65,5 +65,5 @@ def test_what_is_no_augmentation_is_refused():
     with pytest.raises(ValueError, match=known):
         Compare(augment="mirror", cells={"a": Cell()})
     with pytest.raises(ValueError, match=r"augment must be auto or none for sine, .* got 'crop'"):
-        ground_of(Train(data="sine", net="mlp-8", augment="crop"))
+        prepare(Train(data="sine", net="mlp-8", augment="crop"))
     assert augment_of("sine", "none") == augment_of("sine") == Augment()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import training.asking.branching
+import training.asking.branch
 from analysis import read_history
 from policies import Periodic
 from training.running.loop import train
@@ -259,7 +259,7 @@ def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def no_step(*_: Any, **__: Any) -> None:
         raise AssertionError("this must not train")
 
-    monkeypatch.setattr(training.asking.branching, "train_step", no_step)
+    monkeypatch.setattr(training.asking.branch, "train_step", no_step)
     return str(int(next((finished_run / "growth").iterdir()).name[4:-3]))
 
 

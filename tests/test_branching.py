@@ -12,17 +12,17 @@ import torch
 from runs import bytes_of, csv_rows
 
 import run
-import training.asking.branching
+import training.asking.branch
 from analysis import read_history
 from nets import Widen, cost
 from nets.plan.actions import adds_capacity
 from policies.plateau import whole
-from training.asking.branching import NONE, branch
-from training.asking.forks import candidates, fork_of
+from training.asking.branch import NONE, branch
+from training.asking.branch_points import branch_point_of, candidates
+from training.computing.optimizer import make_optimizer
+from training.computing.torch_settings import own_process
 from training.data.batches import Batches
-from training.keeping.process import own_process
-from training.running.checkpoint import load_checkpoint, load_optimizer_state, network_of
-from training.running.step import make_optimizer
+from training.keeping.checkpoint import load_checkpoint, load_optimizer_state, network_of
 
 TRAIN = "train --net resnet8 --epochs 0.5 --records 4 --batch_size 64 --device cpu --threads 1"
 
@@ -69,23 +69,23 @@ def branched(grown: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def test_all_branches_of_an_order_see_the_same_batches(grown, branched, at):
     _, seen, _ = branched
-    wanted, _ = candidates(fork_of(grown, at))
+    wanted, _ = candidates(branch_point_of(grown, at))
     assert len(seen) == 2 * 3 * len(wanted)
     one, two = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     for order in (one, two):
         assert all(order[k : k + 3] == order[:3] for k in range(0, len(order), 3))
     assert one[0] != two[0]
     # the first order is the one in which the run went on
-    settings = fork_of(grown, at).settings
-    per_epoch = training.asking.branching.ground_of(settings).batches.per_epoch
+    settings = branch_point_of(grown, at).settings
+    per_epoch = training.asking.branch.prepare(settings).batches.per_epoch
     assert one[0][:2] == divmod(at, per_epoch)
-    batches = training.asking.branching.ground_of(settings).batches
+    batches = training.asking.branch.prepare(settings).batches
     assert one[0][2:] == tuple(batches.batch(*divmod(at, per_epoch))[1].tolist())
 
 
 def test_every_growth_of_equal_cost_is_tried_and_none(branched, at):
     folder, _, text = branched
-    fork = fork_of(folder, at)
+    fork = branch_point_of(folder, at)
     (done,) = fork.grown
     wanted, left_out = candidates(fork)
     added = cost(fork.record.architecture.apply(done)).flops - fork.record.cost.flops
@@ -117,12 +117,12 @@ def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
     """None, in the first order: the checkpoint's net, the run's batches, the falling rate."""
 
     folder, _, _ = branched
-    fork = fork_of(folder, at)
+    fork = branch_point_of(folder, at)
     state = load_checkpoint(fork.state, {})
     net = network_of(state, fork.state).train().to(memory_format=torch.channels_last)
     optimizer = make_optimizer(net, fork.settings)
     load_optimizer_state(net, optimizer, state["optimizer"])
-    ground = training.asking.branching.ground_of(fork.settings)
+    ground = training.asking.branch.prepare(fork.settings)
     entropy = torch.nn.functional.cross_entropy
     with own_process(fork.settings):  # with as many threads
         for number in range(3):
@@ -134,7 +134,7 @@ def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
                 outputs = net(inputs)
             entropy(outputs.float(), targets).backward()
             optimizer.step()
-        read = training.asking.branching.evaluate(
+        read = training.asking.branch.evaluate(
             net, ground.splits.validation, *ground.statistics, entropy, ground.precision
         )
     (row,) = [
@@ -152,23 +152,23 @@ def test_what_is_finished_is_not_trained_again_and_what_is_missing_ends_the_same
     before = bytes_of(folder, ".lock")
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
-    path = fork_of(copy, at).out / "branches.csv"
+    path = branch_point_of(copy, at).out / "branches.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], *lines[-2:]]))  # as after a stop, and in another order
     (path.parent / "gains.csv").unlink()
     trained = []
-    plain = training.asking.branching._train
+    plain = training.asking.branch._train
 
     def counted(*given):
         trained.append(given)
         return plain(*given)
 
-    monkeypatch.setattr(training.asking.branching, "_train", counted)
+    monkeypatch.setattr(training.asking.branch, "_train", counted)
     assert branch(copy, at, 3, 2, say=lambda line: None) == text.replace(str(folder), str(copy))
     assert len(trained) == len(lines) - 5
     assert sorted(path.read_text().splitlines()) == sorted("".join(lines).splitlines())
     assert (path.parent / "gains.csv").read_bytes() == (
-        fork_of(folder, at).out / "gains.csv"
+        branch_point_of(folder, at).out / "gains.csv"
     ).read_bytes()
     branch(folder, at, 3, 2, say=lambda line: None)
     assert len(trained) == len(lines) - 5
@@ -186,7 +186,7 @@ def test_the_run_itself_is_left_as_it_was(grown, branched):
 
 
 def test_growth_at_several_places_is_tried_as_it_was(grown, at):
-    fork = fork_of(grown, at)
+    fork = branch_point_of(grown, at)
     many = whole(fork.record, 0.2)
     assert len(many) > 1
     wide = replace(fork, record=replace(fork.record, applied=tuple(many)))
@@ -197,7 +197,7 @@ def test_growth_at_several_places_is_tried_as_it_was(grown, at):
 
 
 def test_what_does_not_fit_or_comes_to_less_is_left_out_with_a_reason(grown, at):
-    fork = fork_of(grown, at)
+    fork = branch_point_of(grown, at)
     first, *_, last = fork.record.architecture.blocks
     fine = replace(fork, record=replace(fork.record, applied=(Widen(last, 1),)))
     _, left_out = candidates(fine)
@@ -255,7 +255,11 @@ def test_the_command_prints_its_table(branched, at, capsys):
 
 
 def test_without_at_the_first_growth_is_taken(branched, at, grown):
-    assert fork_of(grown).record.step == at == min(int(p.stem[4:]) for p in grown.glob("growth/*"))
+    assert (
+        branch_point_of(grown).record.step
+        == at
+        == min(int(p.stem[4:]) for p in grown.glob("growth/*"))
+    )
     folder, _, text = branched
     assert branch(folder, steps=3, orders=2, say=lambda line: None) == text
 

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from runs import quiet, short_run
 
+import training.running.charged_probes
+import training.running.decide_and_grow
 import training.running.loop
-import training.running.measuring
+import training.running.step
 from analysis import Record, read_history
 from nets import Action, Insert, SetSurvival, Widen, cost, preset, train_flops
 from nets.plan.actions import adds_capacity
 from policies import Never, Periodic, Policy, StochasticDepth
-from training.keeping.budget import Budget, Progress, learning_rate
+from training.computing.budget import Budget, Progress
+from training.computing.learning_rate import learning_rate
 from training.running.loop import train
-from training.running.run import CHECKED, PROBE
+from training.running.prepare import CHECKED, PROBE
 from training.settings.start import Start
 from training.settings.train import Train
 
@@ -47,8 +50,8 @@ class Log:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Count FLOPs beside the loop: steps by what was trained, growths by what they ran."""
     log = Log()
-    step, grow = training.running.loop.train_step, training.running.loop.grow
-    probe = training.running.measuring.block_importance
+    step, grow = training.running.step.train_step, training.running.decide_and_grow.grow
+    probe = training.running.charged_probes.block_importance
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> None:
         step(net, optimizer, inputs, *rest)
@@ -67,9 +70,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         log.total += (1 + len(net.architecture.blocks)) * PROBE * cost(net.architecture).flops
         return probe(net, *rest)
 
-    monkeypatch.setattr(training.running.loop, "train_step", stepped)
-    monkeypatch.setattr(training.running.loop, "grow", grown)
-    monkeypatch.setattr(training.running.measuring, "block_importance", probed)
+    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.running.decide_and_grow, "grow", grown)
+    monkeypatch.setattr(training.running.charged_probes, "block_importance", probed)
     return log
 
 

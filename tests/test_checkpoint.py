@@ -12,8 +12,9 @@ from makers import batch_for, differences, take_step
 
 from analysis import Observer
 from nets import Freeze, Insert, Network, Widen, build, grow, preset, seed_of
-from training.keeping.budget import Progress
-from training.running.checkpoint import (
+from training.computing.budget import Progress
+from training.computing.optimizer import make_optimizer
+from training.keeping.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
     network_of,
@@ -21,7 +22,6 @@ from training.running.checkpoint import (
     save_checkpoint,
     set_generators,
 )
-from training.running.step import make_optimizer
 from training.settings.train import Train
 
 IDENTITY = {

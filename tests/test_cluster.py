@@ -16,7 +16,7 @@ from runs import wait_until
 from test_engines import POLICIES, configure, rows_of
 
 import run
-from training.comparing.cluster import Cluster
+from training.comparing.ray_cluster import Cluster
 
 HAS_RAY = shutil.which("ray", path=str(Path(sys.executable).parent)) is not None
 

@@ -15,10 +15,11 @@ from runs import bytes_of, csv_rows, quiet, short_comparison, short_run
 import analysis.showing.report
 import run
 import training.running.loop
+import training.running.step
 from analysis import read_history
 from policies import Never, Periodic, Plateau
-from training.comparing.cells import job_of
 from training.comparing.comparison import Outcome, compare
+from training.comparing.jobs import job_of
 from training.running.loop import train
 from training.settings.compare import Cell, Compare
 from training.settings.config_yaml import settings_to_dict
@@ -165,7 +166,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
     class Crash(BaseException):
         pass
 
-    step, calls = training.running.loop.train_step, []
+    step, calls = training.running.step.train_step, []
 
     def stepped(*values: Any) -> None:
         calls.append(1)
@@ -174,7 +175,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
         step(*values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.loop, "train_step", stepped)
+        patch.setattr(training.running.step, "train_step", stepped)
         with pytest.raises(Crash):
             compare(small(tmp_path), quiet)
     reached = len(opened)
@@ -243,13 +244,13 @@ def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, m
 
 
 def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
-    step = training.running.loop.train_step
+    step = training.running.step.train_step
 
     def broken(*values: Any) -> None:
         raise OSError("no\nspace")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.loop, "train_step", broken)
+        patch.setattr(training.running.step, "train_step", broken)
         outcome = compare(small(tmp_path, seeds=[0]), quiet)
     assert outcome.failures == (
         "static  seed 0  failed: OSError: no space",
@@ -257,7 +258,7 @@ def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
     )
     assert "raise OSError" in (tmp_path / "static/seed0/error.txt").read_text()
     assert rows_of(tmp_path) == []
-    assert training.running.loop.train_step is step
+    assert training.running.step.train_step is step
     assert not compare(small(tmp_path, seeds=[0]), quiet).failures
     assert not (tmp_path / "static/seed0/error.txt").exists()
     assert len(rows_of(tmp_path)) == 2

@@ -19,10 +19,10 @@ from analysis.showing.events import EventFile
 from nets import Architecture, Remove, SetSurvival, Widen, action_from_dict, action_to_dict, cost
 from policies import Policy
 from run import main
-from training.keeping.folder import binding, read_config
-from training.keeping.interrupts import Interrupted
-from training.running.checkpoint import load_checkpoint
-from training.running.judgement import ask, attempt
+from training.computing.signals import Interrupted
+from training.deciding.ask_policy import ask, attempt
+from training.keeping.checkpoint import load_checkpoint
+from training.keeping.run_folder import binding, read_config
 from training.running.loop import train
 from training.settings.start import Start
 from training.settings.train import Train

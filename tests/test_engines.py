@@ -16,9 +16,9 @@ from runs import csv_rows, wait_until
 
 import policies
 from policies import Never
-from training.comparing.cells import Job, cores, gpus_of, jobs_of, workers_of
 from training.comparing.comparison import compare
-from training.comparing.engines import Ended, run_jobs
+from training.comparing.jobs import Job, cores, gpus_of, jobs_of, workers_of
+from training.comparing.scheduling import Ended, run_jobs
 from training.settings.compare import Cell, Compare
 from training.settings.train import Train
 
@@ -213,7 +213,7 @@ def test_what_waits_for_a_failure_fails_too_and_a_finished_one_is_not_waited_for
 
 
 def test_threads_are_the_cores_over_the_workers(monkeypatch):
-    monkeypatch.setattr("training.comparing.cells.cores", lambda: 8)
+    monkeypatch.setattr("training.comparing.jobs.cores", lambda: 8)
     cells = {name: Cell(Never()) for name in "abc"}
     given: dict[str, Any] = {"cells": cells, "seeds": [0, 1], "device": "cpu"}
     for changes, workers, threads in (

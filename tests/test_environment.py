@@ -12,7 +12,7 @@ import pytest
 import run
 from analysis.recording.files import path_of, write_whole
 from training.commandline import console
-from training.comparing.cells import jobs_of
+from training.comparing.jobs import jobs_of
 from training.settings.compare import Cell, Compare
 from training.settings.train import Train
 

@@ -14,7 +14,7 @@ import torch
 
 from nets import Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
-from training.running.checkpoint import load_checkpoint, network_of
+from training.keeping.checkpoint import load_checkpoint, network_of
 from training.running.loop import train
 from training.settings.train import Train
 

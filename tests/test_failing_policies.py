@@ -19,10 +19,10 @@ import run
 from analysis import Record, read_history
 from nets import Action, Insert, Narrow, SetSurvival, Widen
 from policies import Never, Policy
-from training.comparing.cells import jobs_of
-from training.comparing.engines import Here, run_jobs
-from training.keeping.failures import PolicyFailed
-from training.running.judgement import ask, attempt
+from training.comparing.jobs import jobs_of
+from training.comparing.scheduling import Here, run_jobs
+from training.deciding.ask_policy import ask, attempt
+from training.deciding.user_errors import PolicyFailed
 from training.running.loop import train
 from training.settings.compare import Cell, Compare
 from training.settings.start import Start
@@ -267,7 +267,7 @@ def test_an_edit_that_only_the_weights_can_refuse_leaves_no_trace(tmp_path, monk
     def no_growth(*_: Any, **__: Any) -> Any:
         raise ValueError("there is nothing to rank by")
 
-    monkeypatch.setattr("training.running.loop.grow", no_growth)
+    monkeypatch.setattr("training.running.decide_and_grow.grow", no_growth)
     with pytest.raises(PolicyFailed, match=r"policy Deaf failed at step .*: ValueError: there is"):
         train(small(tmp_path / "stop", Deaf()), quiet)
     assert len(read_history(tmp_path / "stop")) == 1

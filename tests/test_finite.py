@@ -16,21 +16,27 @@ from runs import csv_rows, quiet
 from test_resume import ending, small
 
 import run
-import training.running.loop
+import training.running.finished
+import training.running.step
+import training.running.take_record
+import training.running.write_down
 from analysis import LayerReading, read_history
 from nets import Widen
 from policies import Never, Policy
-from training.keeping.folder import append_record, write_json
-from training.running.finite import NonFinite, finite_readings
+from training.computing.evaluation import LOSSES
+from training.computing.optimizer import make_optimizer
+from training.computing.precision import Precision
+from training.keeping.nonfinite import NonFinite, finite_readings
+from training.keeping.result_files import append_record, write_json
 from training.running.loop import train
-from training.running.step import LOSSES, Precision, make_optimizer, train_step
+from training.running.step import train_step
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math.nan) -> None:
     """Make the images of these steps, counted from 1 over all runs, NaN or infinite."""
-    step, calls = training.running.loop.train_step, 0
+    step, calls = training.running.step.train_step, 0
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> bool:
         nonlocal calls
@@ -38,7 +44,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math
         inputs = inputs.clone().fill_(value) if calls in steps else inputs
         return step(net, optimizer, inputs, *rest)
 
-    monkeypatch.setattr(training.running.loop, "train_step", stepped)
+    monkeypatch.setattr(training.running.step, "train_step", stepped)
 
 
 def is_finite(state: Any) -> bool:
@@ -112,9 +118,9 @@ def test_an_interrupted_run_writes_no_checkpoint_of_a_broken_state(tmp_path, mon
 
 
 def test_a_validation_loss_or_a_weight_that_broke_stops_the_run(tmp_path, monkeypatch):
-    evaluate = training.running.loop.evaluate
+    evaluate = training.running.take_record.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.loop, "evaluate", lambda net, *rest: (math.inf, 0.0))
+        patch.setattr(training.running.take_record, "evaluate", lambda net, *rest: (math.inf, 0.0))
         with pytest.raises(NonFinite, match=r"^the validation loss is inf at step \d+, every"):
             train(small(tmp_path / "loss"), quiet)
     assert not (tmp_path / "loss" / "history.jsonl").exists()
@@ -124,14 +130,14 @@ def test_a_validation_loss_or_a_weight_that_broke_stops_the_run(tmp_path, monkey
         next(net.parameters()).data.view(-1)[0] = math.nan
         return read
 
-    monkeypatch.setattr(training.running.loop, "evaluate", spoilt)
+    monkeypatch.setattr(training.running.take_record, "evaluate", spoilt)
     with pytest.raises(NonFinite, match=r"^stem.conv.weight is not finite at step \d+, every"):
         train(small(tmp_path / "weight", policy=Never()), quiet)
     assert not (tmp_path / "weight" / "history.jsonl").exists()
 
 
 def test_the_readings_tell_where_it_began(tmp_path, monkeypatch):
-    step, calls = training.running.loop.train_step, 0
+    step, calls = training.running.step.train_step, 0
 
     def stepped(net: Any, *rest: Any) -> bool:
         nonlocal calls
@@ -140,7 +146,7 @@ def test_the_readings_tell_where_it_began(tmp_path, monkeypatch):
             net.get_parameter("stage2.block1.conv1.weight").data.fill_(math.inf)
         return step(net, *rest)
 
-    monkeypatch.setattr(training.running.loop, "train_step", stepped)
+    monkeypatch.setattr(training.running.step, "train_step", stepped)
     with pytest.raises(NonFinite) as stop:
         train(small(tmp_path, observe_every=1, policy=Never()), quiet)
     assert "at step 5, in the layers' readings first" in str(stop.value)
@@ -240,7 +246,7 @@ def test_skipped_steps_are_counted_and_resumed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         poison(patch, {2, 3, 14})
-        patch.setattr(training.running.loop, "append_record", crash)
+        patch.setattr(training.running.write_down, "append_record", crash)
         with pytest.raises(KeyError):
             train(skipping(tmp_path / "parts"), quiet)
     assert read_history(tmp_path / "parts")[-1].step >= 14
@@ -295,7 +301,7 @@ def test_json_is_strict(tmp_path):
 
 
 def test_an_average_or_a_test_loss_that_is_not_finite_is_none(tmp_path, monkeypatch):
-    evaluate = training.running.loop.evaluate
+    evaluate = training.running.take_record.evaluate
     nets: list[Any] = []
 
     def spoilt(net: Any, *rest: Any) -> Any:
@@ -303,8 +309,8 @@ def test_an_average_or_a_test_loss_that_is_not_finite_is_none(tmp_path, monkeypa
         loss, accuracy = evaluate(net, *rest)
         return (loss if next(net.parameters()).requires_grad else math.inf), accuracy
 
-    monkeypatch.setattr(training.running.loop, "evaluate", spoilt)
-    monkeypatch.setattr(training.running.summary, "evaluate", lambda *_: (math.nan, 0.5))
+    monkeypatch.setattr(training.running.take_record, "evaluate", spoilt)
+    monkeypatch.setattr(training.running.finished, "evaluate", lambda *_: (math.nan, 0.5))
     summary = train(small(tmp_path, final=True), quiet)
     assert strict((tmp_path / "summary.json").read_text()) == summary
     assert (summary["ema_validation_loss"], summary["test_loss"]) == (None, None)

@@ -9,20 +9,18 @@ import pytest
 import yaml
 from runs import bytes_of, csv_rows
 
-import training.keeping.folder
+import training.keeping.run_folder
 from analysis import Record, read_history
+from analysis.recording.files import write_whole
 from nets import cost, preset
 from policies import Periodic, Plateau
-from training.keeping.folder import (
+from training.keeping.result_files import (
     append_metrics,
     append_record,
-    claim,
-    claim_comparison,
     cut_back,
-    environment,
     write_json,
-    write_whole,
 )
+from training.keeping.run_folder import claim, claim_comparison, environment
 from training.settings.compare import Cell, Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
 from training.settings.train import Train
@@ -58,7 +56,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(number: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(training.keeping.folder.os, "fsync", full)
+    monkeypatch.setattr(training.keeping.run_folder.os, "fsync", full)
     with pytest.raises(OSError, match="no space left"):
         write_whole(path, "second\n")
     assert path.read_text() == "first\n"
@@ -100,7 +98,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_refused(tmp_path, monkeypatc
     def read_only(path: Path, content: str | bytes) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(training.keeping.folder, "write_whole", read_only)
+    monkeypatch.setattr(training.keeping.run_folder, "write_whole", read_only)
     with pytest.raises(ValueError, match=r"out: .*other cannot be written: Permission denied"):
         claim_as(tmp_path / "other", Train())
     assert file.read_text() == "mine"

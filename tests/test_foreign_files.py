@@ -13,7 +13,7 @@ import torch
 from runs import Trap
 
 import run
-import training.asking.branching
+import training.asking.branch
 from analysis import read_history
 
 TRAIN = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu "
@@ -75,7 +75,7 @@ def test_replay_imports_no_policy_that_the_folder_names(theirs):
 
 
 def test_branch_imports_no_policy_that_the_folder_names(theirs, monkeypatch, capsys):
-    monkeypatch.setattr(training.asking.branching, "_train", lambda *_: (1.0, 0.5))
+    monkeypatch.setattr(training.asking.branch, "_train", lambda *_: (1.0, 0.5))
     step = next(record.step for record in read_history(theirs) if record.applied)
     assert called(f"branch theirs --at {step} --steps 1 --orders 1") == 0
     assert "the growth at step" in capsys.readouterr().out

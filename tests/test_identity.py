@@ -16,17 +16,17 @@ import yaml
 from PIL import Image
 from runs import quiet, short_comparison, short_run, write_images
 
-import training.running.run
+import training.running.prepare
 from policies import Never, Periodic
-from training.asking.branching import branch
-from training.asking.forks import fork_of
+from training.asking.branch import branch
+from training.asking.branch_points import branch_point_of
 from training.comparing.comparison import compare
 from training.data.augmenting import AUGMENTS, Augment
 from training.data.identity import difference, identity_of
 from training.data.splits import load
-from training.keeping.folder import read_config
+from training.keeping.run_folder import read_config
 from training.running.loop import train
-from training.running.run import check_processes
+from training.running.prepare import check_processes
 from training.settings.compare import Cell, Compare
 from training.settings.start import Start
 from training.settings.train import Train
@@ -184,7 +184,7 @@ def test_the_test_set_is_read_of_the_same_images(root: Path):
 
 def test_branches_are_trained_on_the_same_images(root: Path):
     step = json.loads((root / "run" / "summary.json").read_text())["growth"][0]["step"]
-    fork = fork_of(root / "run", step)
+    fork = branch_point_of(root / "run", step)
     one_more(root / "images")
     with pytest.raises(ValueError, match=f"data must be those of the run in {root}/run, got 37"):
         branch(root / "run", step, steps=1, orders=1, say=quiet)
@@ -335,9 +335,9 @@ def test_processes_that_see_other_images_are_refused(monkeypatch: pytest.MonkeyP
     mine = identity_of(load("digits"), Augment())
     first = {**mine, "images": {**mine["images"], "train": 1}}
     check_processes(mine)
-    monkeypatch.setattr(training.running.run.ranks, "greatest", lambda value: 1.0)
+    monkeypatch.setattr(training.running.prepare.distributed, "greatest", lambda value: 1.0)
     with pytest.raises(ValueError, match="on all processes, got other data on another process"):
         check_processes(mine)
-    monkeypatch.setattr(training.running.run.ranks, "from_first", lambda make: first)
+    monkeypatch.setattr(training.running.prepare.distributed, "from_first", lambda make: first)
     with pytest.raises(ValueError, match="on all processes, got 1295 instead of 1 train images"):
         check_processes(mine)

@@ -12,7 +12,9 @@ from histories import record_of
 from analysis import Record
 from nets import Action, Cost, Freeze, Insert, SetSurvival, Unfreeze, Widen, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
-from training.running.judgement import Verdict, ask, judge, replay
+from training.asking.replay import replay
+from training.deciding.ask_policy import ask
+from training.deciding.refusals import Decision, admit
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT)
@@ -86,7 +88,7 @@ KEPT = SetSurvival("stage1.block1", 0.5)
     ],
 )
 def test_what_is_done_and_what_is_refused(decided, limit, may_grow, applied, reasons):
-    verdict = judge(SMALL, decided, limit, may_grow)
+    verdict = admit(SMALL, decided, limit, may_grow)
     assert verdict.decided == tuple(decided)
     assert verdict.applied == applied
     assert len(verdict.refused) == len(reasons)
@@ -161,23 +163,23 @@ def test_replay_does_not_ask_once_the_budget_is_spent():
 
 
 def test_an_empty_verdict_does_nothing():
-    assert Verdict() == judge(SMALL, [], AMPLE, True)
+    assert Decision() == admit(SMALL, [], AMPLE, True)
 
 
 HELD = [Freeze(part) for part in ("stem", "stage1", "stage2", "stage3", "head")]
 
 
 def test_what_was_to_be_frozen_for_a_growth_is_refused_with_it():
-    verdict = judge(SMALL, [*HELD, WIDER], AMPLE, may_grow=False)
+    verdict = admit(SMALL, [*HELD, WIDER], AMPLE, may_grow=False)
     assert verdict.applied == ()
     assert [action for action, _ in verdict.refused] == [*HELD, WIDER]
     assert verdict.refused[0][1] == "nothing grew that it was to make room for"
-    assert judge(SMALL, [*HELD, WIDER], AMPLE, may_grow=True).applied == (*HELD, WIDER)
+    assert admit(SMALL, [*HELD, WIDER], AMPLE, may_grow=True).applied == (*HELD, WIDER)
 
 
 def test_a_freeze_that_would_leave_nothing_to_train_is_refused():
-    verdict = judge(SMALL, HELD, AMPLE, may_grow=True)
+    verdict = admit(SMALL, HELD, AMPLE, may_grow=True)
     assert verdict.applied == tuple(HELD[:-1])
     assert verdict.refused == ((HELD[-1], "nothing would train any more"),)
     thawed = [*HELD, Unfreeze("head")]
-    assert judge(SMALL, thawed, AMPLE, may_grow=True).applied == tuple(thawed)
+    assert admit(SMALL, thawed, AMPLE, may_grow=True).applied == tuple(thawed)

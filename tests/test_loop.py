@@ -14,15 +14,18 @@ import torch
 from makers import differences
 from runs import csv_rows, quiet, short_run
 
-import training.running.loop
-import training.running.measuring
-import training.running.summary
+import training.running.charged_probes
+import training.running.decide_and_grow
+import training.running.finished
+import training.running.step
+import training.running.take_record
 from analysis import Record, read_history
 from nets import Action, Architecture, Insert, SetSurvival, Widen, build, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
 from training.data.normalisation import channel_statistics
 from training.data.splits import load
-from training.running.loop import line_of, train
+from training.running.loop import train
+from training.running.write_down import line_of
 from training.settings.start import Start
 from training.settings.train import Train
 
@@ -64,13 +67,13 @@ def test_the_same_seed_gives_the_same_run(tmp_path, precision):
 
 def test_the_first_weights_are_those_of_the_initializer(tmp_path, monkeypatch):
     first: list[torch.Tensor] = []
-    step = training.running.loop.train_step
+    step = training.running.step.train_step
 
     def stepped(net: Any, *rest: Any) -> Any:
         first.append(net.stem.conv.weight.detach().clone())
         return step(net, *rest)
 
-    monkeypatch.setattr(training.running.loop, "train_step", stepped)
+    monkeypatch.setattr(training.running.step, "train_step", stepped)
     train(small(tmp_path, initializer="xavier"), quiet)
     expected = build(seed_of(LIMIT), initializer="xavier").stem.conv.weight
     assert torch.equal(first[0], expected)
@@ -87,13 +90,13 @@ def test_another_seed_gives_another_run(tmp_path):
 
 def test_growing_shifts_no_data_order(tmp_path, monkeypatch):
     seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-    step = training.running.loop.train_step
+    step = training.running.step.train_step
 
     def stepped(net: Any, optimizer: Any, inputs: Any, targets: Any, *rest: Any) -> None:
         seen[-1].append((inputs, targets))
         step(net, optimizer, inputs, targets, *rest)
 
-    monkeypatch.setattr(training.running.loop, "train_step", stepped)
+    monkeypatch.setattr(training.running.step, "train_step", stepped)
     for policy in (Planned(), Never(), StochasticDepth()):
         seen.append([])
         train(
@@ -125,13 +128,13 @@ def test_records_look_at_a_part_of_the_validation_split_and_the_summary_at_all(
     tmp_path, monkeypatch
 ):
     seen: list[int] = []
-    evaluate = training.running.loop.evaluate
+    evaluate = training.running.take_record.evaluate
 
     def counted(net: Any, images: Any, *rest: Any) -> Any:
         seen.append(len(images))
         return evaluate(net, images, *rest)
 
-    monkeypatch.setattr(training.running.loop, "evaluate", counted)
+    monkeypatch.setattr(training.running.take_record, "evaluate", counted)
     whole = train(small(tmp_path / "whole"), quiet)
     assert seen == [143] * 16  # the net and its average
     seen.clear()
@@ -187,14 +190,14 @@ def test_the_policy_is_asked_at_every_record_but_the_last(tmp_path):
 
 def test_growing_moves_no_output_and_keeps_the_state_before_it(tmp_path, monkeypatch):
     differences = []
-    grow = training.running.loop.grow
+    grow = training.running.decide_and_grow.grow
 
     def grown(*arguments: Any, **options: Any) -> Any:
         result = grow(*arguments, **options)
         differences.append(result.difference)
         return result
 
-    monkeypatch.setattr(training.running.loop, "grow", grown)
+    monkeypatch.setattr(training.running.decide_and_grow, "grow", grown)
     train(small(tmp_path), quiet)
     history = read_history(tmp_path)
     assert len(differences) == 3
@@ -324,21 +327,21 @@ def test_importance_is_measured_only_for_a_policy_that_needs_it(tmp_path, monkey
     def unwanted(*_: Any) -> None:
         raise AssertionError("nobody asked for it")
 
-    monkeypatch.setattr(training.running.measuring, "block_importance", unwanted)
+    monkeypatch.setattr(training.running.charged_probes, "block_importance", unwanted)
     train(small(tmp_path), quiet)
     assert not any(record.importance for record in read_history(tmp_path))
 
 
 def test_the_test_set_is_read_once_and_only_if_asked_for(tmp_path, monkeypatch):
     read: list[int] = []
-    evaluate = training.running.summary.evaluate
+    evaluate = training.running.finished.evaluate
 
     def evaluated(net: Any, images: Any, *rest: Any) -> Any:
         if len(images) != 143:  # the average of the weights is judged on the validation split
             read.append(len(images))
         return evaluate(net, images, *rest)
 
-    monkeypatch.setattr(training.running.summary, "evaluate", evaluated)
+    monkeypatch.setattr(training.running.finished, "evaluate", evaluated)
     settings = small(tmp_path)
     assert train(settings, quiet)["test_readings"] == 0
     assert read == []

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from runs import quiet, short_run
 
-import training.running.loop
+import training.running.step
 from analysis import read_history
 from analysis.judging.frontier import read_losses
 from policies import Periodic
-from training.keeping.folder import append_losses, cut_back
-from training.keeping.interrupts import Interrupted
+from training.computing.signals import Interrupted
+from training.keeping.result_files import append_losses, cut_back
 from training.running.loop import train
 from training.settings.train import Train
 
@@ -56,7 +56,7 @@ def test_a_run_that_was_interrupted_or_killed_has_the_same_losses(whole, tmp_pat
         with pytest.raises(Interrupted):
             train(small(tmp_path), quiet, interrupt)
     assert len(read_losses(tmp_path)) == 8
-    step = training.running.loop.train_step
+    step = training.running.step.train_step
 
     def crash(*values) -> None:
         if len(read_history(tmp_path)) == 4:
@@ -64,7 +64,7 @@ def test_a_run_that_was_interrupted_or_killed_has_the_same_losses(whole, tmp_pat
         step(*values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.loop, "train_step", crash)
+        patch.setattr(training.running.step, "train_step", crash)
         with pytest.raises(KeyError):
             train(small(tmp_path), quiet)
     append_losses(

@@ -15,11 +15,13 @@ from runs import quiet
 from test_resume import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import training.keeping.process
+import training.computing.torch_settings
+import training.computing.wrapped_model
 import training.running.loop
+import training.running.prepare
 from policies import GrowAndPrune, LayerStatistic, Never, Plateau, RandomSite, StochasticDepth
-from training.keeping.process import own_process
-from training.running.finite import NonFinite
+from training.computing.torch_settings import own_process
+from training.keeping.nonfinite import NonFinite
 from training.running.loop import train
 
 DETERMINISTIC = {
@@ -60,7 +62,7 @@ def test_a_run_leaves_its_process_as_it_was(tmp_path, monkeypatch, deterministic
     before, inside = process(), []
     if ends == "with a loss that broke":
         monkeypatch.setitem(
-            training.running.run.LOSSES, "classification", lambda y, _: y.sum() * math.nan
+            training.running.prepare.LOSSES, "classification", lambda y, _: y.sum() * math.nan
         )
     if ends == "with a refusal":
         settings = replace(settings, batch_size=10**6)
@@ -98,7 +100,7 @@ def test_what_the_user_had_set_comes_back():
 
 def test_a_compiled_run_takes_its_cache_folder_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    monkeypatch.setattr(training.running.model, "BACKEND", "eager")
+    monkeypatch.setattr(training.computing.wrapped_model, "BACKEND", "eager")
     seen = []
     settings = small(tmp_path, epochs=0.05, records=1, compile=True, policy=Never())
     train(settings, quiet, lambda spent: seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
@@ -113,7 +115,7 @@ def test_the_workspace_of_cublas_is_fixed(monkeypatch, given, kept):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given or "")
     if given is None:
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    training.keeping.process._fix_workspace(torch.device("cpu"))
+    training.computing.torch_settings._fix_workspace(torch.device("cpu"))
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == kept
 
 
@@ -126,7 +128,7 @@ def test_deterministic_after_another_use_of_cublas_is_refused_in_one_line(monkey
     with pytest.raises(
         ValueError, match=r"^deterministic comes too late: .*=:4096:8 before"
     ) as told:
-        training.keeping.process._fix_workspace(torch.device("cpu"))
+        training.computing.torch_settings._fix_workspace(torch.device("cpu"))
     assert "\n" not in str(told.value)
 
 
@@ -163,12 +165,12 @@ class Names(TorchDispatchMode):
     ids=lambda changes: type(changes["policy"]).__name__ + changes.get("net", ""),
 )
 def test_all_of_a_deterministic_run_has_a_deterministic_form(tmp_path, monkeypatch, changes):
-    names, measured = Names(), training.running.loop._record_and_grow
+    names, measured = Names(), training.running.loop.record_and_grow
     if changes.get("net") == "resnet18":
         changes = {**changes, "epochs": 0.02, "start": training.settings.start.Start(0.05, 1)}
     settings = small(tmp_path, **{"epochs": 0.25, **changes}, deterministic=True)
     # what the loop does, but not the loading of the data, which is the CPU's
-    step = training.running.loop._step
+    step = training.running.loop.take_step
 
     def watched(function: Any) -> Any:
         def called(*values: Any) -> Any:
@@ -177,8 +179,8 @@ def test_all_of_a_deterministic_run_has_a_deterministic_form(tmp_path, monkeypat
 
         return called
 
-    monkeypatch.setattr(training.running.loop, "_step", watched(step))
-    monkeypatch.setattr(training.running.loop, "_record_and_grow", watched(measured))
+    monkeypatch.setattr(training.running.loop, "take_step", watched(step))
+    monkeypatch.setattr(training.running.loop, "record_and_grow", watched(measured))
     train(settings, quiet)
     assert {"convolution", "addmm"} & names.seen
     assert {name for name in names.seen if name.startswith(WITHOUT)} == set()

@@ -22,18 +22,21 @@ from runs import csv_rows
 from torch import Tensor
 
 import run
-import training.running.loop
+import training.running.step
 from analysis import read_history
 from analysis.showing.board import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
+from training.computing import distributed
+from training.computing.evaluation import LOSSES, evaluate
+from training.computing.optimizer import make_optimizer
+from training.computing.precision import Precision
+from training.computing.wrapped_model import wrapped
 from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.images import Images
-from training.keeping import ranks
 from training.running.loop import train
-from training.running.model import wrapped
-from training.running.step import LOSSES, Precision, evaluate, make_optimizer, train_step
+from training.running.step import train_step
 from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
@@ -99,9 +102,9 @@ def copies(values: Any) -> dict[str, Tensor]:
 
 
 def train_a_part(folder: Path, accumulate: int) -> None:
-    with ranks.joined():
+    with distributed.joined():
         net, optimizer = start()
-        model, batches = wrapped(net), batches_of(ranks.rank(), ranks.size())
+        model, batches = wrapped(net), batches_of(distributed.rank(), distributed.size())
         window, seen = torch.zeros(3, dtype=torch.float64), []
         for step in range(20):
             inputs, targets = batches.batch(*divmod(step, batches.per_epoch))
@@ -109,14 +112,16 @@ def train_a_part(folder: Path, accumulate: int) -> None:
             train_step(model, optimizer, *args)
             seen.append(copies(net.named_parameters()))
             if step + 1 in ACTIONS:
-                ranks.share_buffers(net)
+                distributed.share_buffers(net)
                 after = grown(net, optimizer, step + 1)
                 net, optimizer = after.network, after.optimizer
                 model = wrapped(net)
         own = copies(net.named_buffers())
-        ranks.share_buffers(net)
+        distributed.share_buffers(net)
         done = {"seen": seen, "own": own, "shared": copies(net.named_buffers())}
-        torch.save(done | {"window": ranks.total(window)}, folder / f"{ranks.rank()}.pt")
+        torch.save(
+            done | {"window": distributed.total(window)}, folder / f"{distributed.rank()}.pt"
+        )
 
 
 def train_alone(parts: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], float]:
@@ -165,12 +170,12 @@ def test_two_processes_train_and_grow_as_one_that_sums_the_gradients_of_both_hal
 
 
 def judge_a_part(folder: Path, count: int) -> None:
-    with ranks.joined():
+    with distributed.joined():
         seen: list[int] = []
         net = start()[0].float()
         net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
         read = evaluate(net, some_images(count), torch.ones(1), torch.ones(1), LOSS, DOUBLE)
-        (folder / str(ranks.rank())).write_text(json.dumps([read, sum(seen)]))
+        (folder / str(distributed.rank())).write_text(json.dumps([read, sum(seen)]))
 
 
 @pytest.mark.parametrize(("count", "shares"), [(25, [9, 8, 8]), (2, [1, 1, 0])])
@@ -187,21 +192,21 @@ def test_an_evaluation_is_shared_and_all_get_the_same(tmp_path, count, shares):
 
 def tell(folder: Path) -> None:
     def answer() -> str:
-        (folder / "asked").write_text(str(ranks.rank()))
+        (folder / "asked").write_text(str(distributed.rank()))
         return "yes"
 
     def refuse() -> None:
-        raise ValueError(f"no, says {ranks.rank()}")
+        raise ValueError(f"no, says {distributed.rank()}")
 
-    with ranks.joined() as first:
-        rank = ranks.rank()
-        assert (first, ranks.size()) == (rank == 0, 2)
-        assert ranks.greatest(1.5 - rank) == 1.5
-        assert ranks.total(torch.tensor([rank + 1.0])).tolist() == [3.0]
-        assert ranks.from_first(answer) == "yes"
+    with distributed.joined() as first:
+        rank = distributed.rank()
+        assert (first, distributed.size()) == (rank == 0, 2)
+        assert distributed.greatest(1.5 - rank) == 1.5
+        assert distributed.total(torch.tensor([rank + 1.0])).tolist() == [3.0]
+        assert distributed.from_first(answer) == "yes"
         with pytest.raises(ValueError, match=r"^no, says 0$"):
-            ranks.from_first(refuse)
-    assert ranks.size() == 1
+            distributed.from_first(refuse)
+    assert distributed.size() == 1
 
 
 def test_what_processes_tell_each_other(tmp_path):
@@ -226,16 +231,16 @@ def command(out: Path, *more: str) -> list[str]:
 
 def run_until(arguments: list[str], number: int, only: int | None = None, count: int = 5) -> None:
     """Run the command; at its count-th step a signal comes to one process, or to all."""
-    step, calls = training.running.loop.train_step, 0
+    step, calls = training.running.step.train_step, 0
 
     def stepped(*values: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == count and number and only in (None, ranks.rank()):
+        if calls == count and number and only in (None, distributed.rank()):
             os.kill(os.getpid(), number)
         step(*values)
 
-    training.running.loop.train_step = stepped
+    training.running.step.train_step = stepped
     Board.pictures = lambda *_: None  # as conftest does in the tests' own process
     sys.exit(run.main(arguments))
 

@@ -11,7 +11,7 @@ from histories import FIRST, history_in_rounds, record_of, write_history
 import run
 from nets import Insert, Widen, WidenStage
 from policies import Never, Periodic, StochasticDepth
-from training.asking.replaying import places, replay_runs, replay_table, runs_of
+from training.asking.replay import places, replay_runs, replay_table, runs_of
 
 ONE, TWO, THREE = FIRST.blocks
 

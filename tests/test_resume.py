@@ -24,10 +24,11 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import run
 import training.running.loop
+import training.running.step
 from analysis import read_history
 from analysis.showing.board import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
-from training.keeping.interrupts import Interrupted
+from training.computing.signals import Interrupted
 from training.running.loop import train
 from training.settings.train import Train
 
@@ -153,15 +154,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 KILLED = [
-    ("Periodic", "training.running.loop.train_step", 2),  # before the first record
-    ("Periodic", "training.running.loop.train_step", 13),  # between two records, after a growth
+    ("Periodic", "training.running.step.train_step", 2),  # before the first record
+    ("Periodic", "training.running.step.train_step", 13),  # between two records, after a growth
     # a record is written, its checkpoint is not
-    ("Periodic", "training.running.run.save_checkpoint", 3),
+    ("Periodic", "training.running.write_down.save_checkpoint", 3),
     ("Periodic", "os.fsync", 10),  # a file is written, but not in its place
-    ("StochasticDepth", "training.running.loop.train_step", 17),
+    ("StochasticDepth", "training.running.step.train_step", 17),
     (
         "StochasticDepth",
-        "training.running.loop.append_metrics",
+        "training.running.write_down.append_metrics",
         3,
     ),  # history has a line more than metrics.csv
 ]
@@ -190,7 +191,7 @@ def test_an_interrupted_run_has_its_checkpoint_at_the_very_step(tmp_path, whole,
     for number in signals:
         resume = ["--resume"] if step else []
         code = exit_code(
-            command(tmp_path, policy, *resume), "training.running.loop.train_step", 5, number
+            command(tmp_path, policy, *resume), "training.running.step.train_step", 5, number
         )
         assert code == (-number if number == signal.SIGKILL else 128 + number)
         if number != signal.SIGKILL:
@@ -240,43 +241,43 @@ def test_ctrl_c_ends_the_real_command_with_one_line(tmp_path):
 
 
 CRASHED = [
-    ({}, "training.running.loop.train_step", 9),
-    ({}, "training.running.loop.evaluate", 2),
-    ({}, "training.running.loop.grow", 1),
-    ({}, "training.running.loop.grow", 3),
-    ({}, "training.running.loop.append_record", 2),
-    ({}, "training.running.run.save_checkpoint", 2),
-    ({}, "training.running.run.save_checkpoint", 5),
+    ({}, "training.running.step.train_step", 9),
+    ({}, "training.running.take_record.evaluate", 2),
+    ({}, "training.running.decide_and_grow.grow", 1),
+    ({}, "training.running.decide_and_grow.grow", 3),
+    ({}, "training.running.write_down.append_record", 2),
+    ({}, "training.running.write_down.save_checkpoint", 2),
+    ({}, "training.running.write_down.save_checkpoint", 5),
     ({}, "training.running.loop.finish", 1),
-    ({}, "training.running.summary.write_json", 1),
-    ({"optimizer": "adamw"}, "training.running.loop.train_step", 18),
+    ({}, "training.running.finished.write_json", 1),
+    ({"optimizer": "adamw"}, "training.running.step.train_step", 18),
     (
         {"policy": StochasticDepth(), "optimizer": "adam", "epochs": 0.5},
-        "training.running.loop.train_step",
+        "training.running.step.train_step",
         14,
     ),
     (
         {"policy": Plateau(patience=1), "schedule": "hold"},
-        "training.running.loop.train_step",
+        "training.running.step.train_step",
         20,
     ),
     (
         {"precision": "bf16", "policy": Never(), "momentum": 0.0},
-        "training.running.loop.train_step",
+        "training.running.step.train_step",
         7,
     ),
     (
         {"precision": "fp16", "optimizer": "rmsprop", "accumulate": 3},
-        "training.running.loop.train_step",
+        "training.running.step.train_step",
         14,
     ),
-    ({"ema": 0.0}, "training.running.loop.train_step", 14),
+    ({"ema": 0.0}, "training.running.step.train_step", 14),
     (
         {"observe_every": 100, "budget": "epochs", "epochs": 1.1},
-        "training.running.loop.train_step",
+        "training.running.step.train_step",
         43,
     ),
-    ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.running.loop.train_step", 40),
+    ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.running.step.train_step", 40),
 ]
 
 
@@ -309,7 +310,7 @@ def test_a_run_that_crashed_ends_as_one_that_did_not(
 
 def test_stale_files_and_torn_lines_are_harmless(tmp_path, monkeypatch, alone):
     settings = small(tmp_path)
-    crash(settings, monkeypatch, "training.running.loop.train_step", 16)
+    crash(settings, monkeypatch, "training.running.step.train_step", 16)
     for name in (
         "checkpoint.pt.part",
         "history.jsonl.part",
@@ -334,7 +335,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
 
 def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alone):
     steps = alone()["summary"]["steps"]
-    settings, step = small(tmp_path), training.running.loop.train_step
+    settings, step = small(tmp_path), training.running.step.train_step
     calls = 0
 
     def stepped(*values: Any) -> None:
@@ -346,7 +347,7 @@ def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alon
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.loop, "train_step", stepped)
+        patch.setattr(training.running.step, "train_step", stepped)
         with pytest.raises(Interrupted) as stop:
             train(settings, quiet)
     assert stop.value.code == 143
@@ -360,7 +361,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after its second record; tests take copies."""
     folder = tmp_path_factory.mktemp("second")
     with pytest.MonkeyPatch.context() as patch:  # a growth keeps a state too
-        crash(small(folder), patch, "training.running.run.save_checkpoint", 6)
+        crash(small(folder), patch, "training.running.write_down.save_checkpoint", 6)
     assert len(read_history(folder)) >= 2
     return folder
 
@@ -430,12 +431,11 @@ def test_a_history_that_lacks_records_is_refused(tmp_path, second, lines):
 
 
 def test_tensorboard_shows_every_step_once(tmp_path):
-    where = (
-        "training.running.run.save_checkpoint"  # the board has a record that no checkpoint knows
-    )
+    # the board has a record that no checkpoint knows
+    where = "training.running.write_down.save_checkpoint"
     assert exit_code(command(tmp_path), where, 4, signal.SIGKILL) == -signal.SIGKILL
     resumed = command(tmp_path, "Periodic", "--resume")
-    assert exit_code(resumed, "training.running.loop.train_step", 6, signal.SIGINT) == 130
+    assert exit_code(resumed, "training.running.step.train_step", 6, signal.SIGINT) == 130
     assert exit_code(resumed) == 0
     files = list(tmp_path.glob("events*"))
     assert len(files) == 3

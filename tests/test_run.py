@@ -20,7 +20,7 @@ import yaml
 from runs import bytes_of, no_network, refusal_of, write_grey_images
 
 import run
-import training.running.summary
+import training.running.finished
 from analysis import read_history
 from analysis.judging.suggestions import suggestions
 from analysis.recording.record import STATISTICS
@@ -214,7 +214,7 @@ def test_what_takes_seconds_to_import_comes_after_the_first_step(tmp_path):
         "def stop(*values):\n"
         "    late = {'matplotlib', 'PIL.ImageDraw', 'scipy', 'sklearn', 'torchvision'}\n"
         "    sys.exit(f'first step with {late & set(sys.modules)}')\n"
-        "training.running.loop.train_step = stop\n"
+        "training.running.step.train_step = stop\n"
         f"run.main(['train', '--data', 'digits', '--out', {str(tmp_path)!r}])\n"
     )
     done = subprocess.run(
@@ -227,13 +227,13 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
     tiny, tmp_path, monkeypatch, capsys
 ):
     read: list[int] = []
-    evaluate = training.running.summary.evaluate
+    evaluate = training.running.finished.evaluate
 
     def counted(net: Any, images: Any, *rest: Any) -> Any:
         read.append(len(images))
         return evaluate(net, images, *rest)
 
-    monkeypatch.setattr(training.running.summary, "evaluate", counted)
+    monkeypatch.setattr(training.running.finished, "evaluate", counted)
     folder = tmp_path / "run"
     shutil.copytree(tiny, folder)
     given = ["train", "--config", folder / "config.yaml", "--out", folder, "--resume", "--final"]

@@ -13,25 +13,16 @@ from torch.nn import functional
 
 from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
+from training.computing.budget import Progress
+from training.computing.evaluation import LOSSES, evaluate, means_of
+from training.computing.optimizer import make_optimizer
+from training.computing.precision import DTYPES, UNSCALED, Precision, slow_settings
 from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.images import Images
 from training.data.normalisation import channel_statistics
 from training.data.splits import load
-from training.keeping.budget import Progress
-from training.running.loop import _step
-from training.running.step import (
-    DTYPES,
-    LOSSES,
-    UNSCALED,
-    Precision,
-    average,
-    evaluate,
-    make_optimizer,
-    means_of,
-    slow_settings,
-    train_step,
-)
+from training.running.step import average, take_step, train_step
 from training.settings.train import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
@@ -91,7 +82,7 @@ def test_a_step_with_observer_and_average_reads_nothing_from_the_device(accumula
     )
     with observer:
         for _ in range(3):
-            _step(run)
+            take_step(run)
     assert run.progress.step == observer.step == 3
     for read in (run.window.tolist, observer.readings):  # the check itself: reads do raise
         with pytest.raises((RuntimeError, NotImplementedError)):

@@ -17,7 +17,7 @@ from runs import csv_rows, script
 import run
 from nets import cost
 from training.commandline.parser import underscored
-from training.running.run import ground_of
+from training.running.prepare import prepare
 from training.settings.compare import Compare
 from training.settings.train import Train
 
@@ -167,7 +167,7 @@ def test_the_benchmark_prints_its_two_ratios(tmp_path):
         data="digits", net="resnet8", epochs=10_000, policy=benchmark.Plateau(), precision="float32"
     )
     times, per_epoch = benchmark.times_of(settings, 1, str(tmp_path))
-    assert per_epoch == ground_of(settings).batches.per_epoch
+    assert per_epoch == prepare(settings).batches.per_epoch
     told = benchmark.table_of(times, per_epoch)
     assert {len(values) for values in times.values()} == {1}
     assert re.search(r"\| plain +\| .* 1\.000 \|", told)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from training.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from training.asking.branching import branch
+    from training.asking.branch import branch
     from training.comparing.comparison import compare
     from training.running.loop import train
     from training.settings.compare import Cell, Compare
     from training.settings.start import Start
     from training.settings.train import Train
 
-_LAZY = {"branch": "asking.branching", "compare": "comparing.comparison", "train": "running.loop"}
+_LAZY = {"branch": "asking.branch", "compare": "comparing.comparison", "train": "running.loop"}
 _LAZY |= {"Cell": "settings.compare", "Compare": "settings.compare"}
 _LAZY |= {"Start": "settings.start", "Train": "settings.train"}
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nets.checks import check_count
-from nets.modules.network import Network, ResidualBlock
+from nets.modules.network import Network
 from nets.modules.passes import mode
+from nets.modules.residual import ResidualBlock
 from nets.modules.torchvision_parts import check_layers, check_parts, entries, pair
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Block, Stage

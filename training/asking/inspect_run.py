@@ -84,7 +84,7 @@ def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Recor
     """Write the pictures of a run, and say where they are or why there are none."""
     from analysis.showing.drawing import Undrawn, drawing
     from analysis.showing.pictures import draw
-    from training.running.pictures import reference_of, write_pictures
+    from training.keeping.picture_files import reference_of, write_pictures
 
     folder = path_of("run", run)
     folder = folder if folder.is_dir() else folder.parent

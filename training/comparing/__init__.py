@@ -1,4 +1,4 @@
-"""Many runs: policies x seeds, on this machine or many, into one judgement.
+"""Many runs: policies x seeds, on this machine or many, into one comparison.
 
 What is finished is not run again.
 """

@@ -1,4 +1,4 @@
-"""What a run stands on: its folder, locks, signals, processes, budget.
+"""What a run keeps: its folder and the lock on it, its state between steps and in a checkpoint.
 
-What is written is whole or not there.
+What is written is finite, and whole or not there.
 """

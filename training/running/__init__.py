@@ -1,4 +1,4 @@
-"""One run: the loop, its step, its records, its growth, checkpoint and end.
+"""One run: prepared, begun or resumed, step by step to the end of its budget, and its summary.
 
-The loop reads top to bottom.
+`loop.py` reads top to bottom; the other files are its lines.
 """

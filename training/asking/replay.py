@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import Record, read_history
@@ -12,8 +12,10 @@ from analysis.showing.tables import markdown, no_growth, phrase
 from nets import Action
 from nets.plan.actions import adds_capacity
 from policies import Policy
-from training.keeping.folder import read_config
-from training.running.judgement import judge, own_copy, replay
+from policies.base import History
+from training.deciding.ask_policy import ask, own_copy
+from training.deciding.refusals import admit
+from training.keeping.run_folder import read_config
 
 Answer = tuple[Record, Sequence[Action]]
 
@@ -34,7 +36,7 @@ class Replay:
     def granted(self) -> list[Answer]:
         """The records with what the run's rules and limit would have let the policy do."""
         return [
-            (r, judge(r.architecture, asked, r.limit, r.spent <= self.grow_until).applied)
+            (r, admit(r.architecture, asked, r.limit, r.spent <= self.grow_until).applied)
             for r, asked in self.answers
         ]
 
@@ -50,6 +52,17 @@ def runs_of(folders: Sequence[str]) -> list[Path]:
         inner = sorted(path.parent for path in folder.glob("*/seed*/history.jsonl"))
         found.extend(inner or [folder])
     return list(dict.fromkeys(found))
+
+
+def replay(policy: Policy, history: History) -> Iterator[tuple[Record, tuple[Action, ...]]]:
+    """Give, record by record, what the policy would have asked for given the history as recorded.
+
+    One step at a time: each answer is conditional on what was really done before, and predicts no
+    outcome. As in the loop, nobody is asked once the budget is spent.
+    """
+    for index, record in enumerate(history):
+        present = replace(record, decided=(), applied=(), refused=())
+        yield record, ask(policy, (*history[:index], present)) if record.spent < 1 else ()
 
 
 def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:

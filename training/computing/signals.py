@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that the loop asks between steps."""
+"""SIGINT (Ctrl-C) and SIGTERM as a question that the loop asks between steps."""
 
 from __future__ import annotations
 

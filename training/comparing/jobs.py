@@ -1,4 +1,4 @@
-"""The cells of a comparison: which runs there are, what each waits for, and running one of them."""
+"""The jobs of a comparison: its cells as runs, what each waits for, and running one of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from analysis.recording.files import Unwritten, write_whole
 from policies import Yoked
-from training.keeping.failures import PolicyFailed
-from training.keeping.interrupts import Interrupted
-from training.keeping.locks import wait_for
-from training.running.finite import NonFinite
+from training.computing.signals import Interrupted
+from training.deciding.user_errors import PolicyFailed
+from training.keeping.folder_lock import wait_for
+from training.keeping.nonfinite import NonFinite
 from training.settings.common import Common
 from training.settings.compare import Compare
 from training.settings.start import Start

@@ -1,4 +1,4 @@
-"""What a run sets in its process, and that all of it is afterwards as it was.
+"""What a run sets of torch in its process, and that all of it is afterwards as it was.
 
 Several runs in one process (a comparison's, a notebook's) must not change each other or what comes
 after them.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from training.running.step import Precision
+from training.computing.precision import Precision
 from training.settings.common import Common
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

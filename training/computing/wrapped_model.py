@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nets import Network
-from training.keeping import ranks
+from training.computing import distributed
 from training.settings.train import Train
 
 BACKEND = "inductor"
@@ -21,6 +21,11 @@ _SYNC = "forward_sync_buffers"
 if _SYNC not in signature(DistributedDataParallel).parameters:
     _SYNC = "broadcast_buffers"  # its name in older versions
 _APART: dict[str, Any] = {_SYNC: False}
+
+
+def to_device(net: Network, device: torch.device) -> Network:
+    """Give the network on the device, in the memory format in which its convolutions are fast."""
+    return net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def model_of(net: Network, settings: Train) -> nn.Module:
@@ -39,11 +44,11 @@ def model_of(net: Network, settings: Train) -> nn.Module:
 def wrapped(net: Network) -> nn.Module:
     """Give the network in the form whose gradients are means over all processes.
 
-    Running statistics go their own ways until `ranks.share_buffers` makes them rank 0's: in
+    Running statistics go their own ways until `distributed.share_buffers` makes them rank 0's: in
     training nothing depends on them but what is frozen, and then they are held.
     """
-    net.rank = ranks.rank()
-    return net if ranks.size() == 1 else DistributedDataParallel(net, **_APART)
+    net.rank = distributed.rank()
+    return net if distributed.size() == 1 else DistributedDataParallel(net, **_APART)
 
 
 def apart(model: nn.Module) -> AbstractContextManager[Any]:

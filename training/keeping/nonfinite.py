@@ -12,7 +12,7 @@ from analysis import LayerReading
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from training.running.run import Run
+    from training.keeping.run_state import Run
 
 
 class NonFinite(Exception):
@@ -51,7 +51,7 @@ def check_growth(run: Run, difference: float | None) -> None:
 
 def check_state(run: Run) -> None:
     """Raise NonFinite if the weights, their average or the optimizer's state are not finite."""
-    from training.running.checkpoint import optimizer_state
+    from training.keeping.checkpoint import optimizer_state
 
     tensors = dict(run.net.state_dict())
     if run.ema is not None:
@@ -110,7 +110,7 @@ def _told(run: Run) -> str:
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return f"{told}; there is no checkpoint yet"
-    from training.running.checkpoint import load_checkpoint
+    from training.keeping.checkpoint import load_checkpoint
 
     step = load_checkpoint(path, {})["progress"]["step"]
     return f"{told}; the last checkpoint, of step {step}, is {path}"

@@ -14,9 +14,9 @@ from torch import nn
 from analysis import Observer
 from analysis.recording.files import write_whole
 from nets import Architecture, Network
-from training.keeping.budget import Progress
-from training.keeping.folder import binding, completed
-from training.running.step import UNSCALED
+from training.computing.budget import Progress
+from training.computing.precision import UNSCALED
+from training.keeping.run_folder import binding, completed
 
 
 def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

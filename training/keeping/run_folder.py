@@ -1,43 +1,27 @@
-"""A run's files: no reader sees half of one, and they are cut back when a run resumes."""
+"""A folder becomes a run's, or a comparison's, own; config.yaml says whose it is."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis import Record
-from analysis.recording.files import append, write_whole
+from analysis.recording.files import write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
+from training.keeping.result_files import write_json
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("policy_errors", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 _FOLDER = "folder:"
-_SUMMARY: dict[str, Any] = {
-    **dict.fromkeys(("data", "net", "policy"), str),
-    **dict.fromkeys(("parameters", "flops", "train_flops", "steps", "test_readings"), int),
-    **dict.fromkeys(("train_loss", "validation_loss", "test_loss"), int | float | None),
-    **dict.fromkeys(("train_accuracy", "validation_accuracy", "test_accuracy"), int | float | None),
-    "seconds": int | float,
-}
-"""What others read of a summary.json, and of what kind it is."""
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a dict as an indented JSON file, whole; numbers must be finite, or null."""
-    write_whole(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def claim(
@@ -146,23 +130,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return completed(config)
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Read a finished run's summary.json.
-
-    Raises:
-        ValueError: it is missing, damaged or lacks what `training.running.summary` writes.
-    """
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise ValueError(f"out: {path} cannot be read") from None
-    for name, kind in _SUMMARY.items():
-        if not isinstance(summary, dict) or not isinstance(summary.get(name, ...), kind):
-            raise ValueError(f"out: {path} cannot be read: it holds no {name}")
-    return summary
-
-
 def environment() -> dict[str, Any]:
     """Give what a result depends on besides the settings: versions, machine, command."""
     import torch
@@ -178,47 +145,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
-
-
-def append_record(folder: Path, record: Record) -> None:
-    """Add a line to history.jsonl; its numbers must be finite."""
-    append(folder / "history.jsonl", json.dumps(record.to_dict(), allow_nan=False) + "\n")
-
-
-def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to metrics.csv, with a header line first."""
-    path = folder / "metrics.csv"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, row.keys())
-    if not path.exists() or path.stat().st_size == 0:
-        writer.writeheader()
-    writer.writerow(row)
-    append(path, text.getvalue())
-
-
-def append_losses(folder: Path, before: int, losses: Sequence[float | None]) -> None:
-    """Add a line (step, training loss) to losses.csv for each step after step `before`.
-
-    A step that was skipped has no loss, which is written as nan.
-    """
-    path = folder / "losses.csv"
-    header = [] if path.exists() and path.stat().st_size else ["step,train_loss\n"]
-    values = ("nan" if loss is None else repr(loss) for loss in losses)
-    lines = [f"{step},{value}\n" for step, value in enumerate(values, start=before + 1)]
-    append(path, "".join(header + lines))
-
-
-def cut_back(folder: Path, records: int, steps: int) -> None:
-    """Leave in history.jsonl, metrics.csv and losses.csv what a checkpoint knows.
-
-    Raises:
-        ValueError: history.jsonl has fewer records; then nothing is cut.
-    """
-    names = {"history.jsonl": records, "metrics.csv": records + 1, "losses.csv": steps + 1}
-    for name, lines in names.items():
-        path = folder / name
-        there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if name == "history.jsonl" and len(there) < lines:
-            raise ValueError(f"{path} holds {len(there)} of {lines} records")
-        if path.exists():
-            write_whole(path, b"".join(there[:lines]))  # bytes: line ends stay as they are

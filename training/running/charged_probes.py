@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import Record, block_importance, effective_rank
 from nets import cost
-from training.running.run import Run
+from training.keeping.run_state import Run
 
 
 def measure_probes(run: Run) -> Mapping[str, Mapping[str, float]]:

@@ -12,8 +12,8 @@ from analysis.showing.tables import no_growth, phrase
 from nets import Action, Insert, Widen
 from nets.plan.actions import adds_capacity
 from policies.base import largest_by, largest_width
-from training.keeping.folder import binding, read_config
-from training.running.judgement import judge
+from training.deciding.refusals import admit
+from training.keeping.run_folder import binding, read_config
 from training.settings.common import Common
 from training.settings.train import Train
 
@@ -23,7 +23,7 @@ Candidates = dict[str, tuple[Action, ...]]
 
 
 @dataclass(frozen=True)
-class Fork:
+class BranchPoint:
     """The place in a run where the branches begin: its record, and the state before its growth.
 
     `identity` is what the kept checkpoint must hold of the run's settings.
@@ -50,7 +50,7 @@ class Fork:
         return tuple(filter(adds_capacity, self.record.applied))
 
 
-def fork_of(run: Path, at: int | None = None) -> Fork:
+def branch_point_of(run: Path, at: int | None = None) -> BranchPoint:
     """Find a growth step of a run, by default the first; a ValueError lists those there are."""
     history = read_history(run)
     config = read_config(run)
@@ -59,29 +59,29 @@ def fork_of(run: Path, at: int | None = None) -> Fork:
         raise ValueError(f"out: {run}/config.yaml cannot be read: it holds no seed")
     settings = Train(**{name: config[name] for name in names}, seed=config["seed"], out=str(run))
     identity = binding({name: config[name] for name in (*names, "seed")})
-    forks = [Fork(run, record, settings, identity) for record in history]
-    forks = [fork for fork in forks if fork.grown and fork.state.exists()]
-    if not forks:
+    points = [BranchPoint(run, record, settings, identity) for record in history]
+    points = [point for point in points if point.grown and point.state.exists()]
+    if not points:
         why = no_growth(history) or "its growth/ is gone; train it again"
         raise ValueError(
             f"run must have a growth step whose state it kept in growth/, got {run}: {why}"
         )
     if at is None:
-        return forks[0]
-    found = [fork for fork in forks if fork.record.step == at]
+        return points[0]
+    found = [point for point in points if point.record.step == at]
     if not found:
-        steps = ", ".join(str(fork.record.step) for fork in forks)
+        steps = ", ".join(str(point.record.step) for point in points)
         raise ValueError(f"at must be one of the growth steps {steps} of {run}, got {at}")
     return found[0]
 
 
-def candidates(fork: Fork) -> tuple[Candidates, list[str]]:
+def candidates(point: BranchPoint) -> tuple[Candidates, list[str]]:
     """Give every growth at one site that costs as much as the recorded one, and no growth.
 
     The recorded one is among them, also where it is at several sites. Second come those that are
     left out, each as a line that says why.
     """
-    record, grown = fork.record, fork.grown
+    record, grown = point.record, point.grown
     flops = site_of(record, grown, ()).flops
     found: Candidates = {NONE: ()}
     left_out = []
@@ -90,13 +90,13 @@ def candidates(fork: Fork) -> tuple[Candidates, list[str]]:
             try:
                 amount = largest(record.architecture, block, flops)
                 action = kind(block, max(1, amount))
-                verdict = judge(record.architecture, [action], record.limit, may_grow=True)
+                decision = admit(record.architecture, [action], record.limit, may_grow=True)
             except ValueError as error:
                 left_out.append(f"{kind.__name__} at {block}: {error}")
                 continue
-            added = site_of(record, [action], ()).flops if verdict.applied else 0
-            if verdict.refused:
-                left_out.append(f"{phrase(action)}: {verdict.refused[0][1]}")
+            added = site_of(record, [action], ()).flops if decision.applied else 0
+            if decision.refused:
+                left_out.append(f"{phrase(action)}: {decision.refused[0][1]}")
             elif not LEAST_SHARE * flops <= added <= flops:
                 left_out.append(f"{phrase(action)}: adds {added:,} FLOPs, not about {flops:,}")
             else:

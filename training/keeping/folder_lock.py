@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.recording.files import writing
-from training.keeping.interrupts import Interrupted, Interrupts
+from training.computing.signals import Interrupted, Interrupts
 
 try:
     import fcntl

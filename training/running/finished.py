@@ -6,33 +6,51 @@ from collections.abc import Mapping
 from typing import Any
 
 from nets import action_to_dict, cost
-from nets.checks import in_one_line
 from nets.plan.actions import adds_capacity
+from training.computing import distributed
+from training.computing.evaluation import LOSSES, evaluate
+from training.computing.precision import Precision
+from training.computing.torch_settings import own_process
 from training.data.augmenting import augment_of
 from training.data.identity import check_same_data, identity_of
 from training.data.normalisation import channel_statistics
 from training.data.splits import load
-from training.keeping import ranks
-from training.keeping.folder import check_same_settings, read_summary, write_json
-from training.keeping.locks import alone
-from training.keeping.process import own_process
-from training.running.checkpoint import load_checkpoint, network_of
-from training.running.finite import finite
-from training.running.run import Run
-from training.running.step import LOSSES, Precision, evaluate
+from training.keeping.checkpoint import load_checkpoint, network_of
+from training.keeping.folder_lock import alone
+from training.keeping.nonfinite import finite
+from training.keeping.result_files import read_summary, write_json
+from training.keeping.run_folder import check_same_settings
+from training.keeping.run_state import Run
 from training.settings.config_yaml import settings_to_dict
 from training.settings.train import Train
-
-_MOST = 2000
-"""Characters of a setting that TensorBoard shows."""
 
 
 def finish(run: Run) -> Mapping[str, Any]:
     """Give the summary of a run that has spent its budget; rank 0 writes it."""
-    last, progress = run.history[-1], run.progress
-    architecture = run.net.architecture  # not the record's if a block had faded by then
-    size = cost(architecture)
-    summary = {
+    summary, architecture = _summary(run), run.net.architecture
+    how = (*run.statistics, run.loss, run.precision)
+    recorded = run.history[-1].architecture  # another one if a block has faded since
+    if len(run.judged) < len(run.splits.validation) or architecture != recorded:
+        loss, accuracy = evaluate(run.net, run.splits.validation, *how)
+        summary.update(validation_loss=finite(loss), validation_accuracy=accuracy)
+    if run.ema is not None:
+        read = evaluate(run.ema, run.splits.validation, *how)
+        summary.update(ema_validation_loss=finite(read[0]), ema_validation_accuracy=read[1])
+    if run.settings.final:
+        summary.update(_test(evaluate(run.net, run.splits.test, *how)))
+
+    def write() -> dict[str, Any]:
+        write_json(run.folder / "architecture.json", architecture.to_dict())
+        write_json(run.folder / "summary.json", summary)
+        return summary
+
+    return distributed.from_first(write)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """Give what is known of the run without another look at the data."""
+    last, progress, size = run.history[-1], run.progress, cost(run.net.architecture)
+    return {
         "policy": type(run.settings.policy).__name__,
         "seed": run.settings.seed,
         "data": run.settings.data,
@@ -58,46 +76,10 @@ def finish(run: Run) -> Mapping[str, Any]:
             for action in filter(adds_capacity, record.applied)
         ],
     }
-    how = (*run.statistics, run.loss, run.precision)
-    if len(run.judged) < len(run.splits.validation) or architecture != last.architecture:
-        loss, accuracy = evaluate(run.net, run.splits.validation, *how)
-        summary.update(validation_loss=finite(loss), validation_accuracy=accuracy)
-    if run.ema is not None:
-        read = evaluate(run.ema, run.splits.validation, *how)
-        summary.update(ema_validation_loss=finite(read[0]), ema_validation_accuracy=read[1])
-    if run.settings.final:
-        summary.update(_test(evaluate(run.net, run.splits.test, *how)))
-
-    def write() -> dict[str, Any]:
-        write_json(run.folder / "architecture.json", architecture.to_dict())
-        write_json(run.folder / "summary.json", summary)
-        return summary
-
-    return ranks.from_first(write)
 
 
 def _test(read: tuple[float | None, float | None]) -> dict[str, Any]:
     return {"test_loss": finite(read[0]), "test_accuracy": read[1], "test_readings": 1}
-
-
-def hyperparameters(run: Run) -> dict[str, str | float]:
-    """Give what sets a run apart from others, with the same keys and types for every run.
-
-    TensorBoard sorts the names and shows five at first: these are what a comparison varies.
-    """
-    settings = run.settings
-    names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
-    names += ("weight_decay", "initializer", "precision")
-    return {
-        "data": in_one_line(settings.data, _MOST),
-        "lr": settings.learning_rate,
-        "net": settings.net,
-        "policy": type(settings.policy).__name__,
-        "seed": settings.seed,
-        "settings_of_policy": in_one_line(repr(settings.policy), _MOST),
-        "start_parameters": run.history[0].cost.parameters,
-        **{f"training.{name}": getattr(settings, name) for name in names},
-    }
 
 
 def finished(settings: Train) -> Mapping[str, Any] | None:
@@ -120,8 +102,8 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
         check_same_data(folder, identity_of(splits, augment))
         net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
         statistics = channel_statistics(splits.train)
-        with own_process(settings), ranks.on_first(alone(folder)):
+        with own_process(settings), distributed.on_first(alone(folder)):
             read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
             summary.update(_test(read))
-            ranks.from_first(lambda: write_json(path, summary))
+            distributed.from_first(lambda: write_json(path, summary))
     return summary

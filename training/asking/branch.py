@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,19 @@ from analysis.recording.files import write_whole
 from nets import Action, grow
 from nets.checks import check_count
 from nets.modules.draws import hash_of
-from training.asking.forks import Candidates, Fork, candidates, fork_of
+from training.asking.branch_points import BranchPoint, Candidates, branch_point_of, candidates
+from training.computing.evaluation import evaluate
+from training.computing.learning_rate import set_learning_rate
+from training.computing.optimizer import make_optimizer
+from training.computing.torch_settings import own_process
+from training.computing.wrapped_model import to_device
 from training.data.identity import check_same_data
-from training.keeping.locks import alone
-from training.keeping.process import own_process
-from training.running.checkpoint import load_checkpoint, network_of
-from training.running.run import CHECKED, Ground, ground_of, probe_of, restore
-from training.running.step import LOSSES, evaluate, make_optimizer, train_step
+from training.keeping.checkpoint import load_checkpoint, network_of
+from training.keeping.folder_lock import alone
+from training.running.loop import Advance, Say
+from training.running.prepare import CHECKED, Prepared, prepare
+from training.running.resume import restore
+from training.running.step import train_step
 from training.settings.train import Train
 
 
@@ -42,8 +47,8 @@ def branch(
     at: int | None = None,
     steps: int = 200,
     orders: int = 3,
-    say: Callable[[str], None] = print,
-    advance: Callable[[float], None] | None = None,
+    say: Say = print,
+    advance: Advance | None = None,
 ) -> str:
     """Train every growth of the recorded one's cost, and none; give the tables as Markdown.
 
@@ -65,34 +70,28 @@ def branch(
     """
     check_count("steps", steps)
     check_count("orders", orders)
-    fork = fork_of(run, at)
-    with alone(fork.out):
-        return _branch(fork, steps, orders, say, advance)
+    point = branch_point_of(run, at)
+    with alone(point.out):
+        return _branch(point, steps, orders, say, advance)
 
 
-def _branch(
-    fork: Fork,
-    steps: int,
-    orders: int,
-    say: Callable[[str], None],
-    advance: Callable[[float], None] | None,
-) -> str:
+def _branch(point: BranchPoint, steps: int, orders: int, say: Say, advance: Advance | None) -> str:
     """Train what is missing, write it down as it comes, and report."""
-    wanted, left_out = candidates(fork)
-    path = fork.out / "branches.csv"
+    wanted, left_out = candidates(point)
+    path = point.out / "branches.csv"
     done = _read(path)
     for order in range(orders):
         missing = {name: acts for name, acts in wanted.items() if (steps, order, name) not in done}
-        settings = fork.settings
+        if not missing:
+            continue
+        settings = point.settings
         if order:
             settings = replace(settings, seed=hash_of(settings.seed, "order", order))
-        ground = ground_of(settings) if missing else None
-        if ground is not None:
-            check_same_data(fork.run, ground.data)
+        prepared = prepare(settings)
+        check_same_data(point.run, prepared.data)
         for name, actions in missing.items():
-            assert ground is not None
             with own_process(settings):
-                loss, accuracy = _train(fork, settings, ground, actions, steps)
+                loss, accuracy = _train(point, settings, prepared, actions, steps)
             done[steps, order, name] = {"loss": loss, "accuracy": accuracy}
             write_whole(path, _write(done))
             say(f"order {order + 1}/{orders}  {name}  validation loss {loss:.4g}")
@@ -100,51 +99,47 @@ def _branch(
                 count = sum((steps, o, n) in done for o in range(orders) for n in wanted)
                 advance(count / (orders * len(wanted)))
     losses = {n: [done[steps, o, n]["loss"] for o in range(orders)] for n in wanted}
-    return _report(fork, wanted, losses, left_out, steps)
+    return _report(point, wanted, losses, left_out, steps)
 
 
 def _train(
-    fork: Fork, settings: Train, ground: Ground, actions: Sequence[Action], steps: int
+    point: BranchPoint, settings: Train, prepared: Prepared, actions: Sequence[Action], steps: int
 ) -> tuple[float, float | None]:
     """Train one branch and give its validation loss and accuracy."""
-    state = load_checkpoint(fork.state, fork.identity)  # anew: training changes its tensors
-    device, loss = ground.precision.device, LOSSES[ground.splits.task]
-    net = network_of(state, fork.state).to(device, memory_format=torch.channels_last)  # pyright: ignore
-    optimizer, scaler = make_optimizer(net, settings), ground.precision.scaler()
-    progress = restore(state, fork.state, net, optimizer, scaler)
+    state = load_checkpoint(point.state, point.identity)  # anew: training changes its tensors
+    device, loss, batches = prepared.precision.device, prepared.loss, prepared.batches
+    net = to_device(network_of(state, point.state), device)
+    optimizer, scaler = make_optimizer(net, settings), prepared.precision.scaler()
+    progress = restore(state, point.state, net, optimizer, scaler)
     if actions:
-        probe = tuple(part[:CHECKED] for part in probe_of(ground.splits, ground.statistics, device))
+        probe = tuple(part[:CHECKED] for part in prepared.probe())
         how: Any = {"initializer": settings.initializer, "seed": settings.seed}
         grown = grow(net, actions, optimizer, probe=probe, loss=loss, **how)  # pyright: ignore
         assert grown.optimizer is not None
         net, optimizer = grown.network, grown.optimizer
-    epoch, position = progress.epoch, progress.position
     window = torch.zeros(3, dtype=torch.float64, device=device)
-    step = partial(train_step, net, optimizer, loss=loss, precision=ground.precision)
-    step = partial(step, skip=settings.nonfinite == "skip")
+    skip = settings.nonfinite == "skip"
+    how = loss, prepared.precision, window, settings.accumulate, scaler, skip
     for number in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = (fork.record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2
-        batch = ground.batches.batch(epoch, position)
-        step(*batch, window=window, accumulate=settings.accumulate, scaler=scaler)
-        position += 1
-        if position == ground.batches.per_epoch:
-            epoch, position = epoch + 1, 0
-    images, statistics = ground.splits.validation, ground.statistics
-    value, accuracy = evaluate(net, images, *statistics, loss, ground.precision)
+        rate = (point.record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2
+        set_learning_rate(optimizer, rate)
+        train_step(net, optimizer, *batches.batch(progress.epoch, progress.position), *how)
+        progress.next_batch(batches.per_epoch)
+    images, statistics = prepared.splits.validation, prepared.statistics
+    value, accuracy = evaluate(net, images, *statistics, loss, prepared.precision)
     assert value is not None
     return value, accuracy
 
 
 def _report(
-    fork: Fork,
+    point: BranchPoint,
     wanted: Candidates,
     losses: Mapping[str, Sequence[float]],
     left_out: Sequence[str],
     steps: int,
 ) -> str:
     """Write gains.csv, correlations.csv and branch.md, and give the last."""
-    base, record = losses[NONE], fork.record
+    base, record = losses[NONE], point.record
     sites: list[Site] = []
     for name, actions in wanted.items():
         if actions:
@@ -156,22 +151,22 @@ def _report(
         for site in sites
         for order, gain in enumerate(site.gains)
     ]
-    write_whole(fork.out / "gains.csv", to_csv(rows))
+    write_whole(point.out / "gains.csv", to_csv(rows))
     plain = [{**asdict(each), "orders": " ".join(map(repr, each.orders))} for each in found]
-    write_whole(fork.out / "correlations.csv", to_csv(plain))
-    flops = site_of(record, fork.grown, ()).flops
+    write_whole(point.out / "correlations.csv", to_csv(plain))
+    flops = site_of(record, point.grown, ()).flops
     lines = [
-        f"# {fork.run}, the growth at step {record.step} ({record.spent:.0%} of the budget)",
+        f"# {point.run}, the growth at step {record.step} ({record.spent:.0%} of the budget)",
         f"{len(sites)} growths of about {flops:,} FLOPs, {steps} steps, {len(base)} data orders "
         f"(mean ± sample std over them). Without growth the validation loss is {spread(base)}.",
-        gain_table(sites, fork.grown),
+        gain_table(sites, point.grown),
         "Rank correlation (Spearman) of the statistics at that step with the gain:",
         correlation_table(found, agreement(sites)),
     ]
     if left_out:
         lines.append("\n".join(["Left out:", *(f"- {line}" for line in left_out)]))
     text = "\n\n".join(lines)
-    write_whole(fork.out / "branch.md", text + "\n")
+    write_whole(point.out / "branch.md", text + "\n")
     return text
 
 

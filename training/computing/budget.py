@@ -1,9 +1,8 @@
-"""How much a run may spend, how much it has spent, and the learning rate that follows from it."""
+"""How much a run may spend, and how much it has spent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import cos, pi
 
 from nets import Architecture, train_flops
 from training.settings.common import Common
@@ -29,6 +28,12 @@ class Progress:
             if not isinstance(value, int if item.type == "int" else int | float) or value < 0:
                 raise ValueError(f"{item.name} must be a number of at least 0, got {value!r}")
 
+    def next_batch(self, per_epoch: int) -> None:
+        """Count a batch of the epoch; after its last one the next epoch begins."""
+        self.position += 1
+        if self.position == per_epoch:
+            self.epoch, self.position = self.epoch + 1, 0
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -51,16 +56,3 @@ class Budget:
         """Give the fraction spent, in [0, 1]."""
         used = {"flops": progress.flops, "epochs": progress.images, "seconds": progress.seconds}
         return min(1.0, used[self.kind] / self.total)
-
-
-def learning_rate(settings: Common, spent: float) -> float:
-    """Give the learning rate at a fraction of the budget.
-
-    `cosine` falls from the largest rate to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983,
-    equation 5, without restarts); `hold` stays constant until `grow_until` and then falls the same
-    way.
-    """
-    if settings.schedule == "hold":
-        tail = 1 - settings.grow_until
-        spent = max(0.0, spent - settings.grow_until) / tail if tail > 0 else 0.0
-    return settings.learning_rate * (1 + cos(pi * min(spent, 1.0))) / 2

@@ -1,0 +1,66 @@
+"""The state of a run between its steps: networks, optimizer, data, counters, history."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from analysis import Observer, Record
+from analysis.showing.board import Board
+from nets import Cost, Network
+from training.computing.budget import Budget, Progress
+from training.computing.evaluation import Loss
+from training.computing.precision import Precision
+from training.data.batches import Batches
+from training.data.images import Images
+from training.data.splits import Splits
+from training.settings.train import Train
+
+
+@dataclass
+class Run:
+    """All that a training loop holds between steps.
+
+    `model` is the network in the form that training steps call: wrapped for several processes,
+    compiled. The board is rank 0's. On several processes layers are read on each one's part of the
+    batches, and rank 0's readings are the record's; gradients are those of the whole batch.
+    """
+
+    settings: Train
+    folder: Path
+    precision: Precision
+    splits: Splits
+    judged: Images  # of the validation split: what records look at
+    statistics: tuple[Tensor, Tensor]  # mean and std by channel
+    batches: Batches
+    loss: Loss
+    limit: Cost
+    budget: Budget
+    probe: tuple[Tensor, Tensor]
+    net: Network
+    model: nn.Module
+    ema: Network | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    observer: Observer
+    window: Tensor  # (3,) summed loss, correct, images of this process since the last record
+    trace: list[Tensor]  # `window` after every step that losses.csv lacks, and once before them
+    progress: Progress = field(default_factory=Progress)
+    history: list[Record] = field(default_factory=list)
+    board: Board | None = None
+    held: ExitStack = field(default_factory=ExitStack)  # the folder's lock, the process's settings
+    stateful: bool = False  # whether the policy was seen to change, which is told once
+
+    @property
+    def spent(self) -> float:
+        """Fraction of the budget spent."""
+        return self.budget.spent(self.progress)
+
+    @property
+    def record_due(self) -> bool:
+        """Whether another part of the budget has been spent since the last record."""
+        return int(self.spent * self.settings.record_count) > self.progress.boundary

@@ -1,0 +1,115 @@
+"""At a record the policy decides, and the network grows; what growing costs is charged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+
+from analysis import Record
+from nets import Action, Architecture, Narrow, Network, Remove, Widen, cost, grow, train_flops
+from nets.plan.actions import adds_capacity
+from training.computing import distributed
+from training.computing.wrapped_model import model_of
+from training.deciding.ask_policy import attempt, failure_of, state_of, told_of_state
+from training.deciding.refusals import Decision, admit, first_refusals
+from training.deciding.user_errors import PolicyFailed, told
+from training.keeping.nonfinite import check_growth
+from training.keeping.run_state import Run
+from training.running.prepare import CHECKED
+from training.running.write_down import save
+
+
+def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, list[str]]:
+    """Ask the policy and do what it may.
+
+    Gives what was decided, how much the outputs differ after growth, None without one, and what
+    people are told of it.
+
+    Raises:
+        PolicyFailed: the policy failed, and `policy_errors` is "stop".
+        NonFinite: outputs after growth are NaN or infinite.
+    """
+    policy = run.settings.policy
+    state = state_of(policy)
+    decision, difference, failure = _decide_and_grow(run, record)
+    notes = first_refusals(run.history, decision.refused)
+    notes += [failure] if failure else []
+    if not run.stateful and state_of(policy) != state:
+        run.stateful = True
+        notes.append(told_of_state(policy))
+    return decision, difference, notes
+
+
+def _decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, str]:
+    """Take away what has faded, ask the policy and do what it may; last comes how it failed.
+
+    A policy that fails has asked for nothing, or ends the run: see `policy_errors`.
+    """
+    gone = tuple(
+        Remove(name, reason="its branch has faded")
+        for name, block in run.net.architecture.blocks.items()
+        if block.fade and int(run.net.get_submodule(name).fade) >= block.fade  # pyright: ignore
+    )
+    faded, settings = Decision(applied=gone), run.settings
+    if run.spent >= 1:
+        return faded, grow_run(run, faded), ""
+    answer = distributed.from_first(lambda: attempt(settings.policy, (*run.history, record)))
+    failure = answer.failure
+    if not failure:
+        architecture = reduce(Architecture.apply, gone, run.net.architecture)
+        may_grow = run.spent <= settings.grow_until
+        decision = admit(architecture, answer.actions, run.limit, may_grow)
+        decision = replace(decision, applied=(*gone, *decision.applied))
+        try:
+            return decision, grow_run(run, decision), ""
+        except ValueError as error:  # what only the weights can tell
+            failure = failure_of(settings.policy, record, told(error))
+    if settings.policy_errors == "stop":
+        failed = PolicyFailed(failure)
+        failed.add_note(answer.trace)  # for a comparison's error.txt
+        raise failed
+    return faded, grow_run(run, faded), failure
+
+
+def grow_run(run: Run, decision: Decision) -> float | None:
+    """Grow the run's network and give the output difference; the state before it is kept."""
+    if not decision.applied:
+        return None
+    settings = run.settings
+    grown = grow(
+        run.net,
+        decision.applied,
+        run.optimizer,
+        ema=run.ema,
+        initializer=settings.initializer,
+        seed=settings.seed,
+        probe=(run.probe[0][:CHECKED], run.probe[1][:CHECKED]),
+        loss=run.loss,
+    )
+    check_growth(run, grown.difference)
+    if any(map(adds_capacity, decision.applied)):  # only now: it could not have been done
+        save(run, f"growth/step{run.progress.step:07d}.pt")
+    run.progress.flops += _flops(run.net, grown.network, decision, settings.initializer)
+    assert grown.optimizer is not None
+    run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
+    run.model = model_of(run.net, settings)
+    run.observer.follow(grown)
+    return grown.difference
+
+
+def _flops(before: Network, after: Network, decision: Decision, initializer: str) -> int:
+    """Give what growing costs: the forwards that `grow` makes, and the gradients that edits see.
+
+    The average's forwards are free, as all that only judges.
+    """
+    old, new = (cost(net.architecture).flops for net in (before, after))
+    measured = sum(_measures(action, initializer) for action in decision.applied)
+    thawed = train_flops(before.architecture.thawed())
+    return CHECKED * (2 * old + 3 * new) + measured * CHECKED * thawed
+
+
+def _measures(action: Action, initializer: str) -> bool:
+    """Say whether an edit looks at gradients of the probe batch first."""
+    if isinstance(action, Narrow):
+        return action.saliency != "magnitude"
+    return isinstance(action, Widen) and (action.initializer or initializer) == "gradmax"

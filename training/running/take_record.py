@@ -1,0 +1,64 @@
+"""A record is taken: losses and accuracies, the layers' readings, and the probes of the policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from analysis import Record
+from nets import Network
+from training.computing import distributed
+from training.computing.evaluation import evaluate, means_of
+from training.computing.learning_rate import learning_rate
+from training.keeping.nonfinite import check_state, check_validation, finite, finite_readings
+from training.keeping.run_state import Run
+from training.running.charged_probes import measure_probes, with_probes
+from training.running.write_down import write_losses
+
+Means = tuple[float | None, float | None]
+
+
+def take_record(run: Run) -> tuple[Record, Means]:
+    """Give the record, nothing decided yet, and validation loss and accuracy of the average.
+
+    The sums of the training loss begin anew, losses.csv gains what it lacks.
+
+    Raises:
+        NonFinite: a loss, weight or optimizer state is NaN or infinite.
+    """
+    run.progress.boundary = int(run.spent * run.settings.record_count)
+    classification = run.splits.task == "classification"
+    trained = means_of(distributed.total(run.window), classification)
+    write_losses(run)
+    run.window.zero_()
+    run.trace = [run.window.clone()]
+    distributed.share_buffers(run.net, run.ema)
+    validated = _validate(run, run.net)
+    check_validation(run, validated[0])
+    check_state(run)
+    measured = measure_probes(run)
+    record = with_probes(_capture(run, trained, validated), measured)
+    loss, accuracy = (None, None) if run.ema is None else _validate(run, run.ema)
+    return record, (finite(loss), accuracy)
+
+
+def _capture(run: Run, trained: Means, validated: Means) -> Record:
+    record = Record.capture(
+        run.net,
+        run.observer,
+        step=run.progress.step,
+        epoch=run.progress.images / len(run.splits.train),
+        spent=run.spent,
+        seed=run.settings.seed,
+        limit=run.limit,
+        train_flops=run.progress.flops,
+        train_loss=trained[0],
+        train_accuracy=trained[1],
+        validation_loss=validated[0],
+        validation_accuracy=validated[1],
+        learning_rate=learning_rate(run.settings, run.spent),
+    )
+    return replace(record, layers=finite_readings(record.layers))
+
+
+def _validate(run: Run, net: Network) -> Means:
+    return evaluate(net, run.judged, *run.statistics, run.loss, run.precision)
