@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from analysis import LayerReading, Record
-from analysis.recording.record import STATISTICS
+from analysis.observing.reading import STATISTICS
 from analysis.showing import pictures
 from analysis.showing.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
 from nets import Insert, Widen, WidenStage, cost, preset, seed_of

@@ -24,7 +24,7 @@ import run
 import training.running.summary
 from analysis import read_history
 from analysis.judging.suggestions import suggestions
-from analysis.recording.record import STATISTICS
+from analysis.observing.reading import STATISTICS
 from policies import Periodic
 from training.settings.settings import Train, settings_to_dict
 

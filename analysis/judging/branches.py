@@ -11,7 +11,8 @@ from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
 
-from analysis.recording.record import STATISTICS, Record
+from analysis.observing.reading import STATISTICS
+from analysis.recording.record import Record
 from analysis.showing.tables import markdown, number, phrase
 from nets import Action, Insert, cost
 

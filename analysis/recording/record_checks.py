@@ -1,33 +1,21 @@
-"""What a record must be: read-only, and numbers where it is counted with."""
+"""What a record must be: numbers where it is counted with, each in its range."""
 
 from __future__ import annotations
 
 from functools import reduce
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nets import Architecture
 from nets.checks import check_count
 
 if TYPE_CHECKING:
-    from analysis.recording.record import LayerReading, Record
+    from analysis.observing.reading import LayerReading
+    from analysis.recording.record import Record
 
 _MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _MEASURED += ("learning_rate",)
 _NO_STATISTICS = ("block", "role", "edited", "extra")
-
-
-class ReadOnly(dict[str, Any]):
-    """A mapping that nobody changes: a policy is shown the records that the run keeps."""
-
-    def _refuse(self, *_: object, **__: object) -> Any:
-        raise TypeError("a record cannot be changed")
-
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
-    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType]
-
-    def __reduce__(self) -> Any:
-        return ReadOnly, (dict(self),)
 
 
 def check_record(record: Record) -> None:
