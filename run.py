@@ -22,7 +22,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from analysis import Record, read_history
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from training.keeping.failures import PolicyFailed, told
 from training.running.finite import NonFinite
 from training.settings.commandline import Exit, Parser, make_parser, one_line, underscored

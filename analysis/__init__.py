@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from analysis.observing.reading import LayerReading
-from analysis.recording.record import Record, read_history
+from analysis.recording.history_jsonl import read_history
+from analysis.recording.record import Record
 
 if TYPE_CHECKING:
     from analysis.observing.observer import Observer

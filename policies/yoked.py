@@ -9,7 +9,7 @@ from math import inf
 from random import Random
 
 from analysis import read_history
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
 from nets.checks import check_count
 from nets.plan.actions import adds_capacity

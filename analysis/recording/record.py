@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from functools import reduce
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from analysis.observing.reading import LayerReading, ReadOnly
-from analysis.recording.files import path_of
-from analysis.recording.record_checks import check_record
+from analysis.observing.reading import STATISTICS, LayerReading, ReadOnly
 from nets import Action, Architecture, Cost, action_from_dict, action_to_dict, cost
+from nets.checks import check_count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 UNBOUNDED = Cost(parameters=2**62, flops=2**62)
 """The limit of a record that was given none."""
+_MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+_MEASURED += ("learning_rate",)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Record:
                 values[name] = tuple(action_from_dict(action) for action in d[name])
             values["refused"] = tuple((action_from_dict(act), why) for act, why in d["refused"])
             record = cls(**values)
-            check_record(record)
+            _check(record)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"record cannot be read: {error!r}") from None
         return record
@@ -132,24 +133,44 @@ def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:
     return {name: value for name, value in values if name == "block" or value not in (None, {})}
 
 
-def read_history(path: str | Path, records: int | None = None) -> list[Record]:
-    """Read a history.jsonl file, or that of a run folder; all of it, or its first `records`.
+def _check(record: Record) -> None:
+    """Raise a ValueError unless all that is counted with is of its kind, and in its range."""
+    for name in ("step", "train_flops"):
+        check_count(name, getattr(record, name), least=0)
+    check_count("seed", record.seed, least=-(2**63))
+    for name in ("parameters", "flops"):
+        check_count(f"{name} of limit", getattr(record.limit, name))
+    for name in ("epoch", "spent"):
+        _check_number(name, getattr(record, name))
+    if not 0 <= record.spent < inf:  # in a loop of one's own it may be more than the budget
+        raise ValueError(f"spent must be at least 0 and finite, got {record.spent!r}")
+    for name in _MEASURED:
+        _check_number(name, getattr(record, name), optional=True)
+    for block, value in record.importance.items():
+        _check_number(f"importance of {block!r}", value)
+    for path, reading in record.layers.items():
+        _check_reading(path, reading)
+    for _, why in record.refused:
+        if not isinstance(why, str):
+            raise ValueError(f"refused must say why as text, got {why!r}")
+    reduce(Architecture.apply, record.applied, record.architecture)
 
-    Raises:
-        ValueError: the file is missing, a line is not a record, or its step is before that of the
-            line above; the message names the line.
-    """
-    path = path_of("history", path)
-    path = path / "history.jsonl" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
-    found: list[Record] = []
-    for number, line in enumerate(path.read_bytes().splitlines()[:records], start=1):
-        try:
-            record = Record.from_dict(json.loads(line.decode()))
-            if found and record.step < found[-1].step:
-                raise ValueError(f"step must be at least {found[-1].step}, got {record.step}")
-            found.append(record)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-    return found
+
+def _check_reading(path: str, reading: LayerReading) -> None:
+    if not isinstance(reading.role, str) or not isinstance(reading.block, str | None):
+        got = (reading.block, reading.role)
+        raise ValueError(f"block and role of {path!r} must be text, got {got}")
+    if reading.edited is not None:
+        check_count(f"edited of {path!r}", reading.edited, least=0)
+    for name in STATISTICS:
+        _check_number(f"{name} of {path!r}", reading.value(name), optional=True)
+    for name, value in reading.extra.items():
+        _check_number(f"{name!r} of {path!r}", value)
+
+
+def _check_number(name: str, value: object, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000
+    if not whole and not isinstance(value, float):  # a larger integer cannot become one
+        raise ValueError(f"{name} must be a number, got {value!r}")

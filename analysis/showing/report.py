@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 
 from analysis.judging.claims import Judgement, judgement_text
-from analysis.recording.files import write_whole
-from analysis.recording.record import read_history
+from analysis.recording.atomic_files import write_whole
+from analysis.recording.history_jsonl import read_history
 from analysis.showing import plots
 from analysis.showing.drawing import Undrawn, drawing
 

@@ -23,7 +23,7 @@ from analysis.judging.branches import (
     spread,
     to_csv,
 )
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
 from nets import Action, grow
 from nets.checks import check_count
 from nets.modules.draws import hash_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import Record, read_history
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from analysis.showing.tables import markdown, no_growth, phrase
 from nets import Action
 from nets.plan.actions import adds_capacity

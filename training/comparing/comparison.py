@@ -12,7 +12,7 @@ from multiprocessing import current_process
 from typing import Any
 
 from analysis.judging.claims import Finished, Judgement, judge, judgement_text
-from analysis.recording.files import Unwritten, write_whole
+from analysis.recording.atomic_files import Unwritten, write_whole
 from analysis.showing.report import write_report
 from analysis.showing.tables import result_of
 from training.comparing.cells import Job, gpus_of, jobs_of, workers_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets.checks import check_count
 from nets.modules.draws import generator_of
 from training.data.augmenting import AUGMENTS as AUGMENTS

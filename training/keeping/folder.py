@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from analysis import Record
-from analysis.recording.files import append, write_whole
+from analysis.recording.atomic_files import append, write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis import Observer, Record, read_history
-from analysis.recording.files import writing
+from analysis.recording.atomic_files import writing
 from analysis.recording.timeline import statistics_of
 from analysis.showing.board import Board
 from nets import Architecture, Cost, Network, build, cost

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets.checks import meant
 from policies import Policy
 from training import __version__

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets import Architecture, cost, preset, seed_of
 from nets.checks import check_choice, check_count, check_fraction, check_kinds
 from policies import (
