@@ -109,7 +109,7 @@ def _reporting(first: bool = True):
 
 
 def _train(chosen: Namespace) -> int:
-    from analysis.showing.tables import result_of
+    from analysis.recording.phrases import result_of
     from training.keeping.interrupts import Interrupted
     from training.keeping.ranks import joined
     from training.running.loop import train
@@ -165,8 +165,9 @@ def _compare(chosen: Namespace) -> int:
 
 def _inspect(chosen: Namespace) -> int:
     from analysis.judging.suggestions import suggestions
+    from analysis.recording.phrases import no_growth
     from analysis.recording.timeline import architectures, layer_values
-    from analysis.showing.tables import growth_table, layer_table, no_growth
+    from analysis.showing.tables import growth_table, layer_table
     from nets import cost
 
     history = _history(chosen.run)
@@ -199,8 +200,8 @@ def _inspect(chosen: Namespace) -> int:
 
 def _draw(chosen: Namespace, history: Sequence[Record]) -> str:
     """Write the pictures of a run, and say where they are or why there are none."""
-    from analysis.showing.drawing import Undrawn, drawing
-    from analysis.showing.pictures import draw
+    from analysis.showing.history_pictures import draw
+    from analysis.showing.matplotlib_figures import Undrawn, drawing
     from training.running.pictures import reference_of, write_pictures
 
     folder = path_of("run", chosen.run)

@@ -10,6 +10,7 @@ from random import Random
 
 from analysis import read_history
 from analysis.recording.atomic_files import path_of
+from analysis.recording.record import edits_of
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
 from nets.checks import check_count
 from nets.plan.actions import adds_capacity
@@ -118,12 +119,12 @@ def _growths(path: str, modified: int) -> tuple[tuple[float, type[Action], int],
     give or take a step.
     """
     history = read_history(path)
-    found = []
-    for record in history:
-        architecture = record.architecture
-        for action in record.applied:
-            architecture = architecture.apply(action)
-            if adds_capacity(action):
-                added = cost(architecture).flops - history[0].cost.flops
-                found.append((record.spent - 0.5 / len(history), type(action), added))
-    return tuple(found)
+    return tuple(
+        (
+            record.spent - 0.5 / len(history),
+            type(action),
+            cost(after).flops - history[0].cost.flops,
+        )
+        for record, action, _, after in edits_of(history)
+        if adds_capacity(action)
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-import analysis.showing.report
+import analysis.showing.html_report
 import run
 import training.running.loop
 from analysis import read_history
@@ -26,7 +26,7 @@ CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
     "growing": Cell(Periodic(), schedule="hold", lr=0.05),
 }
-PICTURES = analysis.showing.report._pictures
+PICTURES = analysis.showing.html_report._pictures
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
 
@@ -231,7 +231,7 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
 
 
 def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.showing.report, "_pictures", PICTURES)  # of every kind of row
+    monkeypatch.setattr(analysis.showing.html_report, "_pictures", PICTURES)  # of every kind of row
     cells = {
         **CELLS,
         "other static": Cell(Never(), net="resnet14"),

@@ -10,7 +10,7 @@ import pytest
 
 import training.running.loop
 from analysis import read_history
-from analysis.judging.frontier import read_losses
+from analysis.judging.loss_after_growth import read_losses
 from policies import Periodic
 from training.keeping.folder import append_losses, cut_back
 from training.keeping.interrupts import Interrupted

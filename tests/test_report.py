@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from test_comparison import quiet, small
 
-from analysis.showing import plots
-from analysis.showing.report import html_of
+from analysis.showing import architecture_pictures
+from analysis.showing.html_report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
 from training.comparing.comparison import compare
@@ -129,7 +129,7 @@ def test_capacity_is_counted_by_stage_and_kind():
         last = last.apply(action)
         sizes.append(cost(last).flops)
     steps = [after - before for before, after in pairwise(sizes)]
-    assert plots._added([record]) == {
+    assert architecture_pictures._added([record]) == {
         (0, "widened"): steps[0],
         (2, "inserted"): steps[2],
         (2, "widened"): steps[3],

@@ -24,7 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 import run
 import training.running.loop
 from analysis import read_history
-from analysis.showing.board import Board
+from analysis.showing.tensorboard_writer import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
 from training.keeping.interrupts import Interrupted
 from training.running.loop import train

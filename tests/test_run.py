@@ -255,7 +255,7 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
 
 def test_inspect_tells_what_grew_and_shows_the_layers(first, monkeypatch, capsys):
     folder, _ = first
-    monkeypatch.setattr("analysis.showing.pictures.draw", lambda *histories: {})
+    monkeypatch.setattr("analysis.showing.history_pictures.draw", lambda *histories: {})
     history = read_history(folder)
     for more, record in (([], history[-1]), (["--record", "2"], history[2])):
         assert called(["inspect", folder, *more]) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from math import inf
@@ -126,6 +126,18 @@ class Record:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"record cannot be read: {error!r}") from None
         return record
+
+
+def edits_of(
+    history: Sequence[Record],
+) -> Iterator[tuple[Record, Action, Architecture, Architecture]]:
+    """Give each applied action with its record, and the architecture before and after it."""
+    for record in history:
+        before = record.architecture
+        for action in record.applied:
+            after = before.apply(action)
+            yield record, action, before, after
+            before = after
 
 
 def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:

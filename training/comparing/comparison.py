@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from multiprocessing import current_process
 from typing import Any
 
-from analysis.judging.claims import Finished, Judgement, judge, judgement_text
+from analysis.judging.comparison_claims import Judgement, judge
+from analysis.judging.finished_runs import Finished
 from analysis.recording.atomic_files import Unwritten, write_whole
-from analysis.showing.report import write_report
-from analysis.showing.tables import result_of
+from analysis.recording.phrases import result_of
+from analysis.showing.comparison_tables import judgement_text
+from analysis.showing.html_report import write_report
 from training.comparing.cells import Job, gpus_of, jobs_of, workers_of
 from training.comparing.engines import Engine, Here, Pool, run_jobs, stays_here
 from training.data.identity import check_same_data, settle

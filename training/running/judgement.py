@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from traceback import format_exc
 
 from analysis import Record, read_history
-from analysis.showing.tables import phrase
+from analysis.recording.phrases import phrase
 from nets import Action, Architecture, Cost, Freeze, Unfreeze, action_to_dict, cost, train_flops
 from nets.checks import check_choice
 from nets.plan.action_dicts import ACTIONS, action_from_dict

@@ -9,9 +9,9 @@ from time import perf_counter
 from typing import Any
 
 from analysis import Record, response_histograms
-from analysis.showing.board import Board
-from analysis.showing.drawing import Undrawn
-from analysis.showing.tables import phrase
+from analysis.recording.phrases import phrase
+from analysis.showing.matplotlib_figures import Undrawn
+from analysis.showing.tensorboard_writer import Board
 from nets import (
     Action,
     Architecture,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from analysis import Observer, Record, read_history
 from analysis.recording.atomic_files import writing
 from analysis.recording.timeline import statistics_of
-from analysis.showing.board import Board
+from analysis.showing.tensorboard_writer import Board
 from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.modules.draws import generator_of

@@ -10,11 +10,13 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyri
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from analysis.observing.probes import Histogram
+from analysis.recording.phrases import phrase
 from analysis.recording.record import Record
 from analysis.recording.timeline import statistics_of
-from analysis.showing.drawing import drawing
-from analysis.showing.events import EventFile
-from analysis.showing.tables import growth_table, phrase
+from analysis.showing import history_pictures
+from analysis.showing.matplotlib_figures import HEIGHT, WIDTH, drawing
+from analysis.showing.tables import growth_table
+from analysis.showing.tensorboard_event_file import EventFile
 from nets import Action, Cost
 
 METRICS = (
@@ -37,8 +39,8 @@ class Board:
     network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
     outputs on the probe batch), and every number of every layer and block under the tag that
     `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
-    Images: pictures/<name>, as `pictures.draw` names them. HParams: the settings beside the last
-    values of METRICS.
+    Images: pictures/<name>, as `history_pictures.draw` names them. HParams: the settings beside the
+    last values of METRICS.
     """
 
     def __init__(
@@ -141,14 +143,12 @@ class Board:
         Raises:
             Undrawn: the table alone is written.
         """
-        from analysis.showing import pictures  # imports matplotlib when it draws
-
         step = history[-1].step
         self._drawn = perf_counter()
         self._events.add(text("growth_history", growth_table(history)), step)
         with drawing():
-            drawn = pictures.draw(history, reference)
-        size = {"width": pictures.WIDTH, "height": pictures.HEIGHT, "colorspace": 4}
+            drawn = history_pictures.draw(history, reference)
+        size = {"width": WIDTH, "height": HEIGHT, "colorspace": 4}
         images = [
             Summary.Value(
                 tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
@@ -167,13 +167,11 @@ class Board:
         for summary in hparams(dict(values), dict.fromkeys(METRICS, 0.0)):
             self._events.add(summary, step)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write out what is waiting; no file is held open."""
         self._events.flush()
 
-    def flush(self) -> None:
-        """Write out what is waiting."""
-        self._events.flush()
+    close = flush
 
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         values = [

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from analysis.judging.claims import Judgement, judgement_text
+from analysis.judging.comparison_claims import Judgement
 from analysis.recording.atomic_files import write_whole
 from analysis.recording.history_jsonl import read_history
-from analysis.showing import plots
-from analysis.showing.drawing import Undrawn, drawing
+from analysis.showing.architecture_pictures import Histories, architectures_of_rows, capacity
+from analysis.showing.comparison_pictures import colors_of, layer_statistics, score_over
+from analysis.showing.comparison_tables import judgement_text
+from analysis.showing.matplotlib_figures import Undrawn, drawing
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -79,18 +81,18 @@ def _pictures(judgement: Judgement) -> list[str]:
     ]
 
 
-def _drawn(judgement: Judgement, histories: plots.Histories) -> list[tuple[str, str, str]]:
+def _drawn(judgement: Judgement, histories: Histories) -> list[tuple[str, str, str]]:
     """Give the title, a note and the SVG of every picture."""
     pictures = [
         (
             "Score over training FLOPs",
             "Mean over seeds, band: sample std. Grey: the static frontier.",
-            plots.score_over(judgement, "flops"),
+            score_over(judgement, "flops"),
         ),
         (
             "Score over time",
             "Seconds depend on the machine and on what else it did.",
-            plots.score_over(judgement, "seconds"),
+            score_over(judgement, "seconds"),
         ),
     ]
     if any(record.applied for runs in histories.values() for one in runs for record in one):
@@ -98,20 +100,20 @@ def _drawn(judgement: Judgement, histories: plots.Histories) -> list[tuple[str, 
             (
                 "Architectures over time",
                 "Inner channels of every block, first seed; later blocks of a stage are paler.",
-                plots.architectures(histories),
+                architectures_of_rows(histories),
             ),
             (
                 "Where each row put its capacity",
                 "Means over seeds.",
-                plots.capacity(histories),
+                capacity(histories),
             ),
         ]
-    colors = plots.colors_of(judgement)
+    colors = colors_of(judgement)
     pictures.append(
         (
             "Layer statistics at the end, side by side",
             "One point a block, first seed; means of the layers inside the block.",
-            plots.layer_statistics(histories, colors),
+            layer_statistics(histories, colors),
         )
     )
     return pictures
