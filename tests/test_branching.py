@@ -16,7 +16,7 @@ import training.asking.branching
 from analysis import read_history
 from nets import Widen, cost
 from nets.plan.actions import adds_capacity
-from policies.plateau import whole
+from policies.plateau import grow_all_stages
 from training.asking.branching import NONE, branch
 from training.asking.forks import candidates, fork_of
 from training.data.batches import Batches
@@ -195,7 +195,7 @@ def test_the_run_itself_is_left_as_it_was(grown, branched):
 
 def test_growth_at_several_places_is_tried_as_it_was(grown, at):
     fork = fork_of(grown, at)
-    many = whole(fork.record, 0.2)
+    many = grow_all_stages(fork.record, 0.2)
     assert len(many) > 1
     wide = replace(fork, record=replace(fork.record, applied=tuple(many)))
     wanted, _ = candidates(wide)
