@@ -79,14 +79,8 @@ class Record:
                 are 0 and `limit` is without bound unless given.
         """
         architecture: Any = net.architecture
-        given = {
-            "step": observer.step,
-            "epoch": 0.0,
-            "spent": 0.0,
-            "seed": 0,
-            "limit": UNBOUNDED,
-            "layers": observer.readings(),
-        }
+        given: dict[str, Any] = {"step": observer.step, "epoch": 0.0, "spent": 0.0, "seed": 0}
+        given |= {"limit": UNBOUNDED, "layers": observer.readings()}
         return cls(architecture=architecture, **{**given, **numbers})
 
     @property

@@ -60,14 +60,9 @@ def _band_colour(stages: list[str], name: str, row: int) -> tuple[float, float, 
 
 
 def _mark_changes(axes: Axes, over: Bands, tops: np.ndarray) -> None:
-    kinds = {"born": "black", "widened": "red"}
-    for kind, colour in kinds.items():
+    for kind, colour in {"born": "black", "widened": "red"}.items():
         marks = [
-            (
-                over.steps[k],
-                tops[row, k] - after + (before if kind == "widened" else 0),
-                tops[row, k],
-            )
+            (over.steps[k], tops[row, k] - after + before, tops[row, k])
             for k in range(1, len(over.steps) - 1)
             for row, (before, after) in enumerate(over.widths[:, k - 1 : k + 1])
             if after > before and (kind == "born") == (before == 0)
@@ -90,13 +85,8 @@ def _name_bands(axes: Axes, over: Bands, tops: np.ndarray) -> None:
             key = name if few else name.partition(".")[0]
             middles.setdefault(key, []).append(top - width / 2)
     for name, places in middles.items():
-        axes.annotate(
-            name,
-            (1.01, sum(places) / len(places)),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=7 if few else 9,
-        )
+        place, of = (1.01, sum(places) / len(places)), ("axes fraction", "data")
+        axes.annotate(name, place, xycoords=of, va="center", fontsize=7 if few else 9)
 
 
 @own_settings()
@@ -114,15 +104,9 @@ def architectures_of_rows(histories: Histories) -> str:
                 name = block.name
                 widths = [blocks[name].width if name in blocks else 0 for blocks in present]
                 top = floor + np.array([widths[0], *widths])
-                axes.fill_between(
-                    spent,
-                    floor,
-                    top,
-                    step="pre",
-                    color=_STAGES[number % len(_STAGES)],
-                    alpha=1 - 0.65 * place / max(1, len(stage.blocks)),
-                    linewidth=0,
-                )
+                color = _STAGES[number % len(_STAGES)]
+                paler = 1 - 0.65 * place / max(1, len(stage.blocks))
+                axes.fill_between(spent, floor, top, color=color, alpha=paler, step="pre", lw=0)
                 floor = top
         axes.set_title(row, fontsize=9)
         axes.set_xlim(0, 1)
@@ -145,11 +129,9 @@ def capacity(histories: Histories) -> str:
         for key in sorted({key for one in added for key in one}):
             flops = float(np.mean([one.get(key, 0) for one in added]))
             stage, kind = key
-            color = _STAGES[stage % len(_STAGES)]
-            hatch = "////" if kind == "inserted" else None
-            axes.barh(
-                place, flops, left=left, color=color, hatch=hatch, edgecolor="white", height=0.7
-            )
+            color, hatch = _STAGES[stage % len(_STAGES)], "////" if kind == "inserted" else None
+            style = {"color": color, "hatch": hatch, "edgecolor": "white", "height": 0.7}
+            axes.barh(place, flops, left=left, **style)
             left += flops
     axes.set_yticks(range(len(grew)), list(grew))
     axes.invert_yaxis()
@@ -161,11 +143,9 @@ def capacity(histories: Histories) -> str:
 def _stage_legend(figure: Figure, histories: Histories) -> None:
     from matplotlib.patches import Patch
 
-    record = next(iter(histories.values()))[0][-1]
-    names = [stage.name for stage in record.architecture.stages]
-    patches = [
-        Patch(color=_STAGES[place % len(_STAGES)], label=name) for place, name in enumerate(names)
-    ]
+    stages = next(iter(histories.values()))[0][-1].architecture.stages
+    colors = (_STAGES[number % len(_STAGES)] for number in range(len(stages)))
+    patches = [Patch(color=color, label=stage.name) for color, stage in zip(colors, stages)]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 

@@ -71,17 +71,13 @@ def figures_table(judgement: Judgement) -> str:
     """Give what the runs did on the way, as means over seeds."""
     value, lines = scale_of(judgement), []
     for name, runs in judgement.figures.items():
-        reached = [r.flops_to_reference for r in runs.values() if r.flops_to_reference is not None]
-        regrets = [run.regret for run in runs.values() if run.regret is not None]
-        losses = [run.transient for run in runs.values() if run.transient is not None]
-        lines.append(
-            [
-                name,
-                value(mean(regrets)) if regrets else "-",
-                f"{mean(reached):.3g} ({len(reached)} of {len(runs)})" if reached else "never",
-                number(mean(losses)) if losses else "-",
-            ]
+        regrets, reached, losses = (
+            [found for run in runs.values() if (found := getattr(run, key)) is not None]
+            for key in ("regret", "flops_to_reference", "transient")
         )
+        told = f"{mean(reached):.3g} ({len(reached)} of {len(runs)})" if reached else "never"
+        loss = number(mean(losses)) if losses else "-"
+        lines.append([name, value(mean(regrets)) if regrets else "-", told, loss])
     header = ["row", "anytime regret", "FLOPs to the reference's score", "loss after growth"]
     return markdown(header, lines) + (
         "\n\nAnytime regret: mean distance below the static frontier over the budget. "

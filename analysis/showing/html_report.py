@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def _pictures(judgement: Judgement) -> list[str]:
         for name, runs in judgement.rows.items()
     }
     with drawing():
-        drawn = _drawn(judgement, histories)
+        drawn = list(_drawn(judgement, histories))
     return [
         f'<h2>{title}</h2><figure><div class="wide">{svg}</div>'
         f"<figcaption>{note}</figcaption></figure>"
@@ -81,42 +81,19 @@ def _pictures(judgement: Judgement) -> list[str]:
     ]
 
 
-def _drawn(judgement: Judgement, histories: Histories) -> list[tuple[str, str, str]]:
+def _drawn(judgement: Judgement, histories: Histories) -> Iterator[tuple[str, str, str]]:
     """Give the title, a note and the SVG of every picture."""
-    pictures = [
-        (
-            "Score over training FLOPs",
-            "Mean over seeds, band: sample std. Grey: the static frontier.",
-            score_over(judgement, "flops"),
-        ),
-        (
-            "Score over time",
-            "Seconds depend on the machine and on what else it did.",
-            score_over(judgement, "seconds"),
-        ),
-    ]
+    note = "Mean over seeds, band: sample std. Grey: the static frontier."
+    yield "Score over training FLOPs", note, score_over(judgement, "flops")
+    note = "Seconds depend on the machine and on what else it did."
+    yield "Score over time", note, score_over(judgement, "seconds")
     if any(record.applied for runs in histories.values() for one in runs for record in one):
-        pictures += [
-            (
-                "Architectures over time",
-                "Inner channels of every block, first seed; later blocks of a stage are paler.",
-                architectures_of_rows(histories),
-            ),
-            (
-                "Where each row put its capacity",
-                "Means over seeds.",
-                capacity(histories),
-            ),
-        ]
-    colors = colors_of(judgement)
-    pictures.append(
-        (
-            "Layer statistics at the end, side by side",
-            "One point a block, first seed; means of the layers inside the block.",
-            layer_statistics(histories, colors),
-        )
-    )
-    return pictures
+        note = "Inner channels of every block, first seed; later blocks of a stage are paler."
+        yield "Architectures over time", note, architectures_of_rows(histories)
+        yield "Where each row put its capacity", "Means over seeds.", capacity(histories)
+    note = "One point a block, first seed; means of the layers inside the block."
+    svg = layer_statistics(histories, colors_of(judgement))
+    yield "Layer statistics at the end, side by side", note, svg
 
 
 def _provenance(folder: Path, run: Path) -> list[str]:

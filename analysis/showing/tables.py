@@ -18,17 +18,11 @@ from nets import Action, SetSurvival, cost
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Give a Markdown table whose columns also line up as plain text."""
     lines = [list(header), *map(list, rows)]
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
-    rule = [
-        ("-" * width if column == 0 else "-" * (width - 1) + ":")
-        for column, width in enumerate(widths)
-    ]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = [
-        [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
-        ]
-        for line in (lines[0], rule, *lines[1:])
+        [cell.rjust(width) if k else cell.ljust(width) for k, (cell, width) in enumerate(pairs)]
+        for pairs in (zip(line, widths) for line in (lines[0], rule, *lines[1:]))
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
@@ -74,17 +68,13 @@ def gain_table(sites: Sequence[Site], done: Sequence[Action]) -> str:
 def correlation_table(found: Sequence[Correlation], agreed: float | None) -> str:
     """Give the correlations as Markdown, the strongest first, with the number of sites."""
     by_name: dict[str, dict[str, Correlation]] = {}
-    for each in found:
-        by_name.setdefault(each.statistic, {})[each.kind] = each
     kinds: dict[str, int] = {}
     for each in found:
+        by_name.setdefault(each.statistic, {})[each.kind] = each
         kinds[each.kind] = max(each.sites, kinds.get(each.kind, 0))
-    rows = [
-        [name, *(_rho(of.get(kind)) for kind in kinds)]
-        for name, of in sorted(
-            by_name.items(), key=lambda item: -max(abs(each.rho) for each in item[1].values())
-        )
-    ]
+    strength = {name: max(abs(each.rho) for each in of.values()) for name, of in by_name.items()}
+    ordered = sorted(by_name, key=lambda name: -strength[name])
+    rows = [[name, *(_rho(by_name[name].get(kind)) for kind in kinds)] for name in ordered]
     header = ["statistic", *(f"{kind} ({sites} sites)" for kind, sites in kinds.items())]
     table = markdown(header, rows) if rows else "too few sites for a rank correlation"
     return f"{table}\n\nRank agreement of the gains between data orders: {number(agreed)}"

@@ -85,9 +85,8 @@ class Board:
         self._scalars(scalars, record.step)
         if names and not self._charted:
             charts = {name: ["Multiline", [pattern_of(name)]] for name in names}
-            self._events.add(
-                custom_scalars({"layers, one chart per statistic": charts}), record.step
-            )
+            layout = custom_scalars({"layers, one chart per statistic": charts})
+            self._events.add(layout, record.step)
             self._charted = True
 
     def growth(
@@ -100,10 +99,9 @@ class Board:
         """Write what was done and why, what was refused and why, and the output difference."""
         if applied:
             lines = [f"- {phrase(action)}{_because(action)}" for action in applied]
-            moved = (
-                "" if difference is None else f"\n\noutputs moved by {difference:.2g} (relative)"
-            )
-            self._events.add(text("growth", "\n".join(lines) + moved), step)
+            if difference is not None:
+                lines.append(f"\noutputs moved by {difference:.2g} (relative)")
+            self._events.add(text("growth", "\n".join(lines)), step)
             self._scalars({"growth/difference": difference}, step)
         if refused:
             lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
@@ -149,13 +147,9 @@ class Board:
         with drawing():
             drawn = history_pictures.draw(history, reference)
         size = {"width": WIDTH, "height": HEIGHT, "colorspace": 4}
-        images = [
-            Summary.Value(
-                tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
-            )
-            for name, png in drawn.items()
-        ]
-        self._events.add(Summary(value=images), step)
+        images = {n: Summary.Image(encoded_image_string=png, **size) for n, png in drawn.items()}
+        values = [Summary.Value(tag=f"pictures/{name}", image=images[name]) for name in images]
+        self._events.add(Summary(value=values), step)
 
     def size(self, step: int, size: Cost) -> None:
         """Write the size of a network that is no longer the last record's."""
