@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from analysis.judging.comparable_runs import Finished
 from analysis.judging.comparison_claims import Judgement, judge
-from analysis.judging.finished_runs import Finished
 from analysis.showing.comparison_tables import judgement_text
 
 SMALL = [0.80, 0.82, 0.81, 0.79, 0.83]

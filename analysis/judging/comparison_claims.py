@@ -15,7 +15,7 @@ from analysis.judging.anytime_regret import (
     read_curve,
     regret,
 )
-from analysis.judging.finished_runs import (
+from analysis.judging.comparable_runs import (
     Finished,
     Rows,
     check_equal,

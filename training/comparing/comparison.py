@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from multiprocessing import current_process
 from typing import Any
 
+from analysis.judging.comparable_runs import Finished
 from analysis.judging.comparison_claims import Judgement, judge
-from analysis.judging.finished_runs import Finished
 from analysis.recording.atomic_files import Unwritten, write_whole
 from analysis.recording.phrases import result_of
 from analysis.showing.comparison_tables import judgement_text
