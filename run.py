@@ -18,7 +18,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from training.commandline.console import complain, lose_stdout, open_streams, reporting
 from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
@@ -82,7 +82,7 @@ def _settings(kind: Callable[..., Any], chosen: Namespace) -> Any:
 
 
 def _train(chosen: Namespace) -> int:
-    from analysis.showing.tables import result_of
+    from analysis.recording.phrases import result_of
     from training.computing.distributed import joined
     from training.computing.signals import Interrupted
     from training.running.loop import train

@@ -6,7 +6,9 @@ Everything that needs torch is imported on first use, so that policies load in m
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from analysis.recording.record import LayerReading, Record, read_history
+from analysis.observing.reading import LayerReading
+from analysis.recording.history_jsonl import read_history
+from analysis.recording.record import Record
 
 if TYPE_CHECKING:
     from analysis.observing.observer import Observer

@@ -24,7 +24,7 @@ import torch
 
 from analysis import Observer, Record
 from analysis.showing.tables import markdown
-from benchmarks.timing import interleaved, ratios, step_of
+from benchmarks.timing import interleaved, random_batch, ratios, step_of
 from nets import Architecture, Narrow, Widen, build, cost, grow, preset, seed_of
 from policies import RandomSite
 from training.deciding.ask_policy import ask
@@ -107,13 +107,6 @@ def alternate(
     return found, memory
 
 
-def batch_of(limit: Architecture, size: int) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(size, *limit.image, generator=generator)
-    targets = torch.randint(limit.classes, (size,), generator=generator)
-    return inputs.contiguous(memory_format=torch.channels_last), targets
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -127,16 +120,18 @@ def main() -> None:
     )
     rows = []
     limit = preset("resnet20", classes=10)
-    found, memory = alternate(limit, batch_of(limit, 32), chosen.edits)  # first: others hold more
+    found, memory = alternate(
+        limit, random_batch(limit, 32), chosen.edits
+    )  # first: others hold more
     for name, size, rounds in (
         ("resnet20", 128, chosen.rounds),
         ("wrn-28-10", chosen.wide_batch, max(3, chosen.rounds // 5)),
     ):
         net = preset(name, classes=10)
-        seconds = interleaved(growth_turns(net, batch_of(net, size)), rounds)
+        seconds = interleaved(growth_turns(net, random_batch(net, size)), rounds)
         figures = [f"{value:.2f}" for value in ratios(seconds, "growth", "step")]
         rows.append([f"growth step of {name}, batch {size} / training step", *figures, "<= 3"])
-    batch = batch_of(limit, 128)
+    batch = random_batch(limit, 128)
     seconds = interleaved(grown_turns(limit, batch), chosen.rounds)
     for name, aim in (("built again", "noise"), ("grown", "1.00 within noise")):
         figures = [f"{value:.3f}" for value in ratios(seconds, name, "built")]

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from benchmarks.timing import interleaved, ratios, step_of
+from benchmarks.timing import interleaved, random_batch, ratios, step_of
 from nets import Architecture, Freeze, build, grow, preset, train_flops
 
 
@@ -41,19 +41,13 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     architecture = preset(chosen.net)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(chosen.batch, *architecture.image, generator=generator)
-    targets = torch.randint(architecture.classes, (chosen.batch,), generator=generator)
     layout = torch.channels_last if chosen.layout == "channels_last" else torch.contiguous_format
-    inputs = inputs.contiguous(memory_format=layout)
+    batch = random_batch(architecture, chosen.batch, layout)
     steps, flops = {}, {}
     for name, plan in plans_of(architecture).items():
         net = grow(build(architecture).to(memory_format=layout), plan).network
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-        steps[name], flops[name] = (
-            step_of(net, optimizer, inputs, targets),
-            train_flops(net.architecture),
-        )
+        steps[name], flops[name] = step_of(net, optimizer, *batch), train_flops(net.architecture)
     seconds = interleaved(steps, chosen.rounds)
     print(
         f"{chosen.net}, batch {chosen.batch}, {chosen.layout}, {chosen.threads} threads, "

@@ -13,15 +13,13 @@ import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.util import find_spec
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.timing import step_of
+from benchmarks.timing import interleaved, ratios, step_of
 from nets import Widen, build, grow, preset, seed_of
 from nets.growing.grow import output_difference
 
@@ -85,19 +83,17 @@ def row(
 ) -> str:
     """Measure steps and growths in turn, and give a line of the table."""
     optimizer = torch.optim.SGD(net.parameters(), 0.0, momentum=0.9)  # time, but no movement
-    step, seconds = step_of(net, optimizer, inputs, *targets), ([], [])
-    worst = 0.0
-    for _ in range(rounds):
-        for turn, found in zip((step, grown), seconds, strict=True):
-            start = perf_counter()
-            made = turn()
-            found.append(perf_counter() - start)
-        assert isinstance(made, nn.Module)
-        worst = max(worst, output_difference(net, made, inputs))
-    best = [min(found) for found in seconds]
-    middle = median(growth / one for one, growth in zip(*seconds, strict=True))
+    nets, moved = list[nn.Module](), list[float]()
+    turns = {
+        "step": step_of(net, optimizer, inputs, *targets),
+        "growth": lambda: nets.append(grown()),
+        "compare": lambda: moved.append(output_difference(net, nets.pop(), inputs)),
+    }
+    seconds = interleaved(turns, rounds)
+    best = [min(seconds[turn]) for turn in ("step", "growth")]
     times = f"{1000 * best[0]:9.1f} {1000 * best[1]:10.1f}"
-    return f"{name:36} {times} {best[1] / best[0]:7.2f} {middle:7.2f} {worst:11.2g}"
+    figures = "".join(f" {ratio:7.2f}" for ratio in ratios(seconds, "growth", "step"))
+    return f"{name:36} {times}{figures} {max(moved):11.2g}"
 
 
 def main() -> None:

@@ -108,6 +108,18 @@ def usual_batches(run: Run) -> Iterator[Any]:
         )
 
 
+def turns_of(run: Run) -> dict[str, Callable[[], None]]:
+    """Give what is timed, by name: ten steps of each loop, and the run's record."""
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            take_step(run)
+        run.observer.readings()  # else a record would work out what was read in these steps
+
+    turns = {"bare": bare_of(run), "bare again": bare_of(run), "run": steps}
+    return {**turns, "run's record": lambda: record_and_grow(run, 0.0), "usual": usual_of(run)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="cifar10")
@@ -131,17 +143,7 @@ def main() -> None:
         )
         run = open_run(settings)
         run.judged = part_of(run.splits.train, settings.validation_images)
-
-        def steps() -> None:
-            for _ in range(STEPS):
-                take_step(run)
-            run.observer.readings()  # else a record would work out what was read in these steps
-
-        def record() -> None:
-            record_and_grow(run, 0.0)
-
-        turns = {"bare": bare_of(run), "bare again": bare_of(run), "run": steps}
-        turns |= {"run's record": record, "usual": usual_of(run)}
+        turns = turns_of(run)
         with run.observer:
             seconds = interleaved(turns, rounds)
         assert run.board is not None

@@ -20,22 +20,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from analysis import Observer
 from analysis.measuring.waiting import STEPS
 from analysis.showing.tables import markdown
+from benchmarks.timing import interleaved, step_of
 from nets import build, preset
 from training.data.normalisation import channel_statistics, normalised
 from training.data.splits import load
 
-BATCH, CLASSES, EVERY, WARM = 128, 10, 10, 2
-Step = Callable[[], None]
+BATCH, CLASSES, EVERY = 128, 10, 10
 
 
 @contextmanager
@@ -111,25 +109,6 @@ def batch_of(data: str, data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
     return normalised(chosen.pixels, *channel_statistics(train)), chosen.targets
 
 
-def step_of(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    half: bool,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-) -> Step:
-    """Give a training step on one fixed batch."""
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            outputs = net(inputs)
-        functional.cross_entropy(outputs.float(), targets).backward()
-        optimizer.step()
-
-    return step
-
-
 def times_of(
     half: bool, rounds: int, inputs: torch.Tensor, targets: torch.Tensor
 ) -> dict[str, list[float]]:
@@ -137,24 +116,26 @@ def times_of(
     if not half:
         inputs = inputs.contiguous()
     with ExitStack() as stack:
-        steps: dict[str, Step] = {}
+        turns: dict[str, Callable[[], None]] = {}
         for name, way in ways().items():
             net = build(preset("resnet20", classes=CLASSES), seed=0)
             if half:
                 net = net.to(memory_format=torch.channels_last)  # pyright: ignore
             optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
             stack.enter_context(way(net, optimizer))
-            steps[name] = step_of(net, optimizer, half, inputs, targets)
-        for step in steps.values():
+            turns[name] = repeated(step_of(net, optimizer, inputs, targets, half))
+        seconds = interleaved(turns, rounds)
+    return {name: [turn / STEPS for turn in taken] for name, taken in seconds.items()}
+
+
+def repeated(step: Callable[[], None]) -> Callable[[], None]:
+    """Give a turn of as many steps as the observer keeps before it works out its statistics."""
+
+    def turn() -> None:
+        for _ in range(STEPS):
             step()
-        found: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(rounds):
-            for name, step in steps.items():
-                started = perf_counter()
-                for _ in range(STEPS):
-                    step()
-                found[name].append((perf_counter() - started) / STEPS)
-    return found
+
+    return turn
 
 
 def table_of(times: dict[str, list[float]]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from statistics import median
 from time import perf_counter
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from nets import Architecture
 
 
 def interleaved(turns: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -34,12 +37,25 @@ def step_of(
     optimizer: torch.optim.Optimizer,
     inputs: torch.Tensor,
     targets: torch.Tensor,
+    half: bool = False,
 ) -> Callable[[], None]:
-    """Give a training step as a function without arguments."""
+    """Give a training step on one batch as a function without arguments; `half` is bf16."""
 
     def step() -> None:
         optimizer.zero_grad()
-        functional.cross_entropy(net(inputs), targets).backward()
+        with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+            outputs = net(inputs)
+        functional.cross_entropy(outputs.float(), targets).backward()
         optimizer.step()
 
     return step
+
+
+def random_batch(
+    architecture: Architecture, size: int, layout: torch.memory_format = torch.channels_last
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give normal images, (size, channels, height, width), and classes for a network."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(size, *architecture.image, generator=generator)
+    targets = torch.randint(architecture.classes, (size,), generator=generator)
+    return inputs.contiguous(memory_format=layout), targets

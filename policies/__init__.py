@@ -14,11 +14,11 @@ from policies.base import (
     stalled,
     widen,
 )
-from policies.depth import StochasticDepth
 from policies.grow_and_prune import GrowAndPrune
+from policies.layer_statistic import LayerStatistic
 from policies.plateau import Plateau
 from policies.scheduled import Never, Periodic, RandomSite
-from policies.statistic import LayerStatistic
+from policies.stochastic_depth import StochasticDepth
 from policies.yoked import Yoked
 
 __all__ = [

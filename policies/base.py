@@ -122,7 +122,7 @@ def largest_by(
     architecture: Architecture, block: str, flops: float, parameters: float = float("inf")
 ) -> int:
     """Give the largest `by` for which Widen(block, by) adds at most so much; 0 if none."""
-    return _largest(architecture, lambda by: Widen(block, by), 1, flops, parameters)
+    return largest_amount(architecture, lambda by: Widen(block, by), 1, flops, parameters)
 
 
 def largest_width(
@@ -131,16 +131,17 @@ def largest_width(
     """Give the largest `width` for which Insert(after, width) adds at most so much; 0 if none."""
     architecture.stage_of(after)  # refuses an unknown name
     least = architecture.blocks[after].width if architecture.block == "plain" else 1
-    return _largest(architecture, lambda width: Insert(after, width), least, flops, parameters)
+    return largest_amount(architecture, lambda by: Insert(after, by), least, flops, parameters)
 
 
-def _largest(
+def largest_amount(
     architecture: Architecture,
     action: Callable[[int], Action],
     least: int,
     flops: float,
     parameters: float,
 ) -> int:
+    """Give the largest amount, from `least` on, whose action adds at most so much; 0 if none."""
     if flops == parameters == float("inf"):
         raise ValueError(f"flops must be finite unless parameters are, got {flops}")
     before = cost(architecture)

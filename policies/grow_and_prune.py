@@ -10,7 +10,7 @@ from nets import Action, Architecture, Narrow, Remove, cost
 from nets.checks import check_choice, check_count, check_fraction
 from nets.plan.removal import SALIENCIES
 from policies.base import History, Policy
-from policies.statistic import LayerStatistic
+from policies.layer_statistic import LayerStatistic
 
 
 @dataclass(frozen=True)
@@ -63,34 +63,29 @@ class GrowAndPrune(Policy):
 
     def _grower(self) -> LayerStatistic:
         return LayerStatistic(
-            self.statistic,
-            self.pick,
-            every=self.every,
-            share=self.share,
-            cooldown=self.cooldown,
+            self.statistic, self.pick, every=self.every, share=self.share, cooldown=self.cooldown
         )
 
     def decide(self, history: History) -> Sequence[Action]:
         record = history[-1]
         if record.spent < self.prune_from:
             return self._grower().decide(history)
-        _check_importance(record)
-        start = max(past.cost.parameters for past in history)
-        allowed = self._allowed(record, start)
-        architecture = without_fading(record.architecture)
+        if not record.importance and record.architecture.block != "plain":
+            raise ValueError("importance must be in the record: name it in `needs`, got none")
+        allowed = self._allowed(record, max(past.cost.parameters for past in history))
         actions: list[Action] = []
+        fade = self.fade
         if record.spent >= self.prune_until:
-            reason = "no time is left to fade"
-            blocks = record.architecture.blocks
-            actions = [Remove(name, reason=reason) for name in blocks if blocks[name].fade]
-        fade = self.fade if record.spent < self.prune_until else 0
+            fading = [name for name, block in record.architecture.blocks.items() if block.fade]
+            actions = [Remove(name, reason="no time is left to fade") for name in fading]
+            fade = 0
+        architecture = without_fading(record.architecture)
         while cost(architecture).parameters > allowed:
             found = self._shed(architecture, record, allowed, fade)
             if found is None:
                 break
-            architecture = architecture.apply(
-                Remove(found.block) if isinstance(found, Remove) else found
-            )
+            gone = Remove(found.block) if isinstance(found, Remove) else found
+            architecture = architecture.apply(gone)
             actions.append(found)
         return actions
 
@@ -126,11 +121,6 @@ def without_fading(architecture: Architecture) -> Architecture:
         if block.fade:
             architecture = architecture.apply(Remove(name))
     return architecture
-
-
-def _check_importance(record: Record) -> None:
-    if not record.importance and record.architecture.block != "plain":
-        raise ValueError("importance must be in the record: name it in `needs`, got none")
 
 
 def _parameters(architecture: Architecture, block: str) -> int:

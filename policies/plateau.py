@@ -98,16 +98,14 @@ class Plateau(Policy):
 
     def _growth(self, history: History) -> list[Action]:
         if self.when == "slope":
-            ready, reason = (
-                flat(history, self.window),
-                f"no downward slope over {self.window} records",
-            )
+            ready = flat(history, self.window)
+            reason = f"no downward slope over {self.window} records"
         else:
             ready = stalled(history, self.patience, self.min_delta)
             reason = f"no better validation loss in {self.patience} records"
         if not ready and self._at_latest(history):
             ready, reason = True, f"no stall by {self.latest:.0%} of the budget"
-        return whole(history[-1], self.share, reason) if ready else []
+        return grow_all_stages(history[-1], self.share, reason) if ready else []
 
     def _at_latest(self, history: History) -> bool:
         """Say whether the present record is the first at or past `latest`, and none has grown."""
@@ -121,7 +119,7 @@ def _parts(architecture: Architecture) -> list[str]:
     return [*stem, *(stage.name for stage in architecture.stages), "head"]
 
 
-def whole(record: Record, share: float, reason: str = "") -> list[Action]:
+def grow_all_stages(record: Record, share: float, reason: str = "") -> list[Action]:
     """Give the actions that spread `share` of the limit's FLOPs evenly over the stages."""
     architecture, actions = record.architecture, []
     flops, parameters = room(record, share)

@@ -9,11 +9,13 @@ from math import inf
 from random import Random
 
 from analysis import read_history
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
+from analysis.recording.record import edits_of
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
 from nets.checks import check_count
-from nets.plan.actions import adds_capacity
-from policies.base import History, Policy, largest_by, largest_width, room, sites
+from policies.base import History, Policy, largest_amount, largest_width, room, sites
+
+Growth = type[Widen | WidenStage | Insert]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _somewhere(
     random: Random,
     architecture: Architecture,
     free: Sequence[str],
-    kind: type[Action],
+    kind: Growth,
     flops: float,
     parameters: float,
 ) -> Action | None:
@@ -78,28 +80,14 @@ def _somewhere(
 
 
 def _edit(
-    architecture: Architecture, kind: type[Action], place: str, flops: float, parameters: float
+    architecture: Architecture, kind: Growth, place: str, flops: float, parameters: float
 ) -> Action | None:
     """Give the largest edit of a kind at a place that adds at most so much; None if none does."""
-    reason = "yoked, drawn at random"
-    if kind is WidenStage:
-        by = _largest_stream(architecture, place, flops, parameters)
-        return WidenStage(place, by, reason=reason) if by else None
-    if kind is Widen:
-        by = largest_by(architecture, place, flops, parameters)
-        return Widen(place, by, reason=reason) if by else None
-    width = largest_width(architecture, place, flops, parameters)
-    return Insert(place, width, reason=reason) if width else None
-
-
-def _largest_stream(architecture: Architecture, stage: str, flops: float, parameters: float) -> int:
-    before, by = cost(architecture), 0
-    while True:
-        after = cost(architecture.apply(WidenStage(stage, by + 1)))
-        added = after.flops - before.flops, after.parameters - before.parameters
-        if added[0] > flops or added[1] > parameters:
-            return by
-        by += 1
+    if kind is Insert:
+        amount = largest_width(architecture, place, flops, parameters)
+    else:
+        amount = largest_amount(architecture, lambda by: kind(place, by), 1, flops, parameters)
+    return kind(place, amount, reason="yoked, drawn at random") if amount else None
 
 
 def _version(run: str) -> tuple[str, int]:
@@ -111,19 +99,19 @@ def _version(run: str) -> tuple[str, int]:
 
 
 @lru_cache(maxsize=8)
-def _growths(path: str, modified: int) -> tuple[tuple[float, type[Action], int], ...]:
+def _growths(path: str, modified: int) -> tuple[tuple[float, Growth, int], ...]:
     """Give (spent, kind, FLOPs added since the start, its own included) of every growth.
 
     The time is half a record early: the yoked run's records come at the same parts of the budget,
     give or take a step.
     """
     history = read_history(path)
-    found = []
-    for record in history:
-        architecture = record.architecture
-        for action in record.applied:
-            architecture = architecture.apply(action)
-            if adds_capacity(action):
-                added = cost(architecture).flops - history[0].cost.flops
-                found.append((record.spent - 0.5 / len(history), type(action), added))
-    return tuple(found)
+    return tuple(
+        (
+            record.spent - 0.5 / len(history),
+            type(action),
+            cost(after).flops - history[0].cost.flops,
+        )
+        for record, action, _, after in edits_of(history)
+        if isinstance(action, Widen | WidenStage | Insert)
+    )

@@ -31,7 +31,7 @@ def without_pictures():
 
     A module that looks at pictures has a fixture of its own by this name, which does nothing.
     """
-    from analysis.showing.board import Board  # late: TensorBoard takes a second
+    from analysis.showing.tensorboard_writer import Board  # late: TensorBoard takes a second
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Board, "pictures", lambda *_: None)
@@ -42,7 +42,7 @@ def without_pictures():
 def plain_reports():
     """Comparisons write reports without pictures, as above; test_report looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.showing.report._pictures", lambda judgement: [])
+        patch.setattr("analysis.showing.html_report._pictures", lambda judgement: [])
         yield
 
 
@@ -50,7 +50,7 @@ def plain_reports():
 def finished_run(tmp_path_factory):
     """A finished run of three records that has grown; tests take copies."""
     import run
-    from analysis.showing.board import Board
+    from analysis.showing.tensorboard_writer import Board
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     command = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu"

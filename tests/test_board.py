@@ -15,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import analysis.showing.board
+import analysis.showing.tensorboard_writer
 from analysis import LayerReading, Observer, Record
 from analysis.observing.probes import Histogram
-from analysis.recording.record import STATISTICS
-from analysis.showing.board import METRICS, Board, pattern_of, tag_of
+from analysis.observing.reading import STATISTICS
 from analysis.showing.tables import growth_table
+from analysis.showing.tensorboard_writer import METRICS, Board, pattern_of, tag_of
 from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
@@ -260,7 +260,7 @@ def test_pictures_and_the_growth_so_far_stand_at_the_last_step(tmp_path):
 
 def test_pictures_are_due_a_minute_after_the_last(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(analysis.showing.board, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(analysis.showing.tensorboard_writer, "perf_counter", lambda: now[0])
     board = Board(tmp_path)
     for seconds, due in ((59, False), (61, True)):
         now[0] = seconds

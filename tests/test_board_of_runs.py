@@ -9,7 +9,7 @@ from runs import short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import analysis.showing.board
+import analysis.showing.tensorboard_writer
 from analysis import read_history
 from policies import Never, Periodic
 from training.keeping.picture_files import reference_of, write_pictures
@@ -78,7 +78,7 @@ def test_a_short_run_has_its_pictures_once_at_its_end(comparison):
 
 
 def test_a_long_run_has_pictures_at_every_growth(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.showing.board, "_REST", -1)
+    monkeypatch.setattr(analysis.showing.tensorboard_writer, "_REST", -1)
     train(small(tmp_path, Periodic(every=1)), lambda line: None)
     history = read_history(tmp_path)
     grown = [record.step for record in history if record.applied]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 
 from analysis import LayerReading, Record
-from analysis.judging.branches import (
+from analysis.judging.rank_correlation import (
     agreement,
     block_statistics,
-    correlation_table,
     correlations,
-    gain_table,
     site_of,
     spearman,
-    to_csv,
 )
+from analysis.showing.tables import correlation_table, gain_table, to_csv
 from nets import Insert, Widen, cost, preset, seed_of
 
 FIRST = seed_of(preset("resnet20", image=(3, 8, 8)), blocks=2)

@@ -14,10 +14,11 @@ from runs import bytes_of, csv_rows
 import run
 import training.asking.branch
 from analysis import read_history
+from analysis.judging.rank_correlation import NONE
 from nets import Widen, cost
 from nets.plan.actions import adds_capacity
-from policies.plateau import whole
-from training.asking.branch import NONE, branch
+from policies.plateau import grow_all_stages
+from training.asking.branch import branch
 from training.asking.branch_points import branch_point_of, candidates
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
@@ -187,7 +188,7 @@ def test_the_run_itself_is_left_as_it_was(grown, branched):
 
 def test_growth_at_several_places_is_tried_as_it_was(grown, at):
     fork = branch_point_of(grown, at)
-    many = whole(fork.record, 0.2)
+    many = grow_all_stages(fork.record, 0.2)
     assert len(many) > 1
     wide = replace(fork, record=replace(fork.record, applied=tuple(many)))
     wanted, _ = candidates(wide)

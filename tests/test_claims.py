@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from analysis.judging.claims import Finished, Judgement, judge, judgement_text
+from analysis.judging.comparable_runs import Finished
+from analysis.judging.comparison_claims import Judgement, judge
+from analysis.showing.comparison_tables import judgement_text
 
 SMALL = [0.80, 0.82, 0.81, 0.79, 0.83]
 LARGE = [0.70, 0.71, 0.69, 0.72, 0.70]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from runs import bytes_of, csv_rows, quiet, short_comparison, short_run
 
-import analysis.showing.report
+import analysis.showing.html_report
 import run
 import training.running.loop
 import training.running.step
@@ -30,7 +30,7 @@ CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
     "growing": Cell(Periodic(), schedule="hold", lr=0.05),
 }
-PICTURES = analysis.showing.report._pictures
+PICTURES = analysis.showing.html_report._pictures
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
 
@@ -225,7 +225,7 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
 
 
 def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.showing.report, "_pictures", PICTURES)  # of every kind of row
+    monkeypatch.setattr(analysis.showing.html_report, "_pictures", PICTURES)  # of every kind of row
     cells = {
         **CELLS,
         "other static": Cell(Never(), net="resnet14"),

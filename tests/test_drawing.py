@@ -14,8 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from analysis import read_history
-from analysis.showing import pictures, plots
-from analysis.showing.drawing import own_settings
+from analysis.showing import comparison_pictures, history_pictures, html_report
+from analysis.showing.matplotlib_figures import own_settings
 from run import main
 from training.comparing.comparison import compare
 from training.running.loop import train
@@ -56,11 +56,11 @@ def digests(drawn):
 
 @pytest.fixture(scope="module")
 def plain(finished_run):
-    return digests(pictures.draw(read_history(finished_run)))
+    return digests(history_pictures.draw(read_history(finished_run)))
 
 
 def test_pictures_are_the_same_under_any_settings(finished_run, plain, theirs):
-    assert digests(pictures.draw(read_history(finished_run))) == plain
+    assert digests(history_pictures.draw(read_history(finished_run))) == plain
 
 
 def test_a_pictures_warnings_and_logs_are_the_users(theirs):
@@ -75,7 +75,9 @@ def test_a_pictures_warnings_and_logs_are_the_users(theirs):
 def test_names_are_drawn_as_they_are(finished_run, theirs):
     history = read_history(finished_run)
     names = ["$\\foo$", "a$b", "_hidden", "網 ±", "100 %", "\\frac"]
-    svg = plots.layer_statistics({name: [history] for name in names}, ["#123456"] * len(names))
+    svg = comparison_pictures.layer_statistics(
+        {name: [history] for name in names}, ["#123456"] * len(names)
+    )
     for name in names:
         assert name in svg
     assert "_hidden" in svg
@@ -83,7 +85,7 @@ def test_names_are_drawn_as_they_are(finished_run, theirs):
 
 CHILD = """
 import sys
-from analysis.showing.drawing import own_settings
+from analysis.showing.matplotlib_figures import own_settings
 with own_settings():
     from matplotlib.figure import Figure
     Figure().savefig(sys.argv[1])
@@ -117,7 +119,7 @@ FAILURE = "no pictures could be drawn: RuntimeError: no canvas"
 
 
 def test_a_run_ends_without_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "draw", fails)
+    monkeypatch.setattr(history_pictures, "draw", fails)
     said: list[str] = []
     train(Train(**QUICK, out=str(tmp_path)), said.append)
     assert (tmp_path / "summary.json").exists()
@@ -127,7 +129,7 @@ def test_a_run_ends_without_pictures(tmp_path, monkeypatch):
 
 
 def test_inspect_shows_all_else(finished_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures, "draw", fails)
+    monkeypatch.setattr(history_pictures, "draw", fails)
     assert main(["inspect", str(finished_run), "--out", str(tmp_path / "pictures")]) == 0
     shown = capsys.readouterr().out
     assert "Layers at step" in shown
@@ -136,8 +138,8 @@ def test_inspect_shows_all_else(finished_run, tmp_path, monkeypatch, capsys):
 
 
 def test_a_comparison_ends_without_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "draw", fails)
-    monkeypatch.setattr(plots, "score_over", fails)
+    monkeypatch.setattr(history_pictures, "draw", fails)
+    monkeypatch.setattr(html_report, "score_over", fails)
     cells = {"a": Cell(start=Start(0.25, None)), "b": Cell(start=Start(0.5, None))}
     settings = Compare(**QUICK, threads=1, cells=cells, seeds=[0], workers=1, out=str(tmp_path))
     outcome = compare(settings, lambda line: None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import run
-from analysis.recording.files import path_of, write_whole
+from analysis.recording.atomic_files import path_of, write_whole
 from training.commandline import console
 from training.comparing.jobs import jobs_of
 from training.settings.compare import Cell, Compare

@@ -11,7 +11,7 @@ from runs import bytes_of, csv_rows
 
 import training.keeping.run_folder
 from analysis import Record, read_history
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
 from nets import cost, preset
 from policies import Periodic, Plateau
 from training.keeping.result_files import (

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.judging.frontier import (
+from analysis.judging.anytime_regret import (
     Curve,
     flops_to_reach,
     frontier,
     grid_of,
     read_curve,
-    read_losses,
     regret,
-    transients,
 )
+from analysis.judging.loss_after_growth import read_losses, transients
 
 
 def curve(*points: tuple[float, float]) -> Curve:

@@ -22,7 +22,7 @@ from test_resume import PROCESSES, command, exit_code
 
 import run
 from analysis import read_history
-from analysis.recording.files import Unwritten, append, write_whole
+from analysis.recording.atomic_files import Unwritten, append, write_whole
 from policies import Never
 from training.comparing.comparison import compare
 from training.settings.compare import Cell, Compare

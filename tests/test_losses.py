@@ -11,7 +11,7 @@ from runs import quiet, short_run
 
 import training.running.step
 from analysis import read_history
-from analysis.judging.frontier import read_losses
+from analysis.judging.loss_after_growth import read_losses
 from policies import Periodic
 from training.computing.signals import Interrupted
 from training.keeping.result_files import append_losses, cut_back

@@ -28,7 +28,7 @@ from analysis import LayerReading, Observer
 from analysis.measuring.dead import dead_fractions
 from analysis.measuring.moments import LONG, moments_of, numbers_of, row_sums
 from analysis.measuring.waiting import STEPS
-from analysis.recording.record import STATISTICS
+from analysis.observing.reading import STATISTICS
 from nets import Insert, Network, SetSurvival, Widen, build, grow
 
 

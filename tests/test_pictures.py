@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from analysis import LayerReading, Record
-from analysis.recording.record import STATISTICS
-from analysis.showing import pictures
-from analysis.showing.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
+from analysis.observing.reading import STATISTICS
+from analysis.showing import history_pictures
+from analysis.showing.architecture_pictures import architecture_over_time
+from analysis.showing.history_pictures import _colours, draw
+from analysis.showing.matplotlib_figures import HEIGHT, WIDTH
 from nets import Insert, Widen, WidenStage, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
@@ -114,7 +116,7 @@ def test_the_curves_differ_and_the_reference_is_one_of_them():
 
 def test_drawing_leaves_pyplot_alone():
     """Which takes long to import and keeps every figure."""
-    for module in ("pictures", "plots"):
-        code = Path(pictures.__file__).with_name(f"{module}.py").read_text()
+    for module in ("history_pictures", "architecture_pictures", "comparison_pictures"):
+        code = Path(history_pictures.__file__).with_name(f"{module}.py").read_text()
         assert "import pyplot" not in code
         assert "matplotlib.pyplot" not in code

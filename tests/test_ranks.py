@@ -24,7 +24,7 @@ from torch import Tensor
 import run
 import training.running.step
 from analysis import read_history
-from analysis.showing.board import Board
+from analysis.showing.tensorboard_writer import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
 from training.computing import distributed

@@ -16,7 +16,7 @@ import pytest
 
 import run
 from analysis import read_history
-from analysis.showing.tables import phrase
+from analysis.recording.phrases import phrase
 from training.commandline.parser import underscored
 from training.settings.compare import Compare
 

@@ -12,7 +12,8 @@ from histories import write_history
 from makers import take_step
 
 from analysis import LayerReading, Observer, Record, read_history
-from analysis.recording.record import STATISTICS, UNBOUNDED
+from analysis.observing.reading import STATISTICS
+from analysis.recording.record import UNBOUNDED
 from nets import Cost, Insert, SetSurvival, Widen, build, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))

@@ -16,8 +16,8 @@ import pytest
 from runs import quiet
 from test_comparison import small
 
-from analysis.showing import plots
-from analysis.showing.report import html_of
+from analysis.showing import architecture_pictures
+from analysis.showing.html_report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
 from training.comparing.comparison import compare
@@ -131,7 +131,7 @@ def test_capacity_is_counted_by_stage_and_kind():
         last = last.apply(action)
         sizes.append(cost(last).flops)
     steps = [after - before for before, after in pairwise(sizes)]
-    assert plots._added([record]) == {
+    assert architecture_pictures._added([record]) == {
         (0, "widened"): steps[0],
         (2, "inserted"): steps[2],
         (2, "widened"): steps[3],

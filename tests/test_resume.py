@@ -26,7 +26,7 @@ import run
 import training.running.loop
 import training.running.step
 from analysis import read_history
-from analysis.showing.board import Board
+from analysis.showing.tensorboard_writer import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
 from training.computing.signals import Interrupted
 from training.running.loop import train

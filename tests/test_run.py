@@ -23,7 +23,7 @@ import run
 import training.running.finished
 from analysis import read_history
 from analysis.judging.suggestions import suggestions
-from analysis.recording.record import STATISTICS
+from analysis.observing.reading import STATISTICS
 from policies import Periodic
 from training.settings.config_yaml import settings_to_dict
 from training.settings.train import Train
@@ -250,7 +250,7 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
 
 def test_inspect_tells_what_grew_and_shows_the_layers(first, monkeypatch, capsys):
     folder, _ = first
-    monkeypatch.setattr("analysis.showing.pictures.draw", lambda *histories: {})
+    monkeypatch.setattr("analysis.showing.history_pictures.draw", lambda *histories: {})
     history = read_history(folder)
     for more, record in (([], history[-1]), (["--record", "2"], history[2])):
         assert called(["inspect", folder, *more]) == 0

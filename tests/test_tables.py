@@ -7,15 +7,9 @@ import pytest
 from histories import record_of
 
 from analysis import LayerReading, Record
-from analysis.showing.tables import (
-    comparison_rows,
-    comparison_table,
-    growth_table,
-    layer_table,
-    markdown,
-    number,
-    phrase,
-)
+from analysis.recording.phrases import number, phrase
+from analysis.showing.comparison_tables import comparison_rows, comparison_table
+from analysis.showing.tables import growth_table, layer_table, markdown
 from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))

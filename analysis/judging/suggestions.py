@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from math import isfinite
 from statistics import median
 
-from analysis.recording.record import STATISTICS, LayerReading, Record
+from analysis.observing.reading import STATISTICS, LayerReading
+from analysis.recording.record import Record
 
 YOUNG = 2
 """A block edited within so many records is not judged: it shows what initialization did."""

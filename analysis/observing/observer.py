@@ -16,9 +16,9 @@ from analysis.observing.hooks import Extra, ForwardHooks, HookForm
 from analysis.observing.layers import Layer, certain_pairs, paired, rows_of, unwrap
 from analysis.observing.members import Members
 from analysis.observing.parameters import ParameterNorms, ParameterNotes, Update
+from analysis.observing.reading import STATISTICS, LayerReading
 from analysis.observing.updates import Updates
 from analysis.observing.window import Window
-from analysis.recording.record import STATISTICS, LayerReading
 from nets.growing.grow import Grown
 from nets.modules.network import Network
 

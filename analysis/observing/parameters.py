@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from analysis.observing.hooks import Values
 from analysis.observing.layers import Layer, parameters_of
-from analysis.recording.record import STATISTICS
+from analysis.observing.reading import STATISTICS
 
 _GRADIENT, _WEIGHT, _UPDATE = (
     STATISTICS.index(name) for name in ("gradient_norm", "weight_norm", "update_ratio")

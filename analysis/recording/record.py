@@ -1,101 +1,26 @@
-"""What was read of a layer, and one line of history."""
+"""One line of history: what the network was, how it did, what was decided."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from functools import reduce
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from analysis.recording.files import path_of
-from analysis.recording.record_checks import ReadOnly, check_record
+from analysis.observing.reading import STATISTICS, LayerReading, ReadOnly
 from nets import Action, Architecture, Cost, action_from_dict, action_to_dict, cost
+from nets.checks import check_count
 
 if TYPE_CHECKING:
     from torch import nn
 
     from analysis.observing.observer import Observer
 
-ROLES = ("inner", "branch", "stream", "stem", "head")
-STATISTICS = (
-    "response_mean",
-    "response_std",
-    "gradient_norm",
-    "weight_norm",
-    "update_ratio",
-    "dead_fraction",
-    "residual_ratio",
-)
-"""The numbers of a LayerReading, as `statistic` arguments name them."""
 UNBOUNDED = Cost(parameters=2**62, flops=2**62)
 """The limit of a record that was given none."""
-
-
-@dataclass(frozen=True)
-class LayerReading:
-    """What was read of one layer: means over a window's sampled steps, None where not applicable.
-
-    A layer is the module at a path. The reading of a normalisation covers the convolution or
-    linear layer whose very output it takes, if that feeds nothing but this normalisation: the
-    response is what comes after both, before an activation that the normalisation carries; the
-    parameters are theirs. In a network that is not ours the forward passes show it, and each module
-    that holds parameters of its own is a layer: attention with its projections, a parametrized
-    layer with its parametrization, a module with its lists of parameters, the network itself ("")
-    with what it holds directly. A parameter that two modules share is read in both. Of an output
-    of several parts the first is the response.
-    Statistics of the forward pass are of training forwards, of several calls in a step the mean;
-    numbers without a unit are ratios.
-
-    Args:
-        block: the block that holds the layer, None outside of blocks.
-        role: "inner" (between the layers of a block: what Widen adds to), "branch" (the end of a
-            block's branch), "stream" (a block's output, or its shortcut), "stem" or "head".
-        response_mean: mean of the output, over batch, channels and positions; in its units.
-        response_std: standard deviation of the output over all of them, in its units (He et al.
-            2015, arXiv 1512.03385, figure 7: after BatchNorm, before the non-linearity; a block's
-            own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)).
-        gradient_norm: root mean square of the gradient's entries, ||g|| / sqrt(size), so that large
-            layers compare with small ones; in units of loss per weight, as the optimizer sees it:
-            unscaled, after clipping.
-        weight_norm: L2 norm of the parameters with a gradient, before the step. In front of a
-            BatchNorm it sets the effective learning rate, rate / norm^2 (van Laarhoven 2017, arXiv
-            1706.05350, section 3).
-        update_ratio: L2 norm of the step over that of the parameters, weight decay and momentum
-            included; None without an optimizer that updates them, and of steps from weights that
-            are all 0 or that a GradScaler left out. LARS holds it equal over layers (You et al.
-            2017, arXiv 1708.03888).
-        dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch (Lu et al.
-            2019, arXiv 1903.06733); None where no relu follows. In a network that is not ours it
-            must take the response itself, each time; None also where activations are checkpointed
-            and where a relu works in place on a view.
-        residual_ratio: std(F(x)) / std(x), a block's branch, before any is dropped, against the
-            shortcut it is added to (De and Smith 2020, arXiv 2002.10444, section 3: in deep nets
-            with BatchNorm it falls with depth); None in a network that is not ours.
-        edited: step of the last edit of the block, None if it is as it was at the start.
-        extra: statistics of one's own, see Observer.
-    """
-
-    block: str | None
-    role: str
-    response_mean: float | None = None
-    response_std: float | None = None
-    gradient_norm: float | None = None
-    weight_norm: float | None = None
-    update_ratio: float | None = None
-    dead_fraction: float | None = None
-    residual_ratio: float | None = None
-    edited: int | None = None
-    extra: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "extra", ReadOnly(self.extra))
-
-    def value(self, statistic: str) -> float | None:
-        """Give a statistic by name, from the fields or from `extra`."""
-        if statistic in STATISTICS:
-            return getattr(self, statistic)
-        return self.extra.get(statistic)
+_MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+_MEASURED += ("learning_rate",)
 
 
 @dataclass(frozen=True)
@@ -154,14 +79,8 @@ class Record:
                 are 0 and `limit` is without bound unless given.
         """
         architecture: Any = net.architecture
-        given = {
-            "step": observer.step,
-            "epoch": 0.0,
-            "spent": 0.0,
-            "seed": 0,
-            "limit": UNBOUNDED,
-            "layers": observer.readings(),
-        }
+        given: dict[str, Any] = {"step": observer.step, "epoch": 0.0, "spent": 0.0, "seed": 0}
+        given |= {"limit": UNBOUNDED, "layers": observer.readings()}
         return cls(architecture=architecture, **{**given, **numbers})
 
     @property
@@ -197,10 +116,22 @@ class Record:
                 values[name] = tuple(action_from_dict(action) for action in d[name])
             values["refused"] = tuple((action_from_dict(act), why) for act, why in d["refused"])
             record = cls(**values)
-            check_record(record)
+            _check(record)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"record cannot be read: {error!r}") from None
         return record
+
+
+def edits_of(
+    history: Sequence[Record],
+) -> Iterator[tuple[Record, Action, Architecture, Architecture]]:
+    """Give each applied action with its record, and the architecture before and after it."""
+    for record in history:
+        before = record.architecture
+        for action in record.applied:
+            after = before.apply(action)
+            yield record, action, before, after
+            before = after
 
 
 def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:
@@ -208,24 +139,44 @@ def _reading_to_dict(reading: LayerReading) -> dict[str, Any]:
     return {name: value for name, value in values if name == "block" or value not in (None, {})}
 
 
-def read_history(path: str | Path, records: int | None = None) -> list[Record]:
-    """Read a history.jsonl file, or that of a run folder; all of it, or its first `records`.
+def _check(record: Record) -> None:
+    """Raise a ValueError unless all that is counted with is of its kind, and in its range."""
+    for name in ("step", "train_flops"):
+        check_count(name, getattr(record, name), least=0)
+    check_count("seed", record.seed, least=-(2**63))
+    for name in ("parameters", "flops"):
+        check_count(f"{name} of limit", getattr(record.limit, name))
+    for name in ("epoch", "spent"):
+        _check_number(name, getattr(record, name))
+    if not 0 <= record.spent < inf:  # in a loop of one's own it may be more than the budget
+        raise ValueError(f"spent must be at least 0 and finite, got {record.spent!r}")
+    for name in _MEASURED:
+        _check_number(name, getattr(record, name), optional=True)
+    for block, value in record.importance.items():
+        _check_number(f"importance of {block!r}", value)
+    for path, reading in record.layers.items():
+        _check_reading(path, reading)
+    for _, why in record.refused:
+        if not isinstance(why, str):
+            raise ValueError(f"refused must say why as text, got {why!r}")
+    reduce(Architecture.apply, record.applied, record.architecture)
 
-    Raises:
-        ValueError: the file is missing, a line is not a record, or its step is before that of the
-            line above; the message names the line.
-    """
-    path = path_of("history", path)
-    path = path / "history.jsonl" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
-    found: list[Record] = []
-    for number, line in enumerate(path.read_bytes().splitlines()[:records], start=1):
-        try:
-            record = Record.from_dict(json.loads(line.decode()))
-            if found and record.step < found[-1].step:
-                raise ValueError(f"step must be at least {found[-1].step}, got {record.step}")
-            found.append(record)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-    return found
+
+def _check_reading(path: str, reading: LayerReading) -> None:
+    if not isinstance(reading.role, str) or not isinstance(reading.block, str | None):
+        got = (reading.block, reading.role)
+        raise ValueError(f"block and role of {path!r} must be text, got {got}")
+    if reading.edited is not None:
+        check_count(f"edited of {path!r}", reading.edited, least=0)
+    for name in STATISTICS:
+        _check_number(f"{name} of {path!r}", reading.value(name), optional=True)
+    for name, value in reading.extra.items():
+        _check_number(f"{name!r} of {path!r}", value)
+
+
+def _check_number(name: str, value: object, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000
+    if not whole and not isinstance(value, float):  # a larger integer cannot become one
+        raise ValueError(f"{name} must be a number, got {value!r}")

@@ -9,7 +9,8 @@ from math import nan
 
 import numpy as np
 
-from analysis.recording.record import ROLES, STATISTICS, Record
+from analysis.observing.reading import ROLES, STATISTICS
+from analysis.recording.record import Record
 from nets import Architecture
 
 

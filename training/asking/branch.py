@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 
-from analysis.judging.branches import (
+from analysis.judging.rank_correlation import (
     NONE,
     Site,
     agreement,
-    correlation_table,
     correlations,
-    gain_table,
     site_of,
-    spread,
-    to_csv,
 )
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
+from analysis.recording.phrases import spread
+from analysis.showing.tables import correlation_table, gain_table, to_csv
 from nets import Action, grow
 from nets.checks import check_count
 from nets.modules.draws import hash_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Record, read_history
-from analysis.judging.branches import NONE, site_of
-from analysis.showing.tables import no_growth, phrase
+from analysis.judging.rank_correlation import NONE, site_of
+from analysis.recording.phrases import no_growth, phrase
 from nets import Action, Insert, Widen
 from nets.plan.actions import adds_capacity
 from policies.base import largest_by, largest_width

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from analysis import Record, read_history
 from analysis.judging.suggestions import suggestions
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
+from analysis.recording.phrases import no_growth
 from analysis.recording.timeline import architectures, layer_values
-from analysis.showing.tables import growth_table, layer_table, no_growth
+from analysis.showing.tables import growth_table, layer_table
 from nets import cost
 
 
@@ -82,8 +83,8 @@ def inspection(run: str, record: int, reference: str | None, out: str | None, as
 
 def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Record]) -> str:
     """Write the pictures of a run, and say where they are or why there are none."""
-    from analysis.showing.drawing import Undrawn, drawing
-    from analysis.showing.pictures import draw
+    from analysis.showing.history_pictures import draw
+    from analysis.showing.matplotlib_figures import Undrawn, drawing
     from training.keeping.picture_files import reference_of, write_pictures
 
     folder = path_of("run", run)

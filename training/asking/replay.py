@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import Record, read_history
-from analysis.recording.files import path_of
-from analysis.showing.tables import markdown, no_growth, phrase
+from analysis.recording.atomic_files import path_of
+from analysis.recording.phrases import no_growth, phrase
+from analysis.showing.tables import markdown
 from nets import Action
 from nets.plan.actions import adds_capacity
 from policies import Policy

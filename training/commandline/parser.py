@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets.checks import meant
 from training.commandline.did_you_mean import nearest_option
 from training.commandline.error_messages import one_line

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from multiprocessing import current_process
 from typing import Any
 
-from analysis.recording.files import Unwritten
-from analysis.showing.tables import result_of
+from analysis.recording.atomic_files import Unwritten
+from analysis.recording.phrases import result_of
 from training.comparing.comparison_files import write_csv, write_judged
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.judging.claims import Finished, Judgement, judge, judgement_text
-from analysis.recording.files import write_whole
-from analysis.showing.report import write_report
+from analysis.judging.comparable_runs import Finished
+from analysis.judging.comparison_claims import Judgement, judge
+from analysis.recording.atomic_files import write_whole
+from analysis.showing.comparison_tables import judgement_text
+from analysis.showing.html_report import write_report
 from training.comparing.jobs import Job
 from training.settings.compare import Compare
 

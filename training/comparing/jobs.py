@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.recording.files import Unwritten, write_whole
+from analysis.recording.atomic_files import Unwritten, write_whole
 from policies import Yoked
 from training.computing.signals import Interrupted
 from training.deciding.user_errors import PolicyFailed

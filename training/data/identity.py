@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
 
 if TYPE_CHECKING:  # torch, which a front door does not wait for
     from training.data.augmenting import Augment

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from training.data.image_files import decode
 from training.data.images import Images, Parts
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets.modules.draws import generator_of
 from training.data.datasets import read
 from training.data.images import Images

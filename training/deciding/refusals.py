@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from analysis.showing.tables import phrase
+from analysis.recording.phrases import phrase
 from nets import Action, Architecture, Cost, Freeze, Unfreeze, cost, train_flops
 from nets.checks import check_choice
 from nets.plan.actions import adds_capacity

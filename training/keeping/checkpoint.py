@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from analysis import Observer
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
 from nets import Architecture, Network
 from training.computing.budget import Progress
 from training.computing.precision import UNSCALED

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis.recording.files import writing
+from analysis.recording.atomic_files import writing
 from training.computing.signals import Interrupted, Interrupts
 
 try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis import Record, read_history
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
 
 
 def reference_of(folder: Path) -> list[Record]:

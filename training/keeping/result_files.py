@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Record
-from analysis.recording.files import append, write_whole
+from analysis.recording.atomic_files import append, write_whole
 
 _SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("data", "net", "policy"), str),
@@ -31,7 +31,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Read a finished run's summary.json.
 
     Raises:
-        ValueError: it is missing, damaged or lacks what `training.running.summary` writes.
+        ValueError: it is missing, damaged or lacks what `training.running.finished` writes.
     """
     path = folder / "summary.json"
     try:

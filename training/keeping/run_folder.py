@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from analysis.recording.files import write_whole
+from analysis.recording.atomic_files import write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
 from training.keeping.result_files import write_json

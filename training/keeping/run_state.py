@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis import Observer, Record
-from analysis.showing.board import Board
+from analysis.showing.tensorboard_writer import Board
 from nets import Cost, Network
 from training.computing.budget import Budget, Progress
 from training.computing.evaluation import Loss

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis import Observer, read_history
 from analysis.recording.timeline import statistics_of
-from analysis.showing.board import Board
+from analysis.showing.tensorboard_writer import Board
 from nets import Network, build, cost
 from training.computing import distributed
 from training.computing.budget import Budget, Progress

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from analysis import Record, response_histograms
-from analysis.recording.files import writing
-from analysis.showing.drawing import Undrawn
-from analysis.showing.tables import phrase
+from analysis.recording.atomic_files import writing
+from analysis.recording.phrases import phrase
+from analysis.showing.matplotlib_figures import Undrawn
 from nets import cost
 from nets.checks import in_one_line
 from nets.plan.actions import adds_capacity

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets import cost, preset
 from nets.checks import check_choice, check_count, check_kinds
 from policies import Never, Policy

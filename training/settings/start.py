@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from analysis.recording.files import path_of
+from analysis.recording.atomic_files import path_of
 from nets import Architecture, cost, seed_of
 from nets.checks import check_count, check_fraction
 

@@ -49,10 +49,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(path.name + ".part")
     with writing(path):
         try:
-            with temporary.open("wb") as file:
-                file.write(_bytes(content))
-                file.flush()
-                os.fsync(file.fileno())
+            _write(temporary, "wb", content)
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
@@ -69,16 +66,17 @@ def append(path: Path, content: str | bytes) -> None:
     with writing(path):
         size = path.stat().st_size if path.exists() else 0
         try:
-            with path.open("ab") as file:
-                file.write(_bytes(content))
-                file.flush()
-                os.fsync(file.fileno())
+            _write(path, "ab", content)
         except OSError:
             with suppress(OSError):
                 os.truncate(path, size)
             raise
 
 
-def _bytes(content: str | bytes) -> bytes:
-    """Give a text in UTF-8; what cannot be, in a folder's name, is escaped."""
-    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
+def _write(path: Path, mode: str, content: str | bytes) -> None:
+    """Write and flush to the disk; text in UTF-8, and what cannot be, in a name, is escaped."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with path.open(mode) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -80,38 +80,3 @@ def flops_to_reach(curve: Curve, score: float) -> float | None:
         return float(curve.flops[0])
     (x0, x1), (y0, y1) = curve.flops[last - 1 : last + 1], curve.score[last - 1 : last + 1]
     return float(x0 + (x1 - x0) * (score - y0) / (y1 - y0))
-
-
-def read_losses(folder: Path) -> Numbers:
-    """Read losses.csv, the training loss of every step: (steps,), empty if there is none.
-
-    A step that was skipped gets a value between its neighbours'.
-    """
-    path = folder / "losses.csv"
-    if not path.is_file():
-        return np.empty(0)
-    losses = np.loadtxt(path, delimiter=",", skiprows=1, usecols=1, ndmin=1)
-    there, lacking = np.flatnonzero(~np.isnan(losses)), np.flatnonzero(np.isnan(losses))
-    if len(there):
-        losses[lacking] = np.interp(lacking, there, losses[there])
-    return losses
-
-
-def transients(losses: Numbers, growths: Sequence[int], window: int = 100) -> list[float]:
-    """Give, for each step at which a run grew, how far the loss then lay above its trend.
-
-    The trend is a straight line through the `window` steps before; it is drawn on over as many
-    steps after. Both are shorter at the ends of the run and where another growth comes in between;
-    growths with fewer than 10 steps on a side are left out.
-    """
-    steps = sorted(set(growths))
-    bounds = [0, *steps, len(losses)]
-    found = []
-    for before, step, after in zip(bounds, bounds[1:], bounds[2:]):
-        first, last = max(before, step - window), min(after, step + window)
-        if step - first < 10 or last - step < 10:
-            continue
-        slope, level = np.polyfit(np.arange(first, step), losses[first:step], 1)
-        trend = level + slope * np.arange(step, last)
-        found.append(float(np.mean(losses[step:last] - trend)))
-    return found

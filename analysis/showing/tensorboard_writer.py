@@ -10,11 +10,13 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyri
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from analysis.observing.probes import Histogram
+from analysis.recording.phrases import phrase
 from analysis.recording.record import Record
 from analysis.recording.timeline import statistics_of
-from analysis.showing.drawing import drawing
-from analysis.showing.events import EventFile
-from analysis.showing.tables import growth_table, phrase
+from analysis.showing import history_pictures
+from analysis.showing.matplotlib_figures import HEIGHT, WIDTH, drawing
+from analysis.showing.tables import growth_table
+from analysis.showing.tensorboard_event_file import EventFile
 from nets import Action, Cost
 
 METRICS = (
@@ -37,8 +39,8 @@ class Board:
     network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
     outputs on the probe batch), and every number of every layer and block under the tag that
     `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
-    Images: pictures/<name>, as `pictures.draw` names them. HParams: the settings beside the last
-    values of METRICS.
+    Images: pictures/<name>, as `history_pictures.draw` names them. HParams: the settings beside the
+    last values of METRICS.
     """
 
     def __init__(
@@ -83,9 +85,8 @@ class Board:
         self._scalars(scalars, record.step)
         if names and not self._charted:
             charts = {name: ["Multiline", [pattern_of(name)]] for name in names}
-            self._events.add(
-                custom_scalars({"layers, one chart per statistic": charts}), record.step
-            )
+            layout = custom_scalars({"layers, one chart per statistic": charts})
+            self._events.add(layout, record.step)
             self._charted = True
 
     def growth(
@@ -98,10 +99,9 @@ class Board:
         """Write what was done and why, what was refused and why, and the output difference."""
         if applied:
             lines = [f"- {phrase(action)}{_because(action)}" for action in applied]
-            moved = (
-                "" if difference is None else f"\n\noutputs moved by {difference:.2g} (relative)"
-            )
-            self._events.add(text("growth", "\n".join(lines) + moved), step)
+            if difference is not None:
+                lines.append(f"\noutputs moved by {difference:.2g} (relative)")
+            self._events.add(text("growth", "\n".join(lines)), step)
             self._scalars({"growth/difference": difference}, step)
         if refused:
             lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
@@ -141,21 +141,15 @@ class Board:
         Raises:
             Undrawn: the table alone is written.
         """
-        from analysis.showing import pictures  # imports matplotlib when it draws
-
         step = history[-1].step
         self._drawn = perf_counter()
         self._events.add(text("growth_history", growth_table(history)), step)
         with drawing():
-            drawn = pictures.draw(history, reference)
-        size = {"width": pictures.WIDTH, "height": pictures.HEIGHT, "colorspace": 4}
-        images = [
-            Summary.Value(
-                tag=f"pictures/{name}", image=Summary.Image(encoded_image_string=png, **size)
-            )
-            for name, png in drawn.items()
-        ]
-        self._events.add(Summary(value=images), step)
+            drawn = history_pictures.draw(history, reference)
+        size = {"width": WIDTH, "height": HEIGHT, "colorspace": 4}
+        images = {n: Summary.Image(encoded_image_string=png, **size) for n, png in drawn.items()}
+        values = [Summary.Value(tag=f"pictures/{name}", image=images[name]) for name in images]
+        self._events.add(Summary(value=values), step)
 
     def size(self, step: int, size: Cost) -> None:
         """Write the size of a network that is no longer the last record's."""
@@ -167,13 +161,11 @@ class Board:
         for summary in hparams(dict(values), dict.fromkeys(METRICS, 0.0)):
             self._events.add(summary, step)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write out what is waiting; no file is held open."""
         self._events.flush()
 
-    def flush(self) -> None:
-        """Write out what is waiting."""
-        self._events.flush()
+    close = flush
 
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         values = [

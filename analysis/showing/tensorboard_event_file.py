@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from analysis.recording.files import append
+from analysis.recording.atomic_files import append
 
 _VERSION = "brain.Event:2"
 _PREFIX = "events.out.tfevents."

@@ -7,17 +7,7 @@ from dataclasses import dataclass
 
 from nets import Action
 from nets.checks import check_choice, check_count
-from policies.base import (
-    History,
-    Policy,
-    due,
-    growths,
-    insert,
-    series,
-    sites,
-    stalled,
-    widen,
-)
+from policies.base import History, Policy, due, growths, insert, series, sites, stalled, widen
 from policies.scheduled import check_schedule
 
 

@@ -1,18 +1,17 @@
-"""What growth at each site brought, and which statistics of the layers would have told it."""
+"""Rank correlation of the layers' statistics with what growth at each site brought."""
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from analysis.recording.record import STATISTICS, Record
-from analysis.showing.tables import markdown, number, phrase
+from analysis.observing.reading import STATISTICS
+from analysis.recording.phrases import phrase
+from analysis.recording.record import Record
 from nets import Action, Insert, cost
 
 NONE = "none"
@@ -135,55 +134,3 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
         warnings.simplefilter("ignore")  # of values that are not finite
         test: Any = spearmanr(first, second)
     return float(test.statistic) if test.statistic == test.statistic else None
-
-
-def gain_table(sites: Sequence[Site], done: Sequence[Action]) -> str:
-    """Give the growths as Markdown, the most useful first; `done` is marked."""
-    rows = []
-    for site in sorted(sites, key=lambda site: mean(site.gains), reverse=True):
-        mark = "yes" if site.action is None or [site.action] == list(done) else ""
-        size = [f"{site.flops:,}", f"{site.parameters:,}"]
-        better = f"{sum(gain > 0 for gain in site.gains)} of {len(site.gains)}"
-        rows.append([site.name, *size, spread(site.gains), better, mark])
-    header = ["growth", "FLOPs added", "parameters added", "gain in validation loss"]
-    return markdown([*header, "orders with a gain", "was done"], rows)
-
-
-def correlation_table(found: Sequence[Correlation], agreed: float | None) -> str:
-    """Give the correlations as Markdown, the strongest first, with the number of sites."""
-    by_name: dict[str, dict[str, Correlation]] = {}
-    for each in found:
-        by_name.setdefault(each.statistic, {})[each.kind] = each
-    kinds: dict[str, int] = {}
-    for each in found:
-        kinds[each.kind] = max(each.sites, kinds.get(each.kind, 0))
-    rows = [
-        [name, *(_rho(of.get(kind)) for kind in kinds)]
-        for name, of in sorted(
-            by_name.items(), key=lambda item: -max(abs(each.rho) for each in item[1].values())
-        )
-    ]
-    header = ["statistic", *(f"{kind} ({sites} sites)" for kind, sites in kinds.items())]
-    table = markdown(header, rows) if rows else "too few sites for a rank correlation"
-    return f"{table}\n\nRank agreement of the gains between data orders: {number(agreed)}"
-
-
-def _rho(each: Correlation | None) -> str:
-    if each is None:
-        return "-"
-    return f"{each.rho:+.2f}" + (f" ± {stdev(each.orders):.2f}" if len(each.orders) > 1 else "")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Give mean ± sample std, the mean alone for one value."""
-    return number(mean(values)) + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Give rows of the same keys as CSV with a header; nothing for no rows."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()

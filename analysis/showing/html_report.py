@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from analysis.judging.claims import Judgement, judgement_text
-from analysis.recording.files import write_whole
-from analysis.recording.record import read_history
-from analysis.showing import plots
-from analysis.showing.drawing import Undrawn, drawing
+from analysis.judging.comparison_claims import Judgement
+from analysis.recording.atomic_files import write_whole
+from analysis.recording.history_jsonl import read_history
+from analysis.showing.architecture_pictures import Histories, architectures_of_rows, capacity
+from analysis.showing.comparison_pictures import colors_of, layer_statistics, score_over
+from analysis.showing.comparison_tables import judgement_text
+from analysis.showing.matplotlib_figures import Undrawn, drawing
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -71,7 +73,7 @@ def _pictures(judgement: Judgement) -> list[str]:
         for name, runs in judgement.rows.items()
     }
     with drawing():
-        drawn = _drawn(judgement, histories)
+        drawn = list(_drawn(judgement, histories))
     return [
         f'<h2>{title}</h2><figure><div class="wide">{svg}</div>'
         f"<figcaption>{note}</figcaption></figure>"
@@ -79,42 +81,19 @@ def _pictures(judgement: Judgement) -> list[str]:
     ]
 
 
-def _drawn(judgement: Judgement, histories: plots.Histories) -> list[tuple[str, str, str]]:
+def _drawn(judgement: Judgement, histories: Histories) -> Iterator[tuple[str, str, str]]:
     """Give the title, a note and the SVG of every picture."""
-    pictures = [
-        (
-            "Score over training FLOPs",
-            "Mean over seeds, band: sample std. Grey: the static frontier.",
-            plots.score_over(judgement, "flops"),
-        ),
-        (
-            "Score over time",
-            "Seconds depend on the machine and on what else it did.",
-            plots.score_over(judgement, "seconds"),
-        ),
-    ]
+    note = "Mean over seeds, band: sample std. Grey: the static frontier."
+    yield "Score over training FLOPs", note, score_over(judgement, "flops")
+    note = "Seconds depend on the machine and on what else it did."
+    yield "Score over time", note, score_over(judgement, "seconds")
     if any(record.applied for runs in histories.values() for one in runs for record in one):
-        pictures += [
-            (
-                "Architectures over time",
-                "Inner channels of every block, first seed; later blocks of a stage are paler.",
-                plots.architectures(histories),
-            ),
-            (
-                "Where each row put its capacity",
-                "Means over seeds.",
-                plots.capacity(histories),
-            ),
-        ]
-    colors = plots.colors_of(judgement)
-    pictures.append(
-        (
-            "Layer statistics at the end, side by side",
-            "One point a block, first seed; means of the layers inside the block.",
-            plots.layer_statistics(histories, colors),
-        )
-    )
-    return pictures
+        note = "Inner channels of every block, first seed; later blocks of a stage are paler."
+        yield "Architectures over time", note, architectures_of_rows(histories)
+        yield "Where each row put its capacity", "Means over seeds.", capacity(histories)
+    note = "One point a block, first seed; means of the layers inside the block."
+    svg = layer_statistics(histories, colors_of(judgement))
+    yield "Layer statistics at the end, side by side", note, svg
 
 
 def _provenance(folder: Path, run: Path) -> list[str]:
