@@ -7,8 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from analysis.observing.reading import LayerReading
-from analysis.recording.history_jsonl import read_history
-from analysis.recording.record import Record
+from analysis.recording.record import Record, read_history
 
 if TYPE_CHECKING:
     from analysis.observing.observer import Observer

@@ -30,8 +30,7 @@ from analysis.measuring.waiting import STEPS
 from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, step_of
 from nets import build, preset
-from training.data.normalisation import channel_statistics, normalised
-from training.data.splits import load
+from training.data.splits import channel_statistics, load, normalised
 
 BATCH, CLASSES, EVERY = 128, 10, 10
 

@@ -29,8 +29,7 @@ import torch
 
 from analysis.showing.tables import markdown
 from nets import Architecture, build
-from training.data.normalisation import channel_statistics, normalised
-from training.data.splits import load
+from training.data.splits import channel_statistics, load, normalised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

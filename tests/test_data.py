@@ -20,8 +20,7 @@ from training.data.augmenting import Augment, augment_of
 from training.data.batches import Batches, evaluation_batches
 from training.data.datasets import NAMES, read
 from training.data.images import Images
-from training.data.normalisation import channel_statistics, normalised
-from training.data.splits import divide, load, part_of
+from training.data.splits import channel_statistics, divide, load, normalised, part_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -24,8 +24,7 @@ from analysis import LayerReading, read_history
 from nets import Widen
 from policies import Never, Policy
 from training.computing.evaluation import LOSSES
-from training.computing.optimizer import make_optimizer
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision, make_optimizer
 from training.keeping.nonfinite import NonFinite, finite_readings
 from training.keeping.result_files import append_record, write_json
 from training.running.loop import train

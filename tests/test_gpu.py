@@ -16,17 +16,14 @@ from test_resume import command
 from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of
 from training.computing.evaluation import LOSSES
-from training.computing.optimizer import make_optimizer
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision, make_optimizer
 from training.computing.torch_settings import own_process
 from training.data.augmenting import Augment
 from training.data.batches import Batches
-from training.data.normalisation import channel_statistics
-from training.data.splits import load
+from training.data.splits import channel_statistics, load
 from training.keeping.checkpoint import load_optimizer_state, optimizer_state
 from training.running.step import average, train_step
-from training.settings.common import Common
-from training.settings.train import Train
+from training.settings.train import Common, Train
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

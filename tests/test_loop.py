@@ -14,7 +14,6 @@ import torch
 from makers import differences
 from runs import csv_rows, quiet, short_run
 
-import training.running.charged_probes
 import training.running.decide_and_grow
 import training.running.finished
 import training.running.step
@@ -22,8 +21,7 @@ import training.running.take_record
 from analysis import Record, read_history
 from nets import Action, Architecture, Insert, SetSurvival, Widen, build, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
-from training.data.normalisation import channel_statistics
-from training.data.splits import load
+from training.data.splits import channel_statistics, load
 from training.running.loop import train
 from training.running.write_down import line_of
 from training.settings.start import Start
@@ -327,7 +325,7 @@ def test_importance_is_measured_only_for_a_policy_that_needs_it(tmp_path, monkey
     def unwanted(*_: Any) -> None:
         raise AssertionError("nobody asked for it")
 
-    monkeypatch.setattr(training.running.charged_probes, "block_importance", unwanted)
+    monkeypatch.setattr(training.running.take_record, "block_importance", unwanted)
     train(small(tmp_path), quiet)
     assert not any(record.importance for record in read_history(tmp_path))
 

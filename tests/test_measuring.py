@@ -10,9 +10,9 @@ from runs import short_run
 from analysis import Observer, Record, effective_rank, read_history
 from nets import Widen, cost
 from policies import Policy
-from training.running.charged_probes import measure_probes, with_probes
 from training.running.loop import train
 from training.running.resume import open_run
+from training.running.take_record import measure_probes, with_probes
 from training.settings.train import Train
 
 

@@ -29,8 +29,7 @@ from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset
 from policies import Periodic
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, evaluate
-from training.computing.optimizer import make_optimizer
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision, make_optimizer
 from training.computing.wrapped_model import wrapped
 from training.data.augmenting import Augment
 from training.data.batches import Batches

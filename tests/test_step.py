@@ -15,13 +15,11 @@ from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
 from training.computing.budget import Progress
 from training.computing.evaluation import LOSSES, evaluate, means_of
-from training.computing.optimizer import make_optimizer
-from training.computing.precision import DTYPES, UNSCALED, Precision, slow_settings
+from training.computing.optimizer import DTYPES, UNSCALED, Precision, make_optimizer, slow_settings
 from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.images import Images
-from training.data.normalisation import channel_statistics
-from training.data.splits import load
+from training.data.splits import channel_statistics, load
 from training.running.step import average, take_step, train_step
 from training.settings.train import Train
 

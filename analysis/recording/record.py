@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from analysis.observing.observer import Observer
 
+
+import json
+from pathlib import Path
+
+from analysis.recording.atomic_files import path_of
+
 UNBOUNDED = Cost(parameters=2**62, flops=2**62)
 """The limit of a record that was given none."""
 _MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -180,3 +186,26 @@ def _check_number(name: str, value: object, optional: bool = False) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000
     if not whole and not isinstance(value, float):  # a larger integer cannot become one
         raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def read_history(path: str | Path, records: int | None = None) -> list[Record]:
+    """Read a history.jsonl file, or that of a run folder; all of it, or its first `records`.
+
+    Raises:
+        ValueError: the file is missing, a line is not a record, or its step is before that of the
+            line above; the message names the line.
+    """
+    path = path_of("history", path)
+    path = path / "history.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
+    found: list[Record] = []
+    for number, line in enumerate(path.read_bytes().splitlines()[:records], start=1):
+        try:
+            record = Record.from_dict(json.loads(line.decode()))
+            if found and record.step < found[-1].step:
+                raise ValueError(f"step must be at least {found[-1].step}, got {record.step}")
+            found.append(record)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return found

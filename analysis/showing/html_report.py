@@ -11,7 +11,7 @@ from pathlib import Path
 
 from analysis.judging.comparison_claims import Judgement
 from analysis.recording.atomic_files import write_whole
-from analysis.recording.history_jsonl import read_history
+from analysis.recording.record import read_history
 from analysis.showing.architecture_pictures import Histories, architectures_of_rows, capacity
 from analysis.showing.comparison_pictures import colors_of, layer_statistics, score_over
 from analysis.showing.comparison_tables import judgement_text

@@ -12,8 +12,7 @@ from jsonargparse import ArgumentParser
 
 from analysis.recording.atomic_files import path_of
 from nets.checks import meant
-from training.commandline.did_you_mean import nearest_option
-from training.commandline.error_messages import one_line
+from training.commandline.error_messages import nearest_option, one_line
 from training.settings.compare import Cell
 from training.settings.config_yaml import check_config
 

@@ -15,7 +15,7 @@ from training.comparing.comparison_files import write_csv, write_judged
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
 from training.comparing.scheduling import Engine, Here, run_jobs, stays_here
-from training.computing.precision import Precision, slow_settings
+from training.computing.optimizer import Precision, slow_settings
 from training.data.identity import check_same_data, settle
 from training.deciding.ask_policy import check_needs, is_frozen, told_of_state
 from training.keeping.folder_lock import alone

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nets.modules.passes import mode
 from training.computing import distributed
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision
 from training.data.batches import evaluation_batches
 from training.data.images import Images
 

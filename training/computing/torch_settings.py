@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from training.computing.precision import Precision
-from training.settings.common import Common
+from training.computing.optimizer import Precision
+from training.settings.train import Common
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _VARIABLES = (_WORKSPACE, "TORCHINDUCTOR_CACHE_DIR")

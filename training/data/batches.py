@@ -11,7 +11,7 @@ from nets.checks import check_count
 from nets.modules.draws import generator_of
 from training.data.augmenting import Augment, draw_crops, table_of, views_of
 from training.data.images import Images
-from training.data.normalisation import normalised
+from training.data.splits import normalised
 
 
 def evaluation_batches(

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from analysis.recording.phrases import phrase
 from nets import Action, Architecture, Cost, Freeze, Unfreeze, cost, train_flops
 from nets.checks import check_choice
-from nets.plan.actions import adds_capacity
+from nets.plan.actions import INITIALIZERS, adds_capacity
 from policies.base import History
-from training.settings.checks import INITIALIZERS
 
 
 @dataclass(frozen=True)

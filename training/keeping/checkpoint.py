@@ -15,7 +15,7 @@ from analysis import Observer
 from analysis.recording.atomic_files import write_whole
 from nets import Architecture, Network
 from training.computing.budget import Progress
-from training.computing.precision import UNSCALED
+from training.computing.optimizer import UNSCALED
 from training.keeping.run_folder import binding, completed
 
 

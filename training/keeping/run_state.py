@@ -14,7 +14,7 @@ from analysis.showing.tensorboard_writer import Board
 from nets import Cost, Network
 from training.computing.budget import Budget, Progress
 from training.computing.evaluation import Loss
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision
 from training.data.batches import Batches
 from training.data.images import Images
 from training.data.splits import Splits

@@ -9,12 +9,11 @@ from nets import action_to_dict, cost
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, evaluate
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision
 from training.computing.torch_settings import own_process
 from training.data.augmenting import augment_of
 from training.data.identity import check_same_data, identity_of
-from training.data.normalisation import channel_statistics
-from training.data.splits import load
+from training.data.splits import channel_statistics, load
 from training.keeping.checkpoint import load_checkpoint, network_of
 from training.keeping.folder_lock import alone
 from training.keeping.nonfinite import finite

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from training.computing import distributed
-from training.computing.precision import slow_settings
+from training.computing.optimizer import slow_settings
 from training.computing.signals import Interrupted, Interrupts
 from training.keeping.run_state import Run
 from training.running.decide_and_grow import decide_and_grow

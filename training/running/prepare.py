@@ -14,12 +14,11 @@ from nets.checks import check_count
 from nets.modules.draws import generator_of
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, Loss
-from training.computing.precision import Precision
+from training.computing.optimizer import Precision
 from training.data.augmenting import augment_of
 from training.data.batches import Batches, evaluation_batches
 from training.data.identity import difference, identity_of
-from training.data.normalisation import channel_statistics
-from training.data.splits import Splits, load
+from training.data.splits import Splits, channel_statistics, load
 from training.settings.train import Train
 
 PROBE = 128

@@ -12,7 +12,7 @@ from nets import train_flops
 from training.computing import distributed
 from training.computing.evaluation import Loss, at_least_float32, sums_of
 from training.computing.learning_rate import learning_rate, set_learning_rate
-from training.computing.precision import UNSCALED, Precision
+from training.computing.optimizer import UNSCALED, Precision
 from training.computing.wrapped_model import apart
 from training.keeping.run_state import Run
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from analysis import Record
-from nets import Network
+from torch.utils.flop_counter import FlopCounterMode
+
+from analysis import Record, block_importance, effective_rank
+from nets import Network, cost
 from training.computing import distributed
 from training.computing.evaluation import evaluate, means_of
 from training.computing.learning_rate import learning_rate
 from training.keeping.nonfinite import check_state, check_validation, finite, finite_readings
 from training.keeping.run_state import Run
-from training.running.charged_probes import measure_probes, with_probes
 from training.running.write_down import write_losses
 
 Means = tuple[float | None, float | None]
@@ -62,3 +64,32 @@ def _capture(run: Run, trained: Means, validated: Means) -> Record:
 
 def _validate(run: Run, net: Network) -> Means:
     return evaluate(net, run.judged, *run.statistics, run.loss, run.precision)
+
+
+def measure_probes(run: Run) -> Mapping[str, Mapping[str, float]]:
+    """Measure the probes that the run's policy needs, by name; no policy is asked at the end."""
+    needs = run.settings.policy.needs
+    found: dict[str, Mapping[str, float]] = {}
+    if run.spent >= 1:
+        return found
+    images, forward = len(run.probe[0]), cost(run.net.architecture).flops
+    if "importance" in needs:
+        found["importance"] = block_importance(run.net, *run.probe, run.loss)
+        run.progress.flops += (1 + len(found["importance"])) * images * forward
+    if "effective_rank" in needs:
+        with FlopCounterMode(display=False) as counter:  # the forward, and products of responses
+            found["effective_rank"] = effective_rank(run.net, run.probe[0])
+        run.progress.flops += counter.get_total_flops()
+    return found
+
+
+def with_probes(record: Record, measured: Mapping[str, Mapping[str, float]]) -> Record:
+    """Give the record with what was measured: by block, or by layer into its reading's `extra`."""
+    ranks = measured.get("effective_rank", {})
+    layers = {
+        path: replace(reading, extra={**reading.extra, "effective_rank": ranks[path]})
+        if path in ranks
+        else reading
+        for path, reading in record.layers.items()
+    }
+    return replace(record, layers=layers, importance=measured.get("importance", {}))

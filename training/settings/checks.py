@@ -11,6 +11,7 @@ from typing import Any
 from analysis.recording.atomic_files import path_of
 from nets import cost, preset
 from nets.checks import check_choice, check_count, check_kinds
+from nets.plan.actions import INITIALIZERS
 from policies import Never, Policy
 from training.settings.start import Start
 
@@ -20,7 +21,6 @@ MOST_PARAMETERS = 10**11
 MOST_OF_A_NAME = 200
 """Bytes of a row's name; file systems take 255."""
 AUGMENTATIONS = ("auto", "none", "crop", "crop-flip", "flip")
-INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
 
 
 def check_common(settings: Any) -> None:
