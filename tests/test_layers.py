@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from analysis import Observer
 from analysis.observing.layers import parameters_of
-from analysis.observing.probes import effective_rank, gradient_signal_to_noise, response_histograms
+from analysis.recording.probes import effective_rank, gradient_signal_to_noise, response_histograms
 
 
 class Net(nn.Module):
@@ -299,10 +299,10 @@ def test_a_mode_of_the_users_own_is_left_alone():
 
 
 OURS = (
-    "analysis.observing.survey",
+    "analysis.measuring.dataflow",
     "analysis.measuring.responses",
-    "analysis.measuring.taps",
-    "analysis.measuring.moments",
+    "analysis.measuring.batchnorm_std",
+    "analysis.measuring.mean_and_std",
 )
 
 
