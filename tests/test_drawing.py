@@ -13,7 +13,8 @@ import matplotlib
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from analysis import pictures, plots, read_history
+from analysis import read_history
+from analysis.showing import pictures, plots
 from analysis.showing.drawing import own_settings
 from run import main
 from training.comparing.comparison import compare

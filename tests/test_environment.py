@@ -11,8 +11,8 @@ import pytest
 
 import run
 from analysis.recording.files import path_of, write_whole
-from training import console
 from training.comparing.cells import jobs_of
+from training.settings import console
 from training.settings.settings import Cell, Compare, Train
 
 RUN = Path(run.__file__)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import LayerReading, Record, pictures
+from analysis import LayerReading, Record
 from analysis.observing.reading import STATISTICS
+from analysis.showing import pictures
 from analysis.showing.pictures import HEIGHT, WIDTH, _colours, architecture_over_time, draw
 from nets import Insert, Widen, WidenStage, cost, preset, seed_of
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from test_comparison import quiet, small
 
-from analysis import plots
+from analysis.showing import plots
 from analysis.showing.report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite

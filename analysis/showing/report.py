@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from analysis import plots
 from analysis.judging.claims import Judgement, judgement_text
 from analysis.recording.files import write_whole
 from analysis.recording.record import read_history
+from analysis.showing import plots
 from analysis.showing.drawing import Undrawn, drawing
 
 _STYLE = """

@@ -24,7 +24,7 @@ from nets import (
     train_flops,
 )
 from nets.plan.actions import adds_capacity
-from training import ranks
+from training.keeping import ranks
 from training.keeping.budget import learning_rate
 from training.keeping.failures import PolicyFailed, told
 from training.keeping.folder import append_metrics, append_record

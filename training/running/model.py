@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nets import Network
-from training import ranks
+from training.keeping import ranks
 from training.settings.settings import Train
 
 BACKEND = "inductor"

@@ -19,7 +19,6 @@ from analysis.showing.board import Board
 from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.modules.draws import generator_of
-from training import ranks
 from training.data.augmenting import augment_of
 from training.data.batches import (
     Batches,
@@ -31,6 +30,7 @@ from training.data.batches import (
 )
 from training.data.identity import difference, identity_of
 from training.data.images import Images
+from training.keeping import ranks
 from training.keeping.budget import Budget, Progress
 from training.keeping.folder import append_losses, binding, claim, cut_back
 from training.keeping.locks import alone

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nets.modules.passes import mode
-from training import ranks
 from training.data.batches import evaluation_batches
 from training.data.sources import Images
+from training.keeping import ranks
 from training.running.model import apart
 from training.settings.settings import Common
 

@@ -8,10 +8,10 @@ from typing import Any
 from nets import action_to_dict, cost
 from nets.checks import in_one_line
 from nets.plan.actions import adds_capacity
-from training import ranks
 from training.data.augmenting import augment_of
 from training.data.batches import channel_statistics, load
 from training.data.identity import check_same_data, identity_of
+from training.keeping import ranks
 from training.keeping.folder import check_same_settings, read_summary, write_json
 from training.keeping.locks import alone
 from training.keeping.process import own_process
