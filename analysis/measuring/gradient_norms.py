@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from analysis.measuring.responses import Slots
-
 FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
 NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once
 
 
-class ParameterNorms(NamedTuple):
-    """L2 norms by parameter, around an optimizer's update or as the backward pass left them."""
+@dataclass(eq=False, kw_only=True)
+class ParameterNorms:
+    """L2 norms by parameter, around an optimizer's update or as the backward pass left them.
 
-    present: tuple[int, ...]  # parameters with a gradient
-    held: frozenset[int]  # those that the optimizer holds
-    order: tuple[int, ...]  # of the parameters in each of the lists
-    lists: list[Sequence[Tensor]]  # of gradients, weights and perhaps updates, each in 1-D parts
-    scaler: list[Tensor]  # if one is at work, its scale and whether the update is left out, (1,)
+    Of gradients, weights and, around an update, its steps, each in 1-D parts.
+    """
+
+    held: frozenset[int]  # parameters that the optimizer holds
+    order: tuple[int, ...]  # of the parameters in the norms
+    present: tuple[int, ...] = ()  # parameters with a gradient
+    gradients: Sequence[Tensor] = ()
+    weights: Sequence[Tensor] = ()
+    steps: Sequence[Tensor] = ()
+    scaler: Sequence[Tensor] = ()  # of one at work: scale, whether the update is left out, (1,)
 
 
 class ParameterStatistics(NamedTuple):
@@ -33,19 +37,22 @@ class ParameterStatistics(NamedTuple):
     That is so in front of weights that are all 0, and of updates that a scaler left out.
     """
 
-    values: list[tuple[Slots, Tensor]]
-    undefined: list[tuple[Slots, Tensor]]
+    values: list[tuple[tuple[int, ...], Tensor]]
+    undefined: list[tuple[tuple[int, ...], Tensor]]
     unheld: str | None  # a parameter with a gradient that no optimizer updates
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Which layers have parameters with a gradient, and where in the lists of norms these are."""
+    """Which layers have parameters with a gradient, and where in the lists of norms these are.
 
-    layers: list[int]
+    All is on the device from the first step on, for sending it there in a step would wait.
+    """
+
+    slots: dict[str, tuple[int, ...]]  # by statistic
     member: Tensor  # (layers, most), filled up with the number of norms
     entries: Tensor  # (layers,): how many there are of such parameters
-    updated: list[int]  # places in `layers` of those that an optimizer updates
+    updated: Tensor  # places among the layers of those that an optimizer updates
     unheld: str | None
 
 
@@ -74,11 +81,11 @@ class NormsByLayer:
 
         A parameter's numbers are those of the last update by an optimizer that holds it.
         """
-        device = several[0].lists[0][0].device
+        device = several[0].gradients[0].device
         plan, squares, skips = self._plan(several, device), [], None
         for one in several:
-            parts = [part.to(device) for parts in one.lists for part in parts]
-            norms = torch.cat(parts).double().view(len(one.lists), -1)
+            parts = [part.to(device) for part in (*one.gradients, *one.weights, *one.steps)]
+            norms = torch.cat(parts).double().view(-1, len(one.order))
             if one.scaler:
                 scale, skip = (value.to(device).double() for value in one.scaler)
                 norms = torch.cat([norms[:1] / scale, norms[1:]])
@@ -90,18 +97,14 @@ class NormsByLayer:
         found += [("update_ratio", step / weight) for step in update]
         values, undefined = [], []
         for statistic, value in found:
-            none, layers = torch.zeros_like(value, dtype=torch.bool), plan.layers
+            none = torch.zeros_like(value, dtype=torch.bool)
             none = none if skips is None else none | skips
             if statistic == "update_ratio":
-                none = (none | (weight == 0))[plan.updated]
-                value, layers = value[plan.updated], [layers[place] for place in plan.updated]
-            slots = tuple(self._slot(layer, statistic) for layer in layers)
+                none, value = (none | (weight == 0))[plan.updated], value[plan.updated]
+            slots = plan.slots[statistic]
             values.append((slots, value.masked_fill(none, 0)))
             undefined.append((slots, none.double()))
         return ParameterStatistics(values, undefined, plan.unheld)
-
-    def _slot(self, layer: int, statistic: str) -> int:
-        return layer * len(self._statistics) + self._statistics.index(statistic)
 
     def _plan(self, several: Sequence[ParameterNorms], device: torch.device) -> _Plan:
         key = tuple((one.present, one.held, one.order) for one in several)
@@ -111,8 +114,8 @@ class NormsByLayer:
         updated: set[int] = set()
         none = 0  # the number of norms
         for present, held, order in key:
-            places = {index: none + place for place, index in enumerate(order)}
-            chosen |= {k: places[k] for k in present if k in held or k not in updated}
+            found = {index: none + place for place, index in enumerate(order)}
+            chosen |= {k: found[k] for k in present if k in held or k not in updated}
             updated.update(held.intersection(present))
             none += len(order)
         owned: dict[int, list[int]] = {}  # by layer
@@ -127,11 +130,15 @@ class NormsByLayer:
         ]
         entries = [sum(self._sizes[i] for i in owned[layer]) for layer in layers]
         unheld = sorted(set(chosen) - updated)
+        updates = [n for n, layer in enumerate(layers) if not updated.isdisjoint(owned[layer])]
+        all_ = range(len(layers))
+        places = {"gradient_norm": all_, "weight_norm": all_, "update_ratio": updates}
+        width, at = len(self._statistics), self._statistics.index
         self._plans[key] = plan = _Plan(
-            layers,
+            {name: tuple(layers[n] * width + at(name) for n in ns) for name, ns in places.items()},
             torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
             torch.tensor(entries, dtype=torch.float64, device=device),
-            [n for n, layer in enumerate(layers) if not updated.isdisjoint(owned[layer])],
+            torch.tensor(updates, dtype=torch.long, device=device),
             self._names[unheld[0]] if unheld else None,
         )
         return plan

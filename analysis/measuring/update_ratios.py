@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,20 +20,14 @@ from analysis.measuring.gradient_norms import (
 SMALL = 2**22  # entries of a network up to which the room for copies is kept from step to step
 
 
-@dataclass(eq=False)
-class Update:
-    """What is read of one optimizer's update; the norms are in 1-D parts."""
+@dataclass(eq=False, kw_only=True)
+class Update(ParameterNorms):
+    """What is read of one optimizer's update."""
 
     optimizer: int  # its id
-    held: frozenset[int]  # parameters that it holds
-    complete: bool  # whether these are all
-    copies: ParameterCopies  # of the weights before, of all parameters or only of these
-    scaler: list[Tensor]  # scale, whether the update is left out
-    kept: set[int]  # whose weights are there
-    present: tuple[int, ...] = ()  # parameters with a gradient
-    gradients: Sequence[Tensor] = ()
-    weights: Sequence[Tensor] = ()
-    updates: Sequence[Tensor] = ()
+    complete: bool  # whether it holds all parameters
+    copies: ParameterCopies  # of the weights before, of all parameters or of those that it holds
+    kept: set[int] = field(default_factory=set)  # whose weights are there
 
 
 class ParameterReader:
@@ -119,9 +113,14 @@ class ParameterReader:
             return
         held = self.held_by(optimizer)
         copies = self._copies(tuple(sorted(held)) if alone else self._all)
-        scaler = _scaler_of(optimizer)
-        complete = len(held) == len(self._all)
-        self._update = Update(id(optimizer), held, complete, copies, scaler, set())
+        self._update = Update(
+            optimizer=id(optimizer),
+            held=held,
+            complete=len(held) == len(self._all),
+            copies=copies,
+            order=copies.order,
+            scaler=_scaler_of(optimizer),
+        )
         if closure:
             self._keep(self._update, copies.members)
         else:
@@ -160,24 +159,14 @@ class ParameterReader:
         if update is None or not update.present:
             return None
         update.copies.subtract([self._parameters[index] for index in update.copies.members])
-        update.updates = update.copies.norms()
+        update.steps = update.copies.norms()
         self._release(update.copies)
         return update
 
     def of_updates(self, updates: Sequence[Update]) -> ParameterStatistics | None:
         """Give the step's statistics by layer; None if there was no update."""
-        norms = [
-            ParameterNorms(
-                one.present,
-                one.held,
-                one.copies.order,
-                [one.gradients, one.weights, one.updates],
-                one.scaler,
-            )
-            for one in updates
-            if one.present
-        ]
-        return self._by_layer.of(norms) if norms else None
+        updates = [update for update in updates if update.present]
+        return self._by_layer.of(updates) if updates else None
 
     @torch.no_grad()
     def of_gradients(self) -> ParameterStatistics | None:
@@ -185,13 +174,15 @@ class ParameterReader:
         seen, self._seen = self._seen, {}
         if not seen:
             return None
-        present, copies, lists = tuple(sorted(seen)), self._copies(self._all), []
-        for tensors in zip(*(seen[index] for index in present)):
-            copies.keep(present, _dense(tensors))
-            lists.append(copies.norms())
+        present, copies = tuple(sorted(seen)), self._copies(self._all)
+        norms = ParameterNorms(held=frozenset(present), order=copies.order, present=present)
+        gradients, weights = zip(*(seen[index] for index in present))
+        copies.keep(present, _dense(gradients))
+        norms.gradients = copies.norms()
+        copies.keep(present, list(weights))
+        norms.weights = copies.norms()
         self._release(copies)
-        held = frozenset(present)
-        return self._by_layer.of([ParameterNorms(present, held, copies.order, lists, [])])
+        return self._by_layer.of([norms])
 
     def _copies(self, members: tuple[int, ...]) -> ParameterCopies:
         free = self._free.get(members)

@@ -12,14 +12,13 @@ from analysis.measuring.dataflow import Pairing, Relus
 from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
 from analysis.measuring.responses import Response, Responses
-from analysis.observing.hooks import Hooks
+from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
 from analysis.observing.layers import Layer
 from analysis.observing.window import Values
 from nets.modules.network import Network
 
 Extra = Callable[[Tensor], Tensor]
 """A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
-_C: Any = torch._C
 _DISPATCH = vars(Tensor)["__torch_dispatch__"]
 FORWARDS = 64
 """Forwards of mere parts of the net after which what was read is put away."""
@@ -78,17 +77,17 @@ class ForwardHooks:
         """Say whether a forward that runs now would be one of training, and can be read."""
         if not (self._net.training and torch.is_grad_enabled()):
             return False
-        why = _why_unreadable()
+        why = why_unreadable()
         self.passed = why or self.passed
         return why is None
 
     def listen(self, on: bool) -> None:
         """Put the hooks on the layers, or leave nothing there."""
         if on and not self._placed:
-            _hold_compiled_code(self, True)
+            hold_compiled_code(self, True)
             self._attach()
         elif self._placed and not on:
-            _hold_compiled_code(self, False)
+            hold_compiled_code(self, False)
             for inside in self._insides:
                 inside.end()  # of a forward that was interrupted
             self._placed.remove()
@@ -156,7 +155,7 @@ class ForwardHooks:
             self._begin()
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self._net and _why_unreadable() is None:
+        if module is self._net and why_unreadable() is None:
             self._responses.end_forward()
             self._relus.end_forward(output)
             if self._pairing and output is not None:
@@ -226,30 +225,6 @@ class ForwardHooks:
             self.passed = f"that give a {kind.__name__}"
             return False
         return output.is_floating_point() and output.layout is torch.strided
-
-
-def _why_unreadable() -> str | None:
-    """Say where a forward runs now whose numbers are not to be had; None for any other."""
-    if _C._functorch.peek_interpreter_stack() is not None:
-        return "under torch.func"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "under forward-mode differentiation"
-    if _C._get_dispatch_mode(_C._TorchDispatchModeKey.FAKE) is not None:
-        return "under FakeTensorMode"
-    return "under torch.jit.trace" if _C._get_tracing_state() is not None else None
-
-
-_holding: set[ForwardHooks] = set()
-_stances: list[Any] = []  # what was in force before the first of them
-
-
-def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
-    """Let compiled code rest for these hooks, or no longer; it runs again after the last."""
-    if hold and not _holding:
-        _stances.append(torch.compiler.set_stance("force_eager"))
-    (_holding.add if hold else _holding.discard)(hooks)
-    if not _holding:
-        _stances.pop().__exit__(None, None, None)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hooks on modules that copies of the modules do not have."""
+"""Hooks on modules that copies of the modules do not have, and which forwards they cannot read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from analysis.measuring.norm_layers import NormActivation
 
 _KEPT = ("_forward_hooks", "_forward_pre_hooks")
 _STATE = "__getstate__"
+_C: Any = torch._C
 
 
 class Hook:
@@ -128,3 +129,27 @@ def _state_without_hooks(module: nn.Module) -> Any:
 
 
 _state_without_hooks.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def why_unreadable() -> str | None:
+    """Say where a forward runs now whose numbers are not to be had; None for any other."""
+    if _C._functorch.peek_interpreter_stack() is not None:
+        return "under torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "under forward-mode differentiation"
+    if _C._get_dispatch_mode(_C._TorchDispatchModeKey.FAKE) is not None:
+        return "under FakeTensorMode"
+    return "under torch.jit.trace" if _C._get_tracing_state() is not None else None
+
+
+_holding: set[object] = set()
+_stances: list[Any] = []  # what was in force before the first of them
+
+
+def hold_compiled_code(by: object, hold: bool) -> None:
+    """Let compiled code rest for an object, or no longer; it runs again after the last."""
+    if hold and not _holding:
+        _stances.append(torch.compiler.set_stance("force_eager"))
+    (_holding.add if hold else _holding.discard)(by)
+    if not _holding:
+        _stances.pop().__exit__(None, None, None)

@@ -14,15 +14,14 @@ from analysis.measuring.update_ratios import ParameterReader
 from analysis.observing.forward_hooks import Extra, ForwardHooks
 from analysis.observing.hooks import Hooks
 from analysis.observing.layers import Layer, certain_pairs, paired, parameters_of, rows_of
+from analysis.observing.window import Window
 from nets.modules.network import Network
 
-Places = list[int | None]
-"""Of every statistic of every layer, which of those before a change it was, if any."""
 _OF_PARAMETERS = ("gradient_norm", "weight_norm", "update_ratio")
 
 
 class WatchedNetwork:
-    """The layers of a network, with what reads their outputs and their parameters.
+    """The layers of a network, with what reads their outputs and parameters, and their window.
 
     Args:
         net: without wrappers.
@@ -51,24 +50,27 @@ class WatchedNetwork:
         self.hooks = ForwardHooks(net, self._alone, statistics, *self._callbacks, pairs)
         self.rows = paired(self._alone, self.hooks.pairs)
         self.parameters = ParameterReader(net, self._owned(), statistics)
+        self.window = Window(self.rows, statistics)
 
     @property
     def layers(self) -> list[Layer]:
         """Those of `rows` that are read; what feeds a norm is no layer of its own."""
         return [row for row in self.rows if row.modules]
 
-    def pair_again(self) -> Places | None:
+    def pair_again(self) -> None:
         """Pair norms with what feeds them otherwise, if the step's forwards showed so."""
         if not self.hooks.settle():
-            return None
+            return
         before, self.rows = self.rows, paired(self._alone, self.hooks.pairs)
         self.parameters.own(self._owned())
-        return [
+        slots = enumerate(
+            (row, old, name) for row, old in zip(self.rows, before) for name in self.statistics
+        )
+        places = [
             None if row.modules != old.modules and name in _OF_PARAMETERS else place
-            for place, (row, old, name) in enumerate(
-                (row, old, name) for row, old in zip(self.rows, before) for name in self.statistics
-            )
+            for place, (row, old, name) in slots
         ]
+        self.window.rearrange(self.rows, places)
 
     def read_parameters_anew(self) -> None:
         """Go on with parameters that were replaced or changed."""
@@ -76,8 +78,11 @@ class WatchedNetwork:
         self.members = Members(self.net)
         self.parameters = ParameterReader(self.net, self._owned(), self.statistics)
 
-    def anew(self) -> tuple[WatchedNetwork, Places]:
-        """Look at the network again, whose modules changed, and leave no hooks of this one."""
+    def anew(self) -> WatchedNetwork:
+        """Look at the network again, whose modules changed, and leave no hooks of this one.
+
+        Layers that are as they were go on with their windows.
+        """
         modules = dict(self.net.named_modules())
         layers = list(zip(self.rows, self._sources))
         same = {row.path for row, one in layers if modules.get(row.path) is one}
@@ -88,12 +93,13 @@ class WatchedNetwork:
         again = WatchedNetwork(self.net, self.statistics, *self._callbacks, pairs)
         before = {layer: place for place, layer in enumerate(layers)}
         places = [before.get(layer) for layer in zip(again.rows, again._sources)]
-        width = len(self.statistics)
+        width = range(len(self.statistics))
+        slots = [None if at is None else at * len(width) + k for at in places for k in width]
+        again.window = self.window
+        again.window.rearrange(again.rows, slots)
         again.hooks.passed = passed
         again.hooks.listen(listened)
-        return again, [
-            None if place is None else place * width + k for place in places for k in range(width)
-        ]
+        return again
 
     def _owned(self) -> list[list[nn.Parameter]]:
         return [parameters_of(self.net, row) for row in self.rows]

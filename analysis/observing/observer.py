@@ -142,10 +142,10 @@ class Observer(StepReader):
         """
         self._end_step_without_optimizer()
         self._close()
-        if self._window or not self._last:
-            self._last = self._window.readings(self.edited)
+        if self._watched.window or not self._last:
+            self._last = self._watched.window.readings(self.edited)
             self._doubt_silent_layers()
-            self._window.begin()
+            self._watched.window.begin()
         if self._forwards > 1 and self.step == self._window_start:
             self._doubt("unseen", _UNSEEN.format(self._forwards))
         self._window_start = self.step
@@ -173,31 +173,32 @@ class Observer(StepReader):
         Of these it is the first whose response broke, if any did: what comes after follows from it.
         """
         self._close()
-        return self._window.first_broken()
+        return self._watched.window.first_broken()
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a resumed observer of the same network needs to go on exactly."""
         self._close()
-        window = {"start": self._window_start, **self._window.state()}
+        window = {"start": self._window_start, **self._watched.window.state()}
         last = {path: {**asdict(r), "extra": dict(r.extra)} for path, r in self._last.items()}
         found = {"step": self.step, "edited": dict(self.edited), "window": window, "last": last}
         return {**found, "pairs": dict(self._watched.hooks.pairs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        counts, rows, size = state["window"]["counts"], len(self._watched.rows), self._window.size
-        if len(counts) != size:
+        window, rows, names = state["window"], self._watched.rows, self._watched.statistics
+        size = len(rows) * len(names)
+        if len(window["counts"]) != size:
             raise ValueError(
-                f"state must hold {size} counts, a layer's {size // rows} statistics for each "
-                f"of {rows} layers, got {len(counts)}"
+                f"state must hold {size} counts, a layer's {len(names)} statistics for each "
+                f"of {len(rows)} layers, got {len(window['counts'])}"
             )
         self._watched.hooks.take()  # what was read before is not of this window
         if state.get("pairs"):
             self._watched.hooks.listen(False)
             self._survey(state["pairs"])
         self._late = None
-        self._window.load(state["window"], next(self.net.parameters()).device)
-        self._window_start, self.edited = state["window"]["start"], dict(state["edited"])
+        self._watched.window.load(window, next(self.net.parameters()).device)
+        self._window_start, self.edited = window["start"], dict(state["edited"])
         self._last = {path: LayerReading(**values) for path, values in state["last"].items()}
         self._begin_step()
         self.step = state["step"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -18,7 +17,7 @@ from analysis.observing.layers import unwrap
 from analysis.observing.network import WatchedNetwork
 from analysis.observing.optimizer_steps import OptimizerSteps
 from analysis.observing.reading import STATISTICS
-from analysis.observing.window import Values, Window
+from analysis.observing.window import Values
 
 _GONE = (
     "the gradient of {} was gone when the backward pass had made it, so gradient_norm is None; "
@@ -29,23 +28,6 @@ _UNHELD = (
     "no optimizer that stepped holds {}, which has a gradient; the update_ratio of layers without "
     "an update is None"
 )
-
-
-@dataclass
-class _Late:
-    """A step that ended with an update of some parameters; others may follow."""
-
-    values: Values
-    updates: list[Update]
-
-    @property
-    def complete(self) -> bool:
-        """Whether no other optimizer can follow."""
-        return all(update.complete for update in self.updates)
-
-    def has(self, optimizer: Any) -> bool:
-        """Say whether an optimizer's update is among the updates."""
-        return any(update.optimizer == id(optimizer) for update in self.updates)
 
 
 class StepReader:
@@ -68,7 +50,8 @@ class StepReader:
         self._window_start = self.step
         self._adopted: Any = None  # weak, the optimizer that stands in for the one given
         self._counted = False  # whether the update under way ends a step
-        self._late: _Late | None = None
+        # a step that ended with an update of some parameters; others may follow
+        self._late: tuple[Values, list[Update]] | None = None
         self._usual = 0  # training forwards of the last step
         self._forget_step()
 
@@ -78,15 +61,13 @@ class StepReader:
         self._watched = WatchedNetwork(
             unwrap(self.net), names, self.extra, self._begin, self._put_aside, pairs
         )
-        self._window = Window(self._watched.rows, names)
 
     def _survey_again(self) -> None:
-        """Look at a network whose modules changed; layers that did not go on with their windows."""
+        """Look at a network whose modules changed."""
         self._close()
         if self._watched.hooks:
             self._put_aside()
-        self._watched, places = self._watched.anew()
-        self._window.rearrange(self._watched.rows, places)
+        self._watched = self._watched.anew()
         self._joined.clear()
 
     def _attach(self) -> None:
@@ -122,7 +103,7 @@ class StepReader:
             self._put_aside()  # so that a step without an end takes no more and more memory
 
     def _put_aside(self) -> None:
-        self._window.put_aside(self._watched.hooks.take())
+        self._watched.window.put_aside(self._watched.hooks.take())
 
     def _begin_without_optimizer(self, module: nn.Module, args: Any) -> None:
         if module is self.net and self._watched.hooks.trains():
@@ -134,7 +115,7 @@ class StepReader:
 
     def _end_step_without_optimizer(self) -> None:
         if self._pending:
-            self._look_at_pairs()
+            self._watched.pair_again()
             found = self._watched.parameters.of_gradients()
             gone = self._watched.parameters.gone
             if gone:
@@ -146,13 +127,7 @@ class StepReader:
     @property
     def _has_read(self) -> bool:
         """Whether anything was read of this step, or should have been."""
-        return bool(self._watched.hooks or self._window.aside or self._watched.hooks.passed)
-
-    def _look_at_pairs(self) -> None:
-        """Pair norms with what feeds them otherwise if the step's forwards showed so."""
-        places = self._watched.pair_again()
-        if places is not None:
-            self._window.rearrange(self._watched.rows, places)
+        return bool(self._watched.hooks or self._watched.window.aside or self._watched.hooks.passed)
 
     def _check_parameters(self) -> None:
         """See whether the parameters are still the network's."""
@@ -190,12 +165,13 @@ class StepReader:
         if self._watched.hooks.on or self._has_read or optimizer is not self.optimizer:
             self._check_parameters()
         self._counted = self._counts(optimizer)
-        if self._counted or (self._late and self._late.has(optimizer)):
+        updated = [update.optimizer for update in self._late[1]] if self._late else []
+        if self._counted or id(optimizer) in updated:
             self._close()
         late = self._late is not None
         if self._has_read or late or (closure and self._watched.hooks.on):
             self._watched.hooks.look()
-            self._look_at_pairs()
+            self._watched.pair_again()
             self._watched.parameters.before_update(optimizer, not self._counted, closure)
 
     def _look(self) -> None:
@@ -207,17 +183,17 @@ class StepReader:
         if self._counted:
             self._end_step([*self._joined.values(), *updates])
         elif self._late is not None:
-            self._late.updates.extend(updates)
+            self._late[1].extend(updates)
         else:
             self._joined.update({update.optimizer: update for update in updates})
 
     def _end_step(self, updates: list[Update]) -> None:
         if self._has_read or updates:
             hooks = self._watched.hooks
-            if hooks.passed and not (hooks or self._window.aside):
+            if hooks.passed and not (hooks or self._watched.window.aside):
                 self._doubt("passed", _PASSED.format(hooks.passed))
-            self._late = _Late(hooks.take(), updates)
-            if self._late.complete:
+            self._late = hooks.take(), updates
+            if all(update.complete for update in updates):
                 self._close()
         self._begin_step()
 
@@ -225,15 +201,16 @@ class StepReader:
         """Add the step that ended last, if it waited for updates of other optimizers."""
         late, self._late = self._late, None
         if late is not None:
-            found = self._watched.parameters.of_updates(late.updates)
+            values, updates = late
+            found = self._watched.parameters.of_updates(updates)
             if found is not None and found.unheld is not None:
                 self._doubt("unheld", _UNHELD.format(found.unheld))
-            self._add(late.values, found)
+            self._add(values, found)
 
     def _add(self, values: Values, found: ParameterStatistics | None) -> None:
         of_parameters, undefined = (found.values, found.undefined) if found else ([], [])
-        if values or of_parameters or self._window.aside:
-            self._window.add(values + of_parameters, undefined)
+        if values or of_parameters or self._watched.window.aside:
+            self._watched.window.add(values + of_parameters, undefined)
 
     def _begin_step(self) -> None:
         """Count the step that is over."""
@@ -248,7 +225,7 @@ class StepReader:
         self._joined: dict[int, Update] = {}  # of this step, by optimizers whose steps don't count
         self._watched.hooks.passed = None
         self._watched.parameters.drop()
-        self._window.drop_aside()
+        self._watched.window.drop_aside()
 
     def _doubt(self, kind: str, text: str) -> None:
         """Have the next readings warn, unless they did so before."""
