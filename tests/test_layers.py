@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from analysis import Observer
-from analysis.observing.layers import parameters_of
+from analysis.observing.watched_layers import parameters_of
 from analysis.recording.probes import effective_rank, gradient_signal_to_noise, response_histograms
 
 

@@ -10,7 +10,7 @@ from torchvision import models
 
 from analysis import Observer
 from analysis.measuring.norm_layers import FEEDERS, is_norm
-from analysis.observing.layers import parameters_of
+from analysis.observing.watched_layers import parameters_of
 
 SMALL = [  # what always runs, and the side of its images: one of each way to build
     ("torchvision", "resnet18", 32),

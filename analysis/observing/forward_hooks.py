@@ -13,7 +13,7 @@ from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
 from analysis.measuring.responses import Response, Responses
 from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
-from analysis.observing.layers import Layer
+from analysis.observing.watched_layers import Layer
 from analysis.observing.window import Values
 from nets.modules.network import Network
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from analysis.observing.forward_hooks import Extra
-from analysis.observing.layers import Layer, unwrap
 from analysis.observing.reading import STATISTICS, LayerReading
-from analysis.observing.step import StepReader
+from analysis.observing.step_reader import StepReader
+from analysis.observing.watched_layers import Layer, unwrap
 from nets.growing.grow import Grown
 from nets.modules.network import Network
 
@@ -129,8 +129,8 @@ class Observer(StepReader):
         if isinstance(old, Network) and isinstance(new, Network):
             before, now = old.architecture.widths, new.architecture.widths
             self.edited.update({n: self.step for n, w in now.items() if before.get(n) != w})
-        self._last = {}
         self._aim(grown, optimizer)
+        self._last = {}
         if attached:
             self._attach()
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from analysis.measuring.responses import Slots
-from analysis.observing.layers import Layer
 from analysis.observing.reading import STATISTICS, LayerReading
+from analysis.observing.watched_layers import Layer
 
 Values = list[tuple[Slots, Tensor]]
 """Slots, layer * len(statistics) + statistic, and what belongs there, (slots,)."""
@@ -37,7 +37,7 @@ class Window:
         self._totals: Tensor | None = None  # (2, size): sums; how many readings were undefined
         self._counts = [0] * self.size
         self._finite: Tensor | None = None  # (size,): how often each sum stayed finite
-        self._added = 0  # that were added meanwhile
+        self._added = 0  # readings so far
         self.drop_aside()
 
     def __bool__(self) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from analysis.measuring.norm_layers import NormActivation, channel_axis, first_of
 from analysis.observing.hooks import Hooks
-from analysis.observing.layers import parameters_of, rows_of, unwrap
-from analysis.observing.network import layers_while
+from analysis.observing.watched_layers import parameters_of, rows_of, unwrap
+from analysis.observing.watched_network import layers_while
 from nets.modules.network import Network, ResidualBlock
 from nets.modules.passes import mode
 

@@ -13,10 +13,10 @@ from analysis.measuring.gradient_norms import ParameterStatistics
 from analysis.measuring.update_ratios import Update
 from analysis.observing.forward_hooks import Extra
 from analysis.observing.hooks import Hooks
-from analysis.observing.layers import unwrap
-from analysis.observing.network import WatchedNetwork
 from analysis.observing.optimizer_steps import OptimizerSteps
 from analysis.observing.reading import STATISTICS
+from analysis.observing.watched_layers import unwrap
+from analysis.observing.watched_network import WatchedNetwork
 from analysis.observing.window import Values
 
 _GONE = (

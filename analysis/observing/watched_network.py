@@ -13,7 +13,7 @@ from analysis.measuring.norm_layers import FEEDERS, is_norm
 from analysis.measuring.update_ratios import ParameterReader
 from analysis.observing.forward_hooks import Extra, ForwardHooks
 from analysis.observing.hooks import Hooks
-from analysis.observing.layers import Layer, certain_pairs, paired, parameters_of, rows_of
+from analysis.observing.watched_layers import Layer, certain_pairs, paired, parameters_of, rows_of
 from analysis.observing.window import Window
 from nets.modules.network import Network
 
