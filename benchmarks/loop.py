@@ -28,11 +28,12 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios
 from nets import build
 from policies import Plateau
-from training.data.batches import part_of
+from training.data.splits import part_of
 from training.running.loop import _record_and_grow, _step
 from training.running.run import Run, open_run
 from training.running.step import make_optimizer
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 STEPS = 10
 """Steps a turn: as many as there are between two readings of the layers."""

@@ -29,7 +29,8 @@ from torch.nn import functional
 from analysis import Observer
 from analysis.showing.tables import markdown
 from nets import build, preset
-from training.data.batches import channel_statistics, load, normalised
+from training.data.normalisation import channel_statistics, normalised
+from training.data.splits import load
 
 BATCH, CLASSES, EVERY, STEPS = 128, 10, 10, 16
 Step = Callable[[], None]

@@ -28,7 +28,8 @@ from policies import Plateau
 from training.running.loop import _record_and_grow, _step
 from training.running.run import Run, open_run
 from training.running.step import evaluate, make_optimizer
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 STEPS = 10
 """Steps a turn: as many as there are between two readings of the layers."""

@@ -29,7 +29,8 @@ import torch
 
 from analysis.showing.tables import markdown
 from nets import Architecture, build
-from training.data.batches import channel_statistics, load, normalised
+from training.data.normalisation import channel_statistics, normalised
+from training.data.splits import load
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,23 +8,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from nets.plan.action_dicts import action_from_dict, action_to_dict
-from nets.plan.actions import Action, Insert, Widen, WidenStage
+from nets.plan.actions import Action, Insert, SetSurvival, Widen, WidenStage
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Block, Stage
 from nets.plan.cost import Cost, cost, train_flops
+from nets.plan.freezing import Freeze, Unfreeze
+from nets.plan.layers import LayerSpec, layer_specs
 from nets.plan.presets import preset, preset_names, seed_of
-from nets.plan.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
+from nets.plan.removal import Narrow, Remove
 
 if TYPE_CHECKING:
-    from nets.growing.grow import Grown, grow
+    from nets.growing.grow import Grown, build, grow
     from nets.growing.schedulers import follow
     from nets.modules.from_torchvision import from_torchvision
-    from nets.modules.network import Network, build
+    from nets.modules.network import Network
 
 _LAZY = {
     "Grown": "growing.grow",
     "Network": "modules.network",
-    "build": "modules.network",
+    "build": "growing.grow",
     "follow": "growing.schedulers",
     "from_torchvision": "modules.from_torchvision",
     "grow": "growing.grow",
@@ -38,6 +40,7 @@ __all__ = [
     "Freeze",
     "Grown",
     "Insert",
+    "LayerSpec",
     "Narrow",
     "Network",
     "Remove",
@@ -53,6 +56,7 @@ __all__ = [
     "follow",
     "from_torchvision",
     "grow",
+    "layer_specs",
     "preset",
     "preset_names",
     "seed_of",

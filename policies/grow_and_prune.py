@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analysis import Record
 from nets import Action, Architecture, Narrow, Remove, cost
 from nets.checks import check_choice, check_count, check_fraction
-from nets.plan.reductions import SALIENCIES
+from nets.plan.removal import SALIENCIES
 from policies.base import History, Policy
 from policies.statistic import LayerStatistic
 

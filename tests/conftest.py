@@ -60,7 +60,7 @@ def finished_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def parser():
     """The command line's parser, made once: that takes longer than most refusals."""
-    from training.settings.commandline import make_parser
+    from training.commandline.options import make_parser
 
     return make_parser()
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from training.data.augmenting import AUGMENTS, Augment, augment_of
-from training.data.batches import load
+from training.data.splits import load
 from training.running.run import ground_of
-from training.settings.settings import Cell, Compare, Train
+from training.settings.compare import Cell, Compare
+from training.settings.train import Train
 
 
 def test_auto_is_the_recipe_of_the_data_set():

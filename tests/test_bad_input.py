@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import training.data.sources
+import training.data.datasets
 from nets import preset, seed_of
 
 TRAIN = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu --out out "
@@ -401,11 +401,11 @@ def unusable(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network here")
 
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
-    monkeypatch.setattr(training.data.sources, "read_digits", _digits)
+    monkeypatch.setattr(training.data.datasets, "read_digits", _digits)
     monkeypatch.chdir(place)
 
 
-_digits = functools.cache(training.data.sources.read_digits)
+_digits = functools.cache(training.data.datasets.read_digits)
 
 
 @pytest.mark.parametrize(("command", "message"), CASES, ids=[command for command, _ in CASES])

@@ -13,7 +13,8 @@ from analysis import read_history
 from policies import Never, Periodic
 from training.running.loop import train
 from training.running.pictures import reference_of, write_pictures
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 
 @pytest.fixture(scope="module", autouse=True)

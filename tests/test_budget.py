@@ -19,7 +19,8 @@ from policies import Never, Periodic, Policy, StochasticDepth
 from training.keeping.budget import Budget, Progress, learning_rate
 from training.running.loop import train
 from training.running.run import CHECKED, PROBE
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 IMAGES = 1295

@@ -23,7 +23,7 @@ from training.running.checkpoint import (
     set_generators,
 )
 from training.running.step import make_optimizer
-from training.settings.settings import Train
+from training.settings.train import Train
 
 IDENTITY = {
     "data": "digits",

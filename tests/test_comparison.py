@@ -20,7 +20,10 @@ from policies import Never, Periodic, Plateau
 from training.comparing.cells import job_of
 from training.comparing.comparison import Outcome, compare
 from training.running.loop import train
-from training.settings.settings import Cell, Compare, Start, Train, settings_to_dict
+from training.settings.compare import Cell, Compare
+from training.settings.config_yaml import settings_to_dict
+from training.settings.start import Start
+from training.settings.train import Train
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),

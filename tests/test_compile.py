@@ -16,7 +16,8 @@ from analysis import Record, read_history
 from nets import Action, Insert, Widen
 from policies import Never, Policy
 from training.running.loop import train
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 GROWTHS = 10
 

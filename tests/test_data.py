@@ -15,18 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.batches import (
-    Augment,
-    Batches,
-    augment_of,
-    channel_statistics,
-    divide,
-    evaluation_batches,
-    load,
-    normalised,
-    part_of,
-)
-from training.data.sources import NAMES, Images, read
+from training.data.augmenting import Augment, augment_of
+from training.data.batches import Batches, evaluation_batches
+from training.data.datasets import NAMES, read
+from training.data.images import Images
+from training.data.normalisation import channel_statistics, normalised
+from training.data.splits import divide, load, part_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -337,7 +331,7 @@ def test_a_folder_of_images(tmp_path: Path):
 def test_threads_keep_the_order_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name = write_folder(tmp_path, {"a": 20, "b": 15}, {"a": 1, "b": 1})
     serial = load(name)
-    monkeypatch.setattr("training.data.folders.THREADED_PIXELS", 1)
+    monkeypatch.setattr("training.data.image_folders.THREADED_PIXELS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert same(serial.train, load(name).train)
 

@@ -24,7 +24,8 @@ from training.keeping.interrupts import Interrupted
 from training.running.checkpoint import load_checkpoint
 from training.running.judgement import ask, attempt
 from training.running.loop import train
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 QUICK = {"net": "resnet8", "epochs": 0.1, "records": 4, "batch_size": 32, "device": "cpu"}
 REASONS = {

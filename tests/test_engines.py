@@ -20,7 +20,8 @@ from policies import Never
 from training.comparing.cells import Job, cores, gpus_of, jobs_of, workers_of
 from training.comparing.comparison import compare
 from training.comparing.engines import Ended, run_jobs
-from training.settings.settings import Cell, Compare, Train
+from training.settings.compare import Cell, Compare
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {

@@ -11,9 +11,10 @@ import pytest
 
 import run
 from analysis.recording.files import path_of, write_whole
+from training.commandline import console
 from training.comparing.cells import jobs_of
-from training.settings import console
-from training.settings.settings import Cell, Compare, Train
+from training.settings.compare import Cell, Compare
+from training.settings.train import Train
 
 RUN = Path(run.__file__)
 QUICK = "--net resnet8 --epochs 0.1 --records 2 --batch_size 32 --threads 1 --device cpu"

@@ -23,7 +23,9 @@ from training.comparing.engines import Here, run_jobs
 from training.keeping.failures import PolicyFailed
 from training.running.judgement import ask, attempt
 from training.running.loop import train
-from training.settings.settings import Cell, Compare, Start, Train
+from training.settings.compare import Cell, Compare
+from training.settings.start import Start
+from training.settings.train import Train
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 COMMAND = "train --net resnet8 --epochs 0.15 --records 4 --batch_size 32 --device cpu "

@@ -23,7 +23,9 @@ from training.keeping.folder import (
     write_json,
     write_whole,
 )
-from training.settings.settings import Cell, Compare, Train, settings_to_dict, settings_to_yaml
+from training.settings.compare import Cell, Compare
+from training.settings.config_yaml import settings_to_dict, settings_to_yaml
+from training.settings.train import Train
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.batches import load
-from training.data.folders import read_folder
+from training.data.image_folders import read_folder
+from training.data.splits import load
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_folder_that_may_not_be_read_is_refused(folder: Path, monkeypatch: pyt
     def forbidden(path: object) -> None:
         raise PermissionError(13, "Permission denied", os.fspath(path))  # pyright: ignore
 
-    monkeypatch.setattr("training.data.folders.os.scandir", forbidden)
+    monkeypatch.setattr("training.data.image_folders.os.scandir", forbidden)
     assert refused(folder) == f"data: {folder}/train cannot be read: Permission denied"
 
 

@@ -26,7 +26,8 @@ from nets import (
     train_flops,
 )
 from nets.growing.grow import probe_outputs
-from nets.modules.held import HeldBatchNorm1d, HeldBatchNorm2d, held_entries, join_values
+from nets.modules.held import held_entries, join_values
+from nets.modules.held_norm import HeldBatchNorm1d, HeldBatchNorm2d
 
 CLASSES = 3
 KINDS = ("basic", "bottleneck", "dense", "plain")

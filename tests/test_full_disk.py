@@ -24,7 +24,7 @@ from analysis import read_history
 from analysis.recording.files import Unwritten, append, write_whole
 from policies import Never
 from training.comparing.comparison import compare
-from training.settings.settings import Cell, Compare
+from training.settings.compare import Cell, Compare
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 

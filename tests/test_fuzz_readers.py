@@ -32,8 +32,11 @@ from nets import (
     seed_of,
 )
 from policies import Periodic, Plateau
-from training.settings.commandline import Exit, make_parser
-from training.settings.settings import Start, Train, settings_to_dict
+from training.commandline.options import make_parser
+from training.commandline.parser import Exit
+from training.settings.config_yaml import settings_to_dict
+from training.settings.start import Start
+from training.settings.train import Train
 
 HEALTH = list(HealthCheck)
 LIMIT = preset("resnet8", image=(1, 8, 8))

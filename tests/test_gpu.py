@@ -14,11 +14,15 @@ from test_resume import command, differences
 
 from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of
-from training.data.batches import Augment, Batches, channel_statistics, load
+from training.data.augmenting import Augment
+from training.data.batches import Batches
+from training.data.normalisation import channel_statistics
+from training.data.splits import load
 from training.keeping.process import own_process
 from training.running.checkpoint import load_optimizer_state, optimizer_state
 from training.running.step import LOSSES, Precision, average, make_optimizer, train_step
-from training.settings.settings import Common, Train
+from training.settings.common import Common
+from training.settings.train import Train
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from nets import Widen, build, grow
-from nets.growing.gradmax import NORM, best_rows
 from nets.growing.grow import output_difference
+from nets.growing.probing import NORM, best_rows
 from tests.test_freezing import CASES, architecture_of, batch_of, train
 
 

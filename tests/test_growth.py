@@ -23,7 +23,7 @@ from nets import (
 )
 from nets.growing.grow import output_difference
 from nets.growing.initializers import he, xavier
-from nets.modules.layers import uniform
+from nets.modules.draws import uniform
 from nets.plan.actions import Action
 
 CLASSES = 4

@@ -21,12 +21,14 @@ from training.asking.branching import branch
 from training.asking.forks import fork_of
 from training.comparing.comparison import compare
 from training.data.augmenting import AUGMENTS, Augment
-from training.data.batches import load
 from training.data.identity import difference, identity_of
+from training.data.splits import load
 from training.keeping.folder import read_config
 from training.running.loop import train
 from training.running.run import check_processes
-from training.settings.settings import Cell, Compare, Start, Train
+from training.settings.compare import Cell, Compare
+from training.settings.start import Start
+from training.settings.train import Train
 
 SHAPE = (8, 8, 3)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.images import decode
+from training.data.image_files import decode
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 COLOURS = np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8)

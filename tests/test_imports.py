@@ -71,6 +71,75 @@ def test_every_floor_is_walked_and_uses_those_below():
     assert {"analysis", "training"} <= below["run"]
 
 
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module):
+    """Name the room of a module: its floor's folder, or itself where it stands in none."""
+    return ".".join(module.split(".")[:2])
+
+
+def uses():
+    """Map every module to those that it imports."""
+    known = {module_of(path): path for path in FILES}
+    found = {}
+    for module, path in known.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        names = {name for name, _ in imported(path.read_text(), package)}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        found[module] = names & set(known) - {module}
+    return found
+
+
+def circles(graph):
+    """Give what is left after all that imports nothing else of what is left has been taken away."""
+    left = {name: set(others) for name, others in graph.items()}
+    while free := {name for name, others in left.items() if not others & set(left)}:
+        left = {name: others for name, others in left.items() if name not in free}
+    return sorted(left)
+
+
+def inner(graph):
+    """Leave the floors' fronts out, which give the names of all their rooms."""
+    return {name: {o for o in others if "." in o} for name, others in graph.items() if "." in name}
+
+
+def test_no_files_import_each_other():
+    assert not circles(inner(uses()))
+
+
+def test_no_rooms_import_each_other():
+    rooms = {}
+    for module, others in inner(uses()).items():
+        rooms.setdefault(room_of(module), set()).update(map(room_of, others))
+    assert not circles({room: others - {room} for room, others in rooms.items()})
+
+
+def test_no_file_imports_the_front_of_its_own_floor():
+    for module, others in uses().items():
+        floor, _, inside = module.partition(".")
+        assert not inside or floor not in others, module
+
+
+@pytest.mark.parametrize("floor", ["nets", "analysis", "training"])
+def test_every_room_is_small_and_says_what_is_inside(floor):
+    rooms = [path for path in (ROOT / floor).iterdir() if any(path.glob("*.py"))]
+    assert rooms
+    for room in rooms:
+        words = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert words is not None
+        assert words.count(".") == 2, f"{room.name}: two sentences"
+        assert len(list(room.glob("*.py"))) <= 10, f"{room.name}: at most nine files and its front"
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -19,9 +19,11 @@ import training.running.summary
 from analysis import Record, read_history
 from nets import Action, Architecture, Insert, SetSurvival, Widen, build, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
-from training.data.batches import channel_statistics, load
+from training.data.normalisation import channel_statistics
+from training.data.splits import load
 from training.running.loop import line_of, train
-from training.settings.settings import Start, Train
+from training.settings.start import Start
+from training.settings.train import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 

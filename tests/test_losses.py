@@ -15,7 +15,7 @@ from policies import Periodic
 from training.keeping.folder import append_losses, cut_back
 from training.keeping.interrupts import Interrupted
 from training.running.loop import train
-from training.settings.settings import Train
+from training.settings.train import Train
 
 
 def small(out: Path) -> Train:

@@ -12,7 +12,7 @@ from policies import Policy
 from training.running.loop import train
 from training.running.measuring import measure_probes, with_probes
 from training.running.run import open_run
-from training.settings.settings import Train
+from training.settings.train import Train
 
 
 @dataclass(frozen=True)

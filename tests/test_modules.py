@@ -11,6 +11,7 @@ from nets import (
     Block,
     Freeze,
     Insert,
+    LayerSpec,
     Network,
     SetSurvival,
     Stage,
@@ -19,8 +20,8 @@ from nets import (
     preset,
     seed_of,
 )
-from nets.modules.draws import hash_of
-from nets.modules.layers import Axis, layer_of, uniform
+from nets.modules.draws import hash_of, uniform
+from nets.modules.network import layer_of
 
 IMAGE = (2, 8, 8)
 
@@ -335,7 +336,8 @@ def test_strided_convolutions_have_the_right_gradients(dtype, layout):
     cases = [(1, width, size) for width in (1, 3, 4, 7, 8) for size in (4, 8)]
     cases += [(3, width, size) for width in (3, 8, 16) for size in (1, 2, 3)]
     for kernel, width, size in cases:
-        layer = layer_of(Axis("in", width), Axis("out", 8), kernel, 2)
+        spec = LayerSpec("conv", "conv", (8, width, kernel, kernel), ("out", "in"), stride=2)
+        layer = layer_of(spec)
         layer.to(dtype, memory_format=layout)
         torch.manual_seed(0)
         x = torch.randn(12, width, size, size).to(dtype).contiguous(memory_format=layout)

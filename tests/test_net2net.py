@@ -5,7 +5,7 @@ import torch
 
 from nets import Widen, WidenStage, build, grow
 from nets.growing.grow import output_difference
-from nets.growing.net2net import SHARE
+from nets.growing.initializers import SHARE
 from tests.test_freezing import CASES, architecture_of, batch_of, train
 
 

@@ -16,12 +16,13 @@ import yaml
 
 from nets import Widen
 from policies import Periodic, Policy
+from training.commandline.user_modules import hidden, import_from
 from training.comparing.cells import Job
 from training.comparing.engines import stays_here
 from training.running.judgement import is_frozen, own_copy, state_of
 from training.running.run import open_run
-from training.settings.places import hidden, import_from
-from training.settings.settings import Train, settings_to_yaml
+from training.settings.config_yaml import settings_to_yaml
+from training.settings.train import Train
 
 
 @dataclass

@@ -26,13 +26,14 @@ from analysis import read_history
 from analysis.showing.board import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic
-from training.data.batches import Augment, Batches
-from training.data.sources import Images
+from training.data.augmenting import Augment
+from training.data.batches import Batches
+from training.data.images import Images
 from training.keeping import ranks
 from training.running.loop import train
 from training.running.model import wrapped
 from training.running.step import LOSSES, Precision, evaluate, make_optimizer, train_step
-from training.settings.settings import Train
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = Precision(torch.device("cpu"), torch.float64)

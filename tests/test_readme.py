@@ -17,8 +17,8 @@ import pytest
 import run
 from analysis import read_history
 from analysis.showing.tables import phrase
-from training.settings.commandline import underscored
-from training.settings.settings import Compare
+from training.commandline.parser import underscored
+from training.settings.compare import Compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

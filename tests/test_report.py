@@ -20,7 +20,8 @@ from analysis.showing.report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
 from training.comparing.comparison import compare
-from training.settings.settings import Cell, Start
+from training.settings.compare import Cell
+from training.settings.start import Start
 
 CELLS = {
     "static-quarter": Cell(Never(), Start(0.25, None)),

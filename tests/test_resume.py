@@ -28,7 +28,7 @@ from analysis.showing.board import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
 from training.keeping.interrupts import Interrupted
 from training.running.loop import train
-from training.settings.settings import Train
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,7 +26,8 @@ from analysis import read_history
 from analysis.judging.suggestions import suggestions
 from analysis.observing.reading import STATISTICS
 from policies import Periodic
-from training.settings.settings import Train, settings_to_dict
+from training.settings.config_yaml import settings_to_dict
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 FIRST = "train --data digits --net resnet8 --policy Periodic --epochs 5 --seed 0"

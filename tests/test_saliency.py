@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nets import Freeze, Narrow, build, grow
 from nets.growing.grow import probe_outputs
-from nets.growing.saliency import _scores
+from nets.growing.probing import _scores
 from nets.modules.held import join_values
 from tests.test_freezing import CASES, architecture_of, batch_of, train
 

@@ -14,16 +14,11 @@ import yaml
 
 from nets import Insert, cost, preset, seed_of
 from policies import Never, Periodic, Plateau, Policy, StochasticDepth
-from training.settings.settings import (
-    Cell,
-    Common,
-    Compare,
-    Start,
-    Train,
-    settings_to_dict,
-    settings_to_yaml,
-    standard_cells,
-)
+from training.settings.common import Common
+from training.settings.compare import Cell, Compare, standard_cells
+from training.settings.config_yaml import settings_to_dict, settings_to_yaml
+from training.settings.start import Start
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 

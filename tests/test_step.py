@@ -12,8 +12,11 @@ from torch.nn import functional
 
 from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
-from training.data.batches import Augment, Batches, channel_statistics, load
-from training.data.sources import Images
+from training.data.augmenting import Augment
+from training.data.batches import Batches
+from training.data.images import Images
+from training.data.normalisation import channel_statistics
+from training.data.splits import load
 from training.keeping.budget import Progress
 from training.running.loop import _step
 from training.running.step import (
@@ -28,7 +31,7 @@ from training.running.step import (
     slow_settings,
     train_step,
 )
-from training.settings.settings import Train
+from training.settings.train import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))

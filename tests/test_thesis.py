@@ -16,9 +16,10 @@ import yaml
 
 import run
 from nets import cost
+from training.commandline.parser import underscored
 from training.running.run import ground_of
-from training.settings.commandline import underscored
-from training.settings.settings import Compare, Train
+from training.settings.compare import Compare
+from training.settings.train import Train
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -70,7 +71,7 @@ def test_draw_ends_with_the_tables_and_the_pictures(sines, capsys):
 
 
 def test_the_fit_is_that_of_the_network_that_was_judged(sines):
-    from training.data.batches import load
+    from training.data.splits import load
 
     runs = sines / "sine" / "dynamic" / "seed3"
     held = load("sine").validation

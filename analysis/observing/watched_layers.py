@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from analysis.measuring.norm_layers import FEEDERS, is_norm
-from nets.modules.network import Network, PlainBlock, ResidualBlock
+from nets.modules.network import Network
+from nets.modules.residual import PlainBlock, ResidualBlock
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from analysis.measuring.norm_layers import NormActivation, channel_axis, first_o
 from analysis.observing.hooks import Hooks
 from analysis.observing.watched_layers import parameters_of, rows_of, unwrap
 from analysis.observing.watched_network import layers_while
-from nets.modules.network import Network, ResidualBlock
+from nets.modules.network import Network
 from nets.modules.passes import mode
+from nets.modules.residual import ResidualBlock
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BUCKETS = 30

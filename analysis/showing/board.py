@@ -141,7 +141,7 @@ class Board:
         Raises:
             Undrawn: the table alone is written.
         """
-        from analysis import pictures  # imports matplotlib when it draws
+        from analysis.showing import pictures  # imports matplotlib when it draws
 
         step = history[-1].step
         self._drawn = perf_counter()

@@ -1,18 +1,20 @@
-"""A network from an architecture and joined values, like the one it comes from."""
+"""A network from an architecture and joined values, like the one it comes from: modes, hooks."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _WrappedHook
 
-from nets.growing.handover import set_up_norms
+from nets.modules.given import HOOKS, Own, stays_behind
 from nets.modules.held import split_entries, split_values
 from nets.modules.network import Network
-from nets.modules.passes import mode
 from nets.plan.architecture import Architecture
 
 
@@ -37,7 +39,7 @@ def assemble(old: Network, architecture: Architecture, values: Mapping[str, Tens
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in network.named_modules():
         module.training = modes.get(name, old.training)
-    set_up_norms(old, network)
+    _set_up_norms(old, network)
     return network
 
 
@@ -55,32 +57,61 @@ def _is_channels_last(value: Tensor) -> bool:
     return last and not value.is_contiguous()
 
 
-@torch.no_grad()
-def estimate_statistics(network: Network, inputs: Tensor, unknown: Mapping[str, Tensor]) -> None:
-    """Give BatchNorm channels the statistics of a batch.
+def _set_up_norms(old: Network, new: Network) -> None:
+    """Give the BatchNorms of `new` the settings, the kind and the modes of those of `old`.
 
-    Args:
-        network: all else of it stays as it is.
-        inputs: (N, *image).
-        unknown: by BatchNorm, which of its channels, (C,) of bool.
+    One that is new takes them from the block before it; its mode, where those of all agree.
+
+    Raises:
+        ValueError: one is synchronised and is to be held fixed.
     """
-    unknown = {name: channels for name, channels in unknown.items() if channels.any()}
-    if not unknown:
-        return
-    norms = {
-        name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)
-    }
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    for norm in norms.values():
-        norm.momentum = 1.0
-    try:
-        with mode(network, training=True, survival=1.0):
-            functional_call(network, buffers, (inputs,))
-    finally:
-        for name, norm in norms.items():
-            norm.momentum = momenta[name]
-    for name, channels in unknown.items():
-        where = torch.nonzero(channels).flatten().to(inputs.device)
-        for leaf in ("running_mean", "running_var"):
-            getattr(norms[name], leaf)[where] = buffers[f"{name}.{leaf}"][where]
+    norms = {path: norm for path, norm in old.named_modules() if isinstance(norm, _BatchNorm)}
+    modes = {norm.training for norm in norms.values()}
+    for path, norm in new.named_modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        model = norms[_older(path, new, norms)]
+        norm.eps, norm.momentum = model.eps, model.momentum
+        if path not in norms and len(modes) == 1:
+            norm.training = model.training
+        if isinstance(model, nn.SyncBatchNorm):
+            if hasattr(norm, "held"):
+                raise ValueError(f"{path} is a SyncBatchNorm, which cannot be held fixed")
+            norm.__class__ = nn.SyncBatchNorm
+            norm.process_group = model.process_group  # pyright: ignore
+
+
+def _older(path: str, new: Network, known: dict[str, Any]) -> str:
+    """Name the norm from which one takes its settings: itself, or that of a block before it."""
+    blocks = list(new.architecture.blocks)
+    while path not in known:
+        stage, block, leaf = path.split(".", 2)
+        before = blocks[blocks.index(f"{stage}.{block}") - 1]
+        path = f"{before}.{leaf}"
+    return path
+
+
+def hand_over(old: Network, new: Network, own: Own) -> None:
+    """Give the modules of `new` the hooks and the user's attributes of those of `old`."""
+    before = dict(old.named_modules())
+    for path, module in new.named_modules():
+        if path not in before:
+            continue
+        vars(module).update(deepcopy(own[path]))
+        for kind in HOOKS:
+            vars(module)[kind] = carried_hooks(vars(before[path])[kind], module)
+        module._is_full_backward_hook = before[path]._is_full_backward_hook
+        tensors = [dict(each.named_parameters(recurse=False)) for each in (before[path], module)]
+        for leaf, parameter in tensors[1].items():
+            vars(parameter).update(deepcopy(vars(tensors[0].get(leaf, parameter))))
+
+
+def carried_hooks(hooks: OrderedDict[int, Any], owner: Any = None) -> OrderedDict[int, Any]:
+    """Give the hooks that go along, in a dict of their own."""
+    found = OrderedDict()
+    for number, hook in hooks.items():
+        if isinstance(hook, _WrappedHook) and hook.with_module:
+            hook = _WrappedHook(hook.hook, owner)
+        if not stays_behind(hook):
+            found[number] = hook
+    return found

@@ -1,170 +1,210 @@
-"""How values move to an edited network: old entries keep their place, new ones follow one rule.
+"""How values are carried to an edited network: old entries keep their place, new ones are drawn.
 
-The rule, entry by entry, that keeps outputs exactly: new output rows are drawn fresh, new input
-columns of old rows are zero, new BatchNorm channels are the identity. A newborn residual block ends
-in a zero (the last BatchNorm's weight in post-activation order, the last layer in pre-activation
-order); a newborn plain layer is the identity. All of this is about joined entries
-(nets.modules.held), on a network with nothing held fixed.
+The rule, entry by entry, that keeps outputs exactly: new output rows are drawn, new input columns
+of old rows are zero, new BatchNorm channels are the identity. A newborn residual block ends in a
+zero (the last BatchNorm's weight in post-activation order, the last layer in pre-activation order);
+a newborn plain layer is the identity. All of this is about joined entries (nets.modules.held), as
+if nothing were held fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nets.growing.initializers import Initializer, he
+from nets.growing.assembly import assemble
+from nets.growing.initializers import Draw, Edit, Initializer
+from nets.growing.probing import kept_channels
+from nets.growing.sources import (
+    Sources,
+    Values,
+    chain,
+    is_same,
+    old_positions,
+    place_old,
+    sources_of,
+)
 from nets.modules.draws import generator_of
-from nets.modules.layers import axes_of
-from nets.modules.network import Network, PlainBlock, ResidualBlock
+from nets.modules.network import Network
+from nets.modules.passes import Loss
+from nets.plan.actions import Action
+from nets.plan.architecture import Architecture
+from nets.plan.layers import layer_specs, shapes_of
+from nets.plan.removal import Narrow, Remove
 
-Sources = dict[str, tuple[Tensor, ...]]
-"""By entry, for its rows and columns: where each came from, (size,) int64; -1 is new."""
-Values = dict[str, Tensor]
+_COUNTS = ("num_batches_tracked", "fade", "draw")
+"""Leaves of entries that are integers."""
 
 
-def fresh_values(network: Network, seed: int, draw: Initializer = he) -> Values:
-    """Give new values for every entry of `network`, which may be on the meta device."""
+@dataclass(frozen=True)
+class Carried:
+    """Where a sequence of edits stands.
+
+    Args:
+        origin: the network before all of them.
+        architecture: what it has become.
+        values: joined values, of the network and then of its EMA if there is one.
+        sources: where the entries of `values` come from in `origin`.
+        seed: new values depend on it and on names alone.
+        probe: inputs, or (inputs, targets), or None.
+        loss: takes outputs and targets, or None.
+        born: blocks added so far.
+        disturbed: blocks in front of which one was removed that had not faded.
+    """
+
+    origin: Network
+    architecture: Architecture
+    values: list[Values]
+    sources: Sources
+    seed: int
+    probe: Any
+    loss: Loss | None
+    born: frozenset[str] = frozenset()
+    disturbed: frozenset[str] = frozenset()
+
+
+def begin(
+    origin: Network, values: list[Values], seed: int, probe: Any, loss: Loss | None
+) -> Carried:
+    """Start with the network as it is."""
+    sources = sources_of(values[0], origin.architecture, {})
+    return Carried(origin, origin.architecture, values, sources, seed, probe, loss)
+
+
+def carry(carried: Carried, action: Action, initializer: Initializer) -> Carried:
+    """Carry out one action.
+
+    Raises:
+        ValueError: the action does not fit, or needs a probe or a loss that is missing.
+    """
+    before, old = carried.architecture, carried.values
+    after = before.apply(action)
+    kept: Mapping[str, Tensor] = {}
+    if isinstance(action, Narrow):
+        present = assemble(carried.origin, before, old[0])
+        kept = kept_channels(present, old[0], action, carried.probe, carried.loss)
+    born = (carried.born | (set(after.blocks) - set(before.blocks))) & set(after.blocks)
+    sources = sources_of(old[0], after, kept)
+    new = [_carry_values(each, after, sources, born, initializer, carried.seed) for each in old]
+    given = carried.seed, carried.probe, carried.loss
+    initializer.fill(Edit(action, carried.origin, before, after, old, new, sources, *given))
+    return replace(
+        carried,
+        architecture=after,
+        values=new,
+        sources=chain(carried.sources, sources),
+        born=born,
+        disturbed=carried.disturbed | _disturbed(carried, action),
+    )
+
+
+def _disturbed(carried: Carried, action: Action) -> set[str]:
+    """Name the blocks whose input jumps, since one that has not faded goes before them."""
+    if not isinstance(action, Remove) or action.steps or action.block in carried.born:
+        return set()
+    fade = carried.architecture.blocks[action.block].fade
+    if fade and int(carried.values[0][f"{action.block}.fade"]) >= fade:
+        return set()
+    names = list(carried.architecture.blocks)
+    return set(names[names.index(action.block) + 1 :])
+
+
+def unknown_channels(carried: Carried) -> dict[str, Tensor]:
+    """Say, by BatchNorm, of which channels the running statistics are not known, (C,) of bool.
+
+    Those are new channels, and all that are not frozen behind a block that was removed at once.
+    """
+    found = {}
+    for spec in layer_specs(carried.architecture):
+        if spec.kind != "norm":
+            continue
+        (source,) = carried.sources[f"{spec.name}.running_mean"]
+        behind = carried.disturbed and spec.home in (*carried.disturbed, "head")
+        found[spec.name] = torch.ones_like(source, dtype=torch.bool) if behind else source < 0
+        found[spec.name][: spec.held_channels] = False
+    return found
+
+
+def _carry_values(
+    old: Values,
+    architecture: Architecture,
+    sources: Sources,
+    born: frozenset[str],
+    initializer: Initializer,
+    seed: int,
+) -> Values:
+    """Give joined values for every entry of `architecture`; those that stay are shared with `old`.
+
+    Args:
+        old: the values before the edit.
+        architecture: after the edit.
+        sources: where its entries come from.
+        born: names of the blocks that this growth has added so far.
+        initializer: draws new weights.
+        seed: with the entry's name and the first new row it determines the new values.
+    """
+    zero = _silent(architecture, born)
+    asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
+    values = {}
+    for name, shape in shapes_of(architecture).items():
+        kept, source = old.get(name), sources[name]
+        if kept is not None and is_same(kept, source, shape):
+            values[name] = kept
+            continue
+        start = 0 if kept is None else kept.shape[0]
+        with torch.device("cpu"):  # the generators', whatever the default device is
+            value = _fresh(name, shape, start, initializer.draw, seed)
+        if name in zero:
+            value.zero_()
+        if kept is None and architecture.block == "plain" and value.dim() == 2:
+            square = slice(value.shape[1])
+            value[square, square] = torch.eye(value.shape[1], device=value.device)
+        like = _sibling(old, value) if kept is None else kept
+        value = value.to(like.device, like.dtype if value.is_floating_point() else None)
+        if kept is not None:
+            # a residual block born in this growth ends in a zero; a second keeps it asleep longer
+            if initializer.silent and kept.dim() > 1 and not name.startswith(asleep):
+                value[old_positions(source[0]).to(value.device)] = 0
+            place_old(value, kept, source)
+        values[name] = value
+    return values
+
+
+def _sibling(old: Values, new: Tensor) -> Tensor:
+    """Give an old entry whose device and dtype a new one takes: a weight, or one of BatchNorm."""
+    floating = [value for value in old.values() if value.is_floating_point()]
+    alike = [value for value in floating if (value.dim() > 1) == (new.dim() > 1)]
+    return [*alike, *floating][0]
+
+
+def _silent(architecture: Architecture, born: frozenset[str]) -> set[str]:
+    """Name the weight that is zero in each newborn block, so that its branch starts at exactly 0.
+
+    It is that of the last layer of the branch, or of the norm behind it.
+    """
+    if architecture.block == "plain":
+        return set()
+    last = {spec.home: spec.name for spec in layer_specs(architecture) if spec.home in born}
+    return {f"{name}.weight" for name in last.values()}
+
+
+def fresh_values(architecture: Architecture, seed: int, draw: Draw) -> Values:
+    """Give new values for every entry."""
     with torch.device("cpu"):  # the generators', whatever the default device is
         values = {
-            name: _fresh(name, empty, 0, draw, seed) for name, empty in network.state_dict().items()
+            name: _fresh(name, shape, 0, draw, seed)
+            for name, shape in shapes_of(architecture).items()
         }
     device = torch.get_default_device()
     return {name: value.to(device) for name, value in values.items()}
 
 
-def sources_of(old: Mapping[str, Tensor], network: Network, kept: Mapping[str, Tensor]) -> Sources:
-    """Say where the rows and columns of every entry of `network` come from.
-
-    Args:
-        old: the values before the edit.
-        network: the network after the edit; only its shapes are used.
-        kept: by axis that lost channels, the old positions of those left, in order.
-    """
-    axes, sources = axes_of(network), {}
-    for name, empty in network.state_dict().items():
-        before = old[name].shape if name in old else torch.Size([0] * empty.dim())
-        places = []
-        for dimension, size in enumerate(empty.shape[:2]):
-            axis = axes.get(name, ())[dimension : dimension + 1]
-            if axis and axis[0] in kept and name in old:
-                places.append(kept[axis[0]])
-                continue
-            place = torch.arange(size, device="cpu")
-            place[before[dimension] :] = -1
-            places.append(place)
-        sources[name] = tuple(places)
-    return sources
-
-
-def chain(earlier: Sources, later: Sources) -> Sources:
-    """Chain two edits: where entries come from across both."""
-    chained = {}
-    for name, places in later.items():
-        before = earlier.get(name)
-        chained[name] = tuple(
-            torch.full_like(place, -1)
-            if before is None
-            else torch.where(place >= 0, before[dimension][place.clamp_min(0)], -1)
-            for dimension, place in enumerate(places)
-        )
-    return chained
-
-
-def is_same(value: Tensor, places: tuple[Tensor, ...], shape: torch.Size) -> bool:
-    """Say whether an entry goes on unchanged."""
-    return value.shape == shape and all(
-        torch.equal(place, torch.arange(len(place), device="cpu")) for place in places
-    )
-
-
-def carry_values(
-    old: Mapping[str, Tensor],
-    network: Network,
-    sources: Sources,
-    *,
-    born: frozenset[str],
-    draw: Initializer,
-    seed: int,
-    silent: bool = True,
-) -> Values:
-    """Give values for every entry of `network` (which may be on the meta device).
-
-    Args:
-        old: the values before the edit.
-        network: the network after the edit; only its shapes are used.
-        sources: where its entries come from.
-        born: names of the blocks that this growth has added so far.
-        draw: initializer of new weights.
-        seed: with the entry's name and the first new row it determines the new values.
-        silent: whether old rows get zeros in their new columns, which keeps outputs.
-    """
-    zero = {name for block in born for name in _silent(network, block)}
-    asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
-    identity = {
-        f"{block}.linear.weight"
-        for block in born
-        if isinstance(network.get_submodule(block), PlainBlock)
-    }
-    values = {}
-    for name, empty in network.state_dict().items():
-        kept, places = old.get(name), sources[name]
-        if kept is not None and is_same(kept, places, empty.shape):
-            values[name] = kept.clone()
-            continue
-        start = 0 if kept is None else kept.shape[0]
-        with torch.device("cpu"):  # the generators', whatever the default device is
-            value = _fresh(name, empty, start, draw, seed)
-        if name in zero:
-            value.zero_()
-        if name in identity and kept is None:
-            square = slice(value.shape[1])
-            value[square, square] = torch.eye(value.shape[1], device=value.device)
-        like = _sibling(old, empty) if kept is None else kept
-        value = value.to(like.device, like.dtype if value.is_floating_point() else None)
-        if kept is not None:
-            # a residual block born in this growth ends in a zero; a second keeps it asleep longer
-            if silent and kept.dim() > 1 and not name.startswith(asleep):
-                value[old_positions(places[0]).to(value.device)] = 0
-            place_old(value, kept, places)
-        values[name] = value
-    return values
-
-
-def old_positions(place: Tensor) -> Tensor:
-    """Give the positions whose rows (or columns) are not new."""
-    return torch.nonzero(place >= 0).flatten()
-
-
-def place_old(value: Tensor, old: Tensor, places: tuple[Tensor, ...]) -> None:
-    """Write the old rows and columns of an entry where they now stand."""
-    to = [old_positions(place) for place in places]
-    of = [place[where] for place, where in zip(places, to)]
-    to, of = ([index.to(value.device) for index in indices] for indices in (to, of))
-    if len(places) == 1:
-        value[to[0]] = old[of[0]]
-    else:
-        value[to[0][:, None], to[1]] = old[of[0][:, None], of[1]]
-
-
-def _sibling(old: Mapping[str, Tensor], empty: Tensor) -> Tensor:
-    """Give an old entry whose device and dtype a new one takes: a weight, or one of BatchNorm."""
-    floating = [value for value in old.values() if value.is_floating_point()]
-    alike = [value for value in floating if (value.dim() > 1) == (empty.dim() > 1)]
-    return [*alike, *floating][0]
-
-
-def _silent(network: Network, block: str) -> list[str]:
-    """Name the entries that are zero in a newborn block, so that its branch starts at exactly 0."""
-    module = network.get_submodule(block)
-    if not isinstance(module, ResidualBlock):
-        return []
-    return [f"{block}.{module.norms[-1] if module.post else module.layers[-1]}.weight"]
-
-
-def _fresh(name: str, empty: Tensor, start: int, draw: Initializer, seed: int) -> Tensor:
-    shape, leaf = tuple(empty.shape), name.rsplit(".", 1)[-1]
+def _fresh(name: str, shape: tuple[int, ...], start: int, draw: Draw, seed: int) -> Tensor:
+    leaf = name.rsplit(".", 1)[-1]
     if leaf == "weight" and len(shape) > 1:
         value = draw(shape, generator_of(seed, name, start))
         if not isinstance(value, Tensor) or value.shape != shape:
@@ -173,6 +213,6 @@ def _fresh(name: str, empty: Tensor, start: int, draw: Initializer, seed: int) -
                 f"initializer must give a tensor of shape {shape} for {name}, got {got}"
             )
         return value.detach().to(torch.get_default_dtype(), copy=True)
-    if not empty.is_floating_point():
-        return torch.zeros(shape, dtype=empty.dtype)
+    if leaf in _COUNTS:
+        return torch.zeros(shape, dtype=torch.int64)
     return torch.ones(shape) if leaf in ("weight", "running_var") else torch.zeros(shape)

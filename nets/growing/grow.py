@@ -1,26 +1,53 @@
-"""Growing as a pure function: a new network, optimizer and EMA; the old ones stay as they are."""
+"""A network made anew, or grown from another as a pure function: the old one stays as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nets.growing.assembly import assemble, estimate_statistics
-from nets.growing.edits import begin, carry, on_meta, unknown_channels
-from nets.growing.handover import hand_over, without_hooks
-from nets.growing.initializers import Initializer
+from nets.growing.assembly import assemble, hand_over
+from nets.growing.carry import begin, carry, fresh_values, unknown_channels
+from nets.growing.initializers import Draw, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
 from nets.modules.given import check_given
-from nets.modules.held import join_values
-from nets.modules.network import Network
-from nets.modules.passes import Loss, checked_inputs, run_apart
+from nets.modules.held import join_values, split_values
+from nets.modules.network import Network, on_meta
+from nets.modules.passes import (
+    Loss,
+    checked_inputs,
+    estimate_statistics,
+    run_apart,
+    without_hooks,
+)
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
+
+
+def build(
+    architecture: Architecture, seed: int = 0, *, initializer: str | Draw | Initializer = "he"
+) -> Network:
+    """Build the network on torch's default device; values depend on (seed, entry name) alone.
+
+    Args:
+        architecture: what to build.
+        seed: of its values.
+        initializer: of convolutions and linear layers: he (He et al.'s normal distribution) or
+            xavier, or a function of (shape, generator); net2net and gradmax, which say how to grow,
+            begin like he. BatchNorm starts from weight 1 and bias 0.
+
+    Raises:
+        ValueError: an unknown name of an initializer.
+    """
+    draw, network = initializer_of(initializer).draw, on_meta(architecture)
+    values = fresh_values(architecture, seed, draw)
+    values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
+    network.load_state_dict(split_values(network, values), assign=True)
+    return network
 
 
 @dataclass(frozen=True)
@@ -39,7 +66,7 @@ def grow(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     ema: nn.Module | None = None,
-    initializer: str | Initializer = "he",
+    initializer: str | Draw | Initializer = "he",
     seed: int = 0,
     probe: Tensor | tuple[Tensor, Tensor] | None = None,
     loss: Loss | None = None,
@@ -81,20 +108,21 @@ def grow(
     old, old_ema = _ours("net", net), None if ema is None else _ours("ema", ema)
     if old_ema is not None and old_ema.architecture != old.architecture:
         raise ValueError("ema must have the architecture of net")
-    architectures = list(accumulate(actions, Architecture.apply, initial=old.architecture))
+    final = reduce(Architecture.apply, actions, old.architecture)  # all fit before anything is done
     olds = [old] if old_ema is None else [old, old_ema]
     built = on_meta(old.architecture)
     own = [check_given(name, each, built) for name, each in zip(("net", "ema"), olds)]
     inputs = checked_inputs(old, probe)
-    carried = begin(old, [join_values(each, each.state_dict()) for each in olds])
-    for action, pair in zip(actions, pairwise(architectures)):
+    values = [join_values(each, each.state_dict()) for each in olds]
+    carried = begin(old, values, seed, probe, loss)
+    for action in actions:
         choice = getattr(action, "initializer", None) or initializer
-        carried = carry(carried, action, *pair, choice, seed, probe, loss)
-    news = [assemble(each, architectures[-1], held) for each, held in zip(olds, carried.values)]
+        carried = carry(carried, action, initializer_of(choice))
+    news = [assemble(each, final, new) for each, new in zip(olds, carried.values)]
     difference = None
     if inputs is not None:
         for made in news:
-            estimate_statistics(made, inputs, unknown_channels(made, carried))
+            estimate_statistics(made, inputs, unknown_channels(carried))
         with without_hooks(old):
             difference = output_difference(old, news[0], inputs)
     for each, made, attributes in zip(olds, news, own):

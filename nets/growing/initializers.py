@@ -1,14 +1,59 @@
-"""Values for new entries, drawn from streams that depend on (seed, entry name) alone."""
+"""How new entries begin: initializers as objects, known by name in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Initializer = Callable[[tuple[int, ...], torch.Generator], Tensor]
+from nets.growing.assembly import assemble
+from nets.growing.probing import best_rows
+from nets.growing.sources import Sources, Values
+from nets.modules.draws import generator_of
+from nets.modules.network import Network
+from nets.modules.passes import Loss
+from nets.plan.actions import INITIALIZERS, Action, Widen, WidenStage
+from nets.plan.architecture import Architecture
+from nets.plan.blocks import Bands
+from nets.plan.layers import layer_specs
+
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Takes a weight's shape, (outputs, inputs, *kernel), and a CPU generator; gives float32."""
+SHARE = 0.3
+"""What a copy takes of its original's outgoing weights. Equal halves would stay alike for ever."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An action on its way, as an initializer sees it.
+
+    Args:
+        action: what is done.
+        origin: the network before all edits of this growth.
+        before: the architecture before this one.
+        after: the architecture after it.
+        old: the values before it, joined, of the network and then of its EMA if there is one.
+        new: those after it, which an initializer changes in place.
+        sources: where the entries of `new` come from; what running statistics come from another
+            channel is changed here.
+        seed: new values depend on it and on names alone.
+        probe: inputs, or (inputs, targets), or None.
+        loss: takes outputs and targets, or None.
+    """
+
+    action: Action
+    origin: Network
+    before: Architecture
+    after: Architecture
+    old: list[Values]
+    new: list[Values]
+    sources: Sources
+    seed: int
+    probe: Any
+    loss: Loss | None
 
 
 def he(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -24,23 +69,125 @@ def xavier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return (2 * torch.rand(shape, generator=generator, dtype=torch.float32) - 1) * bound
 
 
-LOUD = "xavier-outgoing"
-INITIALIZERS: dict[str, Initializer] = {
-    **{"he": he, "xavier": xavier, "net2net": he, "gradmax": he},
-    LOUD: xavier,
-}
-"""By name; net2net and gradmax draw like he where they have nothing to copy or to measure."""
+@dataclass(frozen=True)
+class Initializer:
+    """New weights are drawn.
+
+    Args:
+        draw: gives new weights.
+        silent: whether old rows get zeros in their new columns, which keeps outputs.
+    """
+
+    draw: Draw = he
+    silent: bool = True
+
+    def fill(self, edit: Edit) -> None:
+        """Change new values in place; what was drawn stands as it is."""
 
 
-def initializer_of(choice: str | Initializer) -> Initializer:
-    """Give the initializer of that name, or the user's own function unchanged.
+class GradMax(Initializer):
+    """New channels of a block look where the loss falls fastest; all else is drawn."""
+
+    def fill(self, edit: Edit) -> None:
+        """Write the best incoming rows of a widened block; see nets.growing.probing."""
+        action = edit.action
+        if not isinstance(action, Widen):
+            return
+        present = assemble(edit.origin, edit.before, edit.old[0])
+        rows = best_rows(present, action.block, action.by, edit.probe, edit.loss)
+        for values, earlier in zip(edit.new, edit.old):
+            for name, value in rows.items():
+                start, columns = earlier[name].shape[:2]
+                values[name][start : start + len(value), :columns] = value.to(values[name])
+
+
+class Net2Net(Initializer):
+    """New channels copy old ones; new blocks are drawn.
+
+    Chen et al. 2016, Net2Net, arXiv 1511.05641, section 2.2. A copy has the rows of its original,
+    BatchNorm's entries with them, and takes a share of its outgoing columns; of columns that are
+    held fixed it takes nothing and starts with zeros. A channel whose running statistics are held
+    is no original, since a copy would normalise by the batch; where all are held, new channels stay
+    as they are.
+    """
+
+    def fill(self, edit: Edit) -> None:
+        """Turn the new channels of every axis that has grown into copies."""
+        if not isinstance(edit.action, Widen | WidenStage):
+            return
+        sizes, originals = _sizes(edit.before), _originals(edit)
+        for spec in layer_specs(edit.before):
+            if spec.axes[0] not in originals:
+                continue
+            rows, start = originals[spec.axes[0]], sizes[spec.axes[0]]
+            for leaf in spec.entries:
+                name = f"{spec.name}.{leaf}"
+                for values in edit.new:
+                    values[name][start:] = values[name][rows]
+                if leaf.startswith("running"):
+                    edit.sources[name][0][start:] = rows
+        for spec in layer_specs(edit.before):
+            if spec.axes[-1] not in originals or len(spec.axes) < 2:
+                continue
+            start = sizes[spec.axes[1]]
+            for copy, original in enumerate(originals[spec.axes[1]].tolist(), start):
+                for values in edit.new:
+                    _share_column(values[f"{spec.name}.weight"], copy, original, spec.held)
+
+
+def _originals(edit: Edit) -> dict[str, Tensor]:
+    """Give, by axis that has grown, the old channels that its new ones copy."""
+    old, new, originals = _sizes(edit.before), _sizes(edit.after), {}
+    held = dict.fromkeys(old, 0)  # leading channels that some BatchNorm holds the statistics of
+    for spec in layer_specs(edit.before):
+        if spec.kind == "norm":
+            held[spec.axes[0]] = max(held[spec.axes[0]], spec.held_channels)
+    for axis, size in old.items():
+        if new[axis] > size > held[axis]:
+            generator, count = generator_of(edit.seed, "net2net", axis, size), (new[axis] - size,)
+            originals[axis] = torch.randint(held[axis], size, count, generator=generator)
+    return originals
+
+
+def _sizes(architecture: Architecture) -> dict[str, int]:
+    """Give the size of every axis."""
+    specs = layer_specs(architecture)
+    return {axis: size for spec in specs for axis, size in zip(spec.axes, spec.shape)}
+
+
+def _share_column(value: Tensor, copy: int, original: int, bands: Bands) -> None:
+    share = torch.full((len(value),), SHARE, dtype=value.dtype, device=value.device)
+    start = 0
+    for rows, columns in bands:
+        if original < columns:
+            share[start : start + rows] = 0
+        start += rows
+    part = value[:, original] * share.view(-1, *[1] * (value.dim() - 2))
+    value[:, copy] = part
+    value[:, original] -= part
+
+
+_OBJECTS = (
+    Initializer(),
+    Initializer(xavier),
+    Net2Net(),
+    GradMax(),
+    Initializer(xavier, silent=False),
+)
+_BY_NAME = dict(zip(INITIALIZERS, _OBJECTS, strict=True))
+
+
+def initializer_of(choice: str | Draw | Initializer) -> Initializer:
+    """Give the initializer of that name; a function of (shape, generator) draws new weights.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    if callable(choice):
+    if isinstance(choice, Initializer):
         return choice
-    if choice not in INITIALIZERS:
+    if callable(choice):
+        return Initializer(choice)
+    if not isinstance(choice, str) or choice not in _BY_NAME:
         known = ", ".join(INITIALIZERS)
         raise ValueError(f"initializer must be one of {known}, or a function; got {choice!r}")
-    return INITIALIZERS[choice]
+    return _BY_NAME[choice]

@@ -1,4 +1,4 @@
-"""The draw of a training forward, also of one that is run again (activation checkpointing)."""
+"""Random numbers that depend on seeds and names alone: generators, and draws of forwards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
+Draw = Tensor
+"""(2,) int64: the seed and the number of training forwards so far; stochastic depth draws from it.
+"""
 MOST = 64
 """Forwards between one that is run again and its backward pass, at the most."""
 
@@ -61,6 +64,21 @@ def _is_checkpointed() -> bool:
     """Say whether a forward may be run again: it stores nothing, or hands over what it stores."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
     return hooks is not None or not torch.is_grad_enabled()
+
+
+def uniform(draw: Draw, salt: int, samples: int | None = None) -> Tensor:
+    """Give a number in [0, 1) that depends on (seed, step, salt) alone, without asking the host.
+
+    With `samples`, so many numbers, which depend on their place as well. The mixing steps are those
+    of splitmix64 (Steele et al. 2014) in int64 arithmetic that wraps around.
+    """
+    bits = draw[0] * -7046029254386353131 + draw[1] * -4658895280553007687 + salt
+    if samples is not None:
+        places = torch.arange(1, samples + 1, device=draw.device)
+        bits = bits + places * -7723592293110705685
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return (bits & ((1 << 53) - 1)).double() / (1 << 53)
 
 
 def hash_of(*parts: object) -> int:

@@ -3,171 +3,55 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn import functional
 
-from nets.growing.initializers import Initializer, initializer_of
-from nets.modules.draws import Draws, hash_of, is_recomputing
-from nets.modules.held import split_values
-from nets.modules.layers import ACTIVATIONS, Axis, Draw, layer_of, norm_of, uniform
+from nets.modules.draws import Draws
+from nets.modules.held import StridedConv2d, hold
+from nets.modules.held_norm import HeldBatchNorm1d, HeldBatchNorm2d
+from nets.modules.residual import ACTIVATIONS, Blocks, Layers, PlainBlock, ResidualBlock
 from nets.plan.architecture import Architecture
-from nets.plan.blocks import KERNELS, Block, Stage
+from nets.plan.blocks import KERNELS, Block
+from nets.plan.layers import LayerSpec, layer_specs
 
 
-class ResidualBlock(nn.Module):
-    """Layers with BatchNorm around a shortcut; `survival` is the chance to keep the branch.
-
-    `layers` and `norms` name its children in the order of the forward pass (conv1, bn1, ...). A
-    fading block counts its training forwards in the buffer `fade`.
-    """
-
-    fade: Tensor
-
-    def __init__(
-        self,
-        block: Block,
-        first: bool,
-        stage: Stage,
-        incoming: Axis,
-        outgoing: Axis,
-        architecture: Architecture,
-    ) -> None:
-        super().__init__()
-        kernels = KERNELS[architecture.block]
-        inner = [Axis(f"{block.name}:{i + 1}", block.width) for i in range(len(kernels) - 1)]
-        axes = [incoming, *inner, outgoing]
-        stride = stage.stride if first else 1
-        strided = kernels.index(3) if 3 in kernels else 0
-        prefix = "conv" if kernels[0] else "linear"
-        self.post = architecture.order == "post"
-        self.activation = architecture.activation
-        self.layers, self.norms = [], []
-        count = len(kernels)
-        held = [block.held_on(axis, count) for axis in range(count + 1)]
-        for index, kernel in enumerate(kernels):
-            self.layers.append(f"{prefix}{index + 1}")
-            self.norms.append(f"bn{index + 1}")
-            layer = layer_of(
-                axes[index],
-                axes[index + 1],
-                kernel,
-                stride if index == strided else 1,
-                block.bands(index, count),
-            )
-            self.add_module(self.layers[-1], layer)
-            normed = index + self.post
-            self.add_module(self.norms[-1], norm_of(axes[normed], kernels[0], held[normed]))
-        self.projects = first and stage.projection
-        self.shortcut: nn.Module = nn.Identity()
-        if self.projects:
-            kernel = min(kernels[0], 1)
-            bands = ((held[-1], held[0]),)
-            parts = OrderedDict({prefix: layer_of(incoming, outgoing, kernel, stride, bands)})
-            if self.post:
-                parts["bn"] = norm_of(outgoing, kernel, held[-1])
-            self.shortcut = nn.Sequential(parts)
-        self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
-        self.survival, self.drop = block.survival, block.drop
-        self.salt = hash_of(block.name)
-        self.steps = block.fade
-        if block.fade:
-            self.register_buffer("fade", torch.tensor(0))
-            self._faded_at: Tensor | None = None  # the draw of the latest training forward
-
-    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
-        """Take (N, C, H, W), or (N, C) in a dense net, and give it on the stage's stream.
-
-        Without the network's draw, as when it is called by itself, nothing can be left to chance.
-        """
-        active = ACTIVATIONS[self.activation]
-        pairs = [
-            (getattr(self, layer), getattr(self, norm))
-            for layer, norm in zip(self.layers, self.norms)
-        ]
-        layer, norm = pairs[-1]
-        if self.post:
-            y = x
-            for earlier, following in pairs[:-1]:
-                y = active(following(earlier(y)))
-            return active(self.shortcut(x) + self._kept(norm(layer(self.dropout(y))), draw))
-        y = entry = active(pairs[0][1](x))
-        for (earlier, _), (_, following) in pairwise(pairs):
-            y = active(following(earlier(y)))
-        branch = self._kept(layer(self.dropout(y)), draw)
-        return self.shortcut(entry if self.projects else x) + branch
-
-    def _kept(self, branch: Tensor, draw: Draw | None) -> Tensor:
-        if self.training and (self.steps or self.survival < 1) and isinstance(branch, Proxy):
-            raise ValueError("net must be in eval mode for torch.fx: a block fades or is dropped")
-        if self.steps:
-            branch = branch * (1 - self._faded(draw) / self.steps).clamp_min(0).to(branch.dtype)
-        if not self.training or self.survival == 1:
-            return branch
-        if draw is None:
-            raise ValueError(
-                f"survival must be 1 for a block that is called by itself in training, got "
-                f"{self.survival}: call the network, or use eval mode"
-            )
-        samples = len(branch) if self.drop == "row" else None
-        kept = (uniform(draw, self.salt, samples) < self.survival).to(branch.dtype)
-        return branch * (kept.view(-1, *[1] * (branch.dim() - 1)) / self.survival)
-
-    def _faded(self, draw: Draw | None) -> Tensor:
-        """Give how often the branch has faded; a forward that is run again fades no further."""
-        if not self.training or draw is None:
-            return self.fade
-        if is_recomputing():
-            assert self._faded_at is not None
-            return self.fade - (self._faded_at[1] - draw[1])
-        self.fade += 1
-        self._faded_at = draw
-        return self.fade
+def layer_of(spec: LayerSpec) -> nn.Module:
+    """Make a convolution, a linear layer or a BatchNorm, of which a part may be held fixed."""
+    if spec.kind == "norm":
+        if spec.held_channels:
+            held = HeldBatchNorm2d if spec.size else HeldBatchNorm1d
+            return held(spec.shape[0], spec.held_channels)
+        return (nn.BatchNorm2d if spec.size else nn.BatchNorm1d)(spec.shape[0])
+    outgoing, incoming, *kernel = spec.shape
+    if kernel:
+        convolution = StridedConv2d if spec.stride > 1 else nn.Conv2d
+        padding = kernel[0] // 2
+        layer = convolution(incoming, outgoing, kernel[0], spec.stride, padding, bias=spec.bias)
+    else:
+        layer = nn.Linear(incoming, outgoing, bias=spec.bias)
+    hold(layer, "weight", spec.held)
+    if spec.bias:
+        hold(layer, "bias", ((spec.held_channels, 1),))
+    return layer
 
 
-class PlainBlock(nn.Module):
-    """A hidden layer: linear, then the activation."""
-
-    def __init__(self, block: Block, incoming: Axis, outgoing: Axis, architecture: Architecture):
-        super().__init__()
-        bands = architecture.plain_bands(block.name)
-        self.linear = layer_of(incoming, outgoing, 0, held=bands, bias=True, held_bias=block.frozen)
-        self.activation = architecture.activation
-        self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
-
-    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
-        """Take (N, incoming) and give (N, width)."""
-        return self.dropout(ACTIVATIONS[self.activation](self.linear(x)))
-
-
-class Blocks(nn.Sequential):
-    """The blocks of a stage, one after the other."""
-
-    def forward(self, input: Tensor, draw: Draw | None = None) -> Tensor:
-        """Take and give what a block does; `draw` as there."""
-        for block in self:
-            input = block(input, draw)
-        return input
+def _block(block: Block, architecture: Architecture, layers: Layers) -> nn.Module:
+    if architecture.block == "plain":
+        return PlainBlock(architecture, layers)
+    return ResidualBlock(block, architecture, layers)
 
 
 class Head(nn.Module):
     """Average pooling and a linear layer, after BatchNorm and activation in pre order."""
 
-    def __init__(self, incoming: Axis, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, layers: Layers) -> None:
         super().__init__()
-        frozen, self.activation = architecture.frozen_head, architecture.activation
-        classes = Axis("classes", architecture.classes)
+        self.activation = architecture.activation
         self.pools = KERNELS[architecture.block][0] > 0
-        normed = architecture.order == "pre"
-        self.bn = norm_of(incoming, KERNELS[architecture.block][0], frozen) if normed else None
-        bands = ((classes.size, frozen),)
-        if architecture.block == "plain":
-            bands = architecture.plain_bands("head")
-        held_bias = classes.size if frozen else 0
-        self.linear = layer_of(incoming, classes, 0, held=bands, bias=True, held_bias=held_bias)
+        self.bn = layers.get("bn")
+        self.linear = layers["linear"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (N, C, H, W) or (N, C) and give (N, classes)."""
@@ -194,29 +78,19 @@ class Network(nn.Module):
         self.architecture = architecture
         self.rank = rank
         self.post = architecture.order == "post"
-        stream = Axis("stem", architecture.stem_width)
-        if architecture.stem == "none":
-            stream = Axis("image", architecture.inputs)
-        self.stem = _stem(architecture, stream)
+        layers: dict[str, dict[str, nn.Module]] = {"stem": {}}
+        for spec in layer_specs(architecture):
+            layers.setdefault(spec.home, {})[spec.leaf] = layer_of(spec)
+        flattens = architecture.stem in ("none", "dense")
+        stem = {"flatten": nn.Flatten(), **layers["stem"]} if flattens else layers["stem"]
+        self.stem = nn.Sequential(OrderedDict(stem))
         for stage in architecture.stages:
-            blocks: OrderedDict[str, nn.Module] = OrderedDict()
-            incoming, outgoing = stream, stream
-            if stage.projection:
-                outgoing = Axis(stage.name, stage.width)
-            for block in stage.blocks:
-                name = block.name.split(".")[1]
-                if architecture.block == "plain":
-                    outgoing = Axis(f"{block.name}:1", block.width)
-                    blocks[name] = PlainBlock(block, incoming, outgoing, architecture)
-                else:
-                    first = block == stage.blocks[0]
-                    blocks[name] = ResidualBlock(
-                        block, first, stage, incoming, outgoing, architecture
-                    )
-                incoming = outgoing
-            stream = outgoing
-            self.add_module(stage.name, Blocks(blocks))
-        self.head = Head(stream, architecture)
+            blocks = {
+                block.name.split(".")[1]: _block(block, architecture, layers[block.name])
+                for block in stage.blocks
+            }
+            self.add_module(stage.name, Blocks(OrderedDict(blocks)))
+        self.head = Head(architecture, layers["head"])
         self.register_buffer("draw", torch.tensor([seed, 0], dtype=torch.int64))
         self._draws = Draws()
 
@@ -233,46 +107,7 @@ class Network(nn.Module):
         return self.head(x)
 
 
-def _stem(architecture: Architecture, outgoing: Axis) -> nn.Sequential:
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    if architecture.stem in ("none", "dense"):
-        parts["flatten"] = nn.Flatten()
-    if architecture.stem == "none":
-        return nn.Sequential(parts)
-    name, kernel, stride = {
-        "cifar": ("conv", 3, 1),
-        "imagenet": ("conv", 7, 2),
-        "dense": ("linear", 0, 1),
-    }[architecture.stem]
-    incoming, frozen = Axis("image", architecture.inputs), architecture.frozen_stem
-    bands = ((frozen, incoming.size),) if frozen else ()
-    parts[name] = layer_of(incoming, outgoing, kernel, stride, bands)
-    if architecture.order == "post":
-        parts["bn"] = norm_of(outgoing, kernel, frozen)
-    return nn.Sequential(parts)
-
-
-def build(
-    architecture: Architecture, seed: int = 0, *, initializer: str | Initializer = "he"
-) -> Network:
-    """Build the network on torch's default device; values depend on (seed, entry name) alone.
-
-    Args:
-        architecture: what to build.
-        seed: of its values.
-        initializer: of convolutions and linear layers: he (He et al.'s normal distribution) or
-            xavier, or a function of (shape, generator); net2net and gradmax, which say how to grow,
-            begin like he. BatchNorm starts from weight 1 and bias 0.
-
-    Raises:
-        ValueError: an unknown name of an initializer.
-    """
-    from nets.growing.carry import fresh_values
-
-    draw = initializer_of(initializer)
+def on_meta(architecture: Architecture) -> Network:
+    """Give a network without values."""
     with torch.device("meta"):
-        network, whole = Network(architecture), Network(architecture.thawed())
-    values = fresh_values(whole, seed, draw)
-    values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
-    network.load_state_dict(split_values(network, values), assign=True)
-    return network
+        return Network(architecture)

@@ -1,14 +1,16 @@
-"""One forward and backward pass on a probe batch, with what enters or leaves chosen layers."""
+"""Passes on a probe batch that leave the network as it was, and what they show of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 End = tuple[str, str]
@@ -118,3 +120,48 @@ def tap(
         for handle in handles:
             handle.remove()
     return {end: (seen[end].detach(), gradient) for end, gradient in zip(ends, gradients)}
+
+
+@contextmanager
+def without_hooks(net: nn.Module) -> Iterator[None]:
+    """Take the hooks on forward passes away for a while: what they see is the user's own."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks")
+    kept = [(vars(module), kind, vars(module)[kind]) for module in net.modules() for kind in kinds]
+    try:
+        for values, kind, _ in kept:
+            values[kind] = OrderedDict()
+        yield
+    finally:
+        for values, kind, hooks in kept:
+            values[kind] = hooks
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, inputs: Tensor, unknown: Mapping[str, Tensor]) -> None:
+    """Give BatchNorm channels the statistics of a batch.
+
+    Args:
+        network: all else of it stays as it is.
+        inputs: (N, *image).
+        unknown: by BatchNorm, which of its channels, (C,) of bool.
+    """
+    unknown = {name: channels for name, channels in unknown.items() if channels.any()}
+    if not unknown:
+        return
+    norms = {
+        name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)
+    }
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    for norm in norms.values():
+        norm.momentum = 1.0
+    try:
+        with mode(network, training=True, survival=1.0):
+            functional_call(network, buffers, (inputs,))
+    finally:
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
+    for name, channels in unknown.items():
+        where = torch.nonzero(channels).flatten().to(inputs.device)
+        for leaf in ("running_mean", "running_var"):
+            getattr(norms[name], leaf)[where] = buffers[f"{name}.{leaf}"][where]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from nets.plan.actions import Action, Insert, Widen, WidenStage
-from nets.plan.reductions import Freeze, Narrow, Remove, SetSurvival, Unfreeze
+from nets.plan.actions import Action, Insert, SetSurvival, Widen, WidenStage
+from nets.plan.freezing import Freeze, Unfreeze
+from nets.plan.removal import Narrow, Remove
 
 _KINDS = (Widen, WidenStage, Insert, Remove, Narrow, Freeze, Unfreeze, SetSurvival)
 ACTIONS = {kind.__name__: kind for kind in _KINDS}
@@ -18,8 +19,9 @@ _RARE = ("initializer", "reason", "mode", "channels")
 
 def action_to_dict(action: Action) -> dict[str, Any]:
     """Give the action as plain data, an initializer function by its name."""
-    values = {item.name: getattr(action, item.name) for item in fields(action)}
-    rare = {item.name: item.default for item in fields(action) if item.name in _RARE}
+    items = sorted(fields(action), key=lambda item: bool(item.kw_only))  # its own fields come first
+    values = {item.name: getattr(action, item.name) for item in items}
+    rare = {item.name: item.default for item in items if item.name in _RARE}
     initializer = values.get("initializer")
     if callable(initializer):
         values["initializer"] = getattr(initializer, "__name__", repr(initializer))

@@ -7,25 +7,28 @@ from typing import Any
 
 from nets.checks import check_choice, check_count, check_fraction, in_one_line
 from nets.plan.architecture import Architecture
-from nets.plan.blocks import Block
+from nets.plan.blocks import DROPS, Block
 
+INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
+"""The known names; nets.growing.initializers has the objects."""
 MOST_OF_A_REASON = 1000
 """Characters."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """An edit; `reason` is for logs, `initializer` overrides the one given to `grow`.
+    """An edit; `reason` is for logs.
 
     A reason is kept as one line of text of at most 1000 characters: None as nothing, another value
     (a statistic, say) as it prints.
     """
 
+    reason: str = field(default="", compare=False, kw_only=True)
+
     def __post_init__(self) -> None:
-        if hasattr(self, "reason"):
-            reason = self.reason  # pyright: ignore[reportAttributeAccessIssue]
-            text = "" if reason is None else in_one_line(reason, MOST_OF_A_REASON)
-            object.__setattr__(self, "reason", text)
+        reason: Any = self.reason
+        text = "" if reason is None else in_one_line(reason, MOST_OF_A_REASON)
+        object.__setattr__(self, "reason", text)
 
     def edit(self, architecture: Architecture) -> Architecture:
         """Give the next architecture; a ValueError says why there is none."""
@@ -33,13 +36,18 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Widen(Action):
+class Addition(Action):
+    """An edit that makes the network larger; `initializer` overrides the one given to `grow`."""
+
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Widen(Addition):
     """Add `by` inner channels to a block; the outputs of the network stay the same."""
 
     block: str
     by: int
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
@@ -49,7 +57,7 @@ class Widen(Action):
 
 
 @dataclass(frozen=True)
-class WidenStage(Action):
+class WidenStage(Addition):
     """Add `by` channels to a residual stream; the outputs of the network stay the same.
 
     One atomic edit through all that gives to the stream and takes from it. Stages that hand the
@@ -58,8 +66,6 @@ class WidenStage(Action):
 
     stage: str
     by: int
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
@@ -83,7 +89,7 @@ class WidenStage(Action):
 
 
 @dataclass(frozen=True)
-class Insert(Action):
+class Insert(Addition):
     """Add a block after one of the same stage; it gets the stage's next name.
 
     In a plain net the new layer starts as the identity, so it must be at least as wide as the layer
@@ -93,8 +99,6 @@ class Insert(Action):
     after: str
     width: int
     survival: float = 1.0
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("width", self.width)
@@ -118,9 +122,35 @@ class Insert(Action):
         return architecture.with_stage(replace(stage, blocks=blocks, births=stage.births + 1))
 
 
+@dataclass(frozen=True)
+class SetSurvival(Action):
+    """Set the probability in (0, 1] with which a block's branch is kept in training.
+
+    Kept branches are scaled by 1/probability, as in torchvision.ops.StochasticDepth (Huang et al.
+    2016, arXiv 1603.09382), with its modes: "batch" draws once for a batch, "row" for each sample.
+    A plain net has no branch to drop.
+    """
+
+    block: str
+    probability: float
+    mode: str = "batch"
+
+    def edit(self, architecture: Architecture) -> Architecture:
+        check_fraction("probability", self.probability)
+        check_choice("mode", self.mode, DROPS)
+        architecture.stage_of(self.block)
+        if architecture.block == "plain":
+            raise ValueError(
+                f"{self.block} is a layer of a plain net: it has no residual branch to drop"
+            )
+        return architecture.with_block(
+            replace(architecture.blocks[self.block], survival=self.probability, drop=self.mode)
+        )
+
+
 def adds_capacity(action: Action) -> bool:
     """Say whether the action makes the network larger."""
-    return isinstance(action, Widen | WidenStage | Insert)
+    return isinstance(action, Addition)
 
 
 def check_repeatable(architecture: Architecture, done: str) -> None:

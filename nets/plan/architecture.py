@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nets.checks import check_choice, check_count
-from nets.plan.blocks import KERNELS, Block, Stage
-
-if TYPE_CHECKING:
-    from nets.plan.actions import Action
+from nets.plan.blocks import KERNELS, Block, Frozen, Stage
 
 ORDERS = ("post", "pre")
 ACTIVATIONS = ("relu", "gelu", "tanh")
 STEMS = ("cifar", "imagenet", "dense", "none")
+
+
+class Edit(Protocol):
+    """What `Architecture.apply` takes: an Action, see nets.plan.actions."""
+
+    def edit(self, architecture: Architecture) -> Architecture: ...
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,11 @@ class Architecture:
 
     def _check_frozen(self) -> None:
         for name, block in self.blocks.items():
-            widths = (self.incoming[name], block.width, self.following(name))
-            if any(held > width for held, width in zip(block.held, widths)):
-                raise ValueError(f"held of {name} must be at most {widths}, got {block.held}")
+            if not block.held:
+                continue
+            widths, held = self.widths_around(name), block.held.widths
+            if any(size > width for size, width in zip(held, widths)):
+                raise ValueError(f"held of {name} must be at most {widths}, got {held}")
         for part, width in (("stem", self.stem_width), ("head", self.outgoing)):
             count = getattr(self, f"frozen_{part}")
             check_count(f"frozen_{part}", count, least=0)
@@ -122,46 +127,25 @@ class Architecture:
             for block in stage.blocks
         }
 
-    @cached_property
-    def incoming(self) -> Mapping[str, int]:
-        """Channels that enter each block."""
-        entering, channels = {}, self.stem_width or self.inputs
-        for stage in self.stages:
-            for block in stage.blocks:
-                entering[block.name] = channels
-                channels = stage.width or block.width
-        return entering
+    def widths_around(self, name: str) -> tuple[int, int, int]:
+        """Give the channels that enter a block, its inner ones, and those it leads to.
 
-    def following(self, name: str) -> int:
-        """Give the channels that a block leads to: its stream, or the next layer of a plain net."""
-        stage = self.stage_of(name)
-        if stage.width:
-            return stage.width
+        The last are its stream, or the next layer of a plain net.
+        """
         names = list(self.blocks)
-        after = names[names.index(name) + 1 :]
-        return self.blocks[after[0]].width if after else self.classes
+        place, stage = names.index(name), self.stage_of(name)
+        before, after = names[:place][-1:], names[place + 1 :][:1]
+        incoming = self.stem_width or self.inputs
+        for earlier in before:
+            incoming = self.stage_of(earlier).width or self.blocks[earlier].width
+        following = self.blocks[after[0]].width if after else self.classes
+        return incoming, self.blocks[name].width, stage.width or following
 
     @property
     def outgoing(self) -> int:
         """Channels that enter the head."""
         last = self.stages[-1]
         return last.width or last.blocks[-1].width
-
-    def plain_bands(self, name: str) -> tuple[tuple[int, int], ...]:
-        """Give what is held of the weight of a plain net's layer, or of its "head".
-
-        The layer's own rows, and the columns behind those channels of the layer before that were
-        frozen by their number. (A whole layer that is frozen leaves the next one free.)
-        """
-        names = [*self.blocks, "head"]
-        place = names.index(name)
-        before = self.blocks[names[place - 1]] if place else Block("", 1)
-        behind = 0 if before.whole else before.frozen
-        if name == "head":
-            return ((self.classes, max(self.frozen_head, behind)),)
-        block = self.blocks[name]
-        rows = max(block.frozen, before.held[2]) if behind else block.frozen
-        return ((block.frozen, max(block.held[0], behind)), (rows - block.frozen, behind))
 
     @property
     def repeatable(self) -> bool:
@@ -180,7 +164,7 @@ class Architecture:
                 return stage
         raise ValueError(f"block must be one of {', '.join(self.blocks)}; got {block!r}")
 
-    def apply(self, action: Action) -> Architecture:
+    def apply(self, action: Edit) -> Architecture:
         """Give the architecture after `action`; a ValueError says what is wrong with it."""
         if isinstance(action, type) or not hasattr(action, "edit"):
             raise ValueError(f"action must be an Action such as Widen or Insert, got {action!r}")
@@ -213,7 +197,7 @@ class Architecture:
         data = _said(self)
         data["image"] = list(self.image)
         data["stages"] = [
-            {**_said(stage), "blocks": [_said(block) for block in stage.blocks]}
+            {**_said(stage), "blocks": [_block_dict(block) for block in stage.blocks]}
             for stage in self.stages
         ]
         return data
@@ -251,9 +235,23 @@ def _said(part: Any) -> dict[str, Any]:
     }
 
 
+def _block_dict(block: Block) -> dict[str, Any]:
+    """Give a block as a dict, in which what is held fixed takes three keys of its own."""
+    data = _said(replace(block, held=None))
+    if block.held:
+        data |= {"frozen": block.held.channels, "held": list(block.held.widths)}
+        data |= {"whole": True} if block.held.whole else {}
+    return data
+
+
 def _block(values: Mapping[str, Any]) -> Block:
-    held = {"held": tuple(values["held"])} if "held" in values else {}
-    return _known(Block, {**values, **held})
+    rest, held = dict(values), None
+    found = {key: rest.pop(key) for key in ("frozen", "held", "whole") if key in rest}
+    if found:
+        widths = found.get("held", [0, 0, 0])
+        widths = tuple(widths) if isinstance(widths, list | tuple) else widths
+        held = Frozen(found.get("frozen", 0), widths, found.get("whole", False))
+    return _known(Block, {**rest, "held": held})
 
 
 def _known(kind: Any, values: Mapping[str, Any]) -> Any:

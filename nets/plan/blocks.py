@@ -9,6 +9,45 @@ from nets.checks import check_choice, check_count, check_fraction
 KERNELS = {"basic": (3, 3), "bottleneck": (1, 3, 1), "dense": (0, 0), "plain": (0,)}
 """Kernel sizes of a block's layers, by kind of block; 0 is a linear layer."""
 DROPS = ("batch", "row")
+Bands = tuple[tuple[int, int], ...]
+"""What is held of a weight, from its first row on: (rows, leading columns held in these)."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What of a block is held fixed.
+
+    Args:
+        channels: leading inner channels, with their BatchNorm entries and their outgoing columns.
+        widths: incoming, inner and outgoing at the time of freezing: columns and rows that came
+            later train.
+        whole: the rest of the block too, its outer BatchNorm and its shortcut.
+    """
+
+    channels: int
+    widths: tuple[int, int, int]
+    whole: bool = False
+
+    def bands(self, layer: int, count: int) -> Bands:
+        """Give what is held of the weight of layer number `layer` of the `count` of a branch."""
+        incoming, inner, outgoing = self.widths
+        if layer == 0:
+            return ((self.channels, incoming),)
+        if layer == count - 1:
+            return ((outgoing, self.channels),)
+        return ((self.channels, inner), (inner - self.channels, self.channels))
+
+    def outer(self, end: int) -> int:
+        """Give the channels held of what enters the block (0) or of what leaves it (2)."""
+        return self.widths[end] if self.whole else 0
+
+    @property
+    def behind(self) -> int:
+        """The columns of a plain net's next layer that are held with this one."""
+        return 0 if self.whole else self.channels
+
+
+NOTHING = Frozen(0, (0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -20,11 +59,7 @@ class Block:
         width: inner channels.
         survival: chance in (0, 1] to keep the branch in training.
         drop: "batch" keeps or drops the branch for a whole batch, "row" for each sample.
-        frozen: leading inner channels that are held fixed, with their BatchNorm entries and their
-            outgoing columns.
-        held: widths (incoming, inner, outgoing) at the time of freezing: columns and rows that came
-            later train.
-        whole: the rest of the block, its outer BatchNorm and its shortcut, is held fixed too.
+        held: what is held fixed; None where all of it trains.
         fade: steps over which the branch fades to nothing; 0 if it does not.
     """
 
@@ -32,47 +67,44 @@ class Block:
     width: int
     survival: float = 1.0
     drop: str = "batch"
-    frozen: int = 0
-    held: tuple[int, int, int] = (0, 0, 0)
-    whole: bool = False
+    held: Frozen | None = None
     fade: int = 0
 
     def __post_init__(self) -> None:
         check_count(f"width of {self.name}", self.width)
         check_fraction(f"survival of {self.name}", self.survival)
         check_choice(f"drop of {self.name}", self.drop, DROPS)
-        check_count(f"frozen of {self.name}", self.frozen, least=0)
         check_count(f"fade of {self.name}", self.fade, least=0)
-        if self.whole not in (True, False):
-            raise ValueError(f"whole of {self.name} must be true or false, got {self.whole!r}")
-        if not isinstance(self.held, tuple) or len(self.held) != 3:
-            raise ValueError(f"held of {self.name} must be three widths, got {self.held!r}")
-        for size in self.held:
+        if self.held:
+            self._check_held(self.held)
+
+    def _check_held(self, held: Frozen) -> None:
+        check_count(f"frozen of {self.name}", held.channels, least=0)
+        if held.whole not in (True, False):
+            raise ValueError(f"whole of {self.name} must be true or false, got {held.whole!r}")
+        if not isinstance(held.widths, tuple) or len(held.widths) != 3:
+            raise ValueError(f"held of {self.name} must be three widths, got {held.widths!r}")
+        for size in held.widths:
             check_count(f"held of {self.name}", size, least=0)
-        if not self.frozen <= self.held[1] <= self.width:
+        if not held.channels <= held.widths[1] <= self.width:
             raise ValueError(
                 f"frozen of {self.name} must be at most its width {self.width} when frozen, got "
-                f"{self.frozen} of {self.held[1]}"
+                f"{held.channels} of {held.widths[1]}"
             )
 
-    def bands(self, layer: int, count: int) -> tuple[tuple[int, int], ...]:
-        """Give what is held of the weight of layer number `layer` of `count`: nets.modules.held."""
-        incoming, inner, outgoing = self.held
-        if layer == 0:
-            return ((self.frozen, incoming),)
-        if layer == count - 1:
-            return ((outgoing, self.frozen),)
-        return ((self.frozen, inner), (inner - self.frozen, self.frozen))
+    @property
+    def frozen(self) -> int:
+        """Leading inner channels that are held fixed."""
+        return self.held.channels if self.held else 0
 
-    def held_on(self, axis: int, count: int) -> int:
-        """Give the channels held on axis 0 (incoming), 1 ... (inner) or `count` (outgoing)."""
-        if 0 < axis < count:
-            return self.frozen
-        return self.held[0 if axis == 0 else 2] if self.whole else 0
+    @property
+    def whole(self) -> bool:
+        """Whether all that the block was when it was frozen is held fixed."""
+        return self.held is not None and self.held.whole
 
     def thawed(self) -> Block:
         """Give this block with nothing held fixed."""
-        return replace(self, frozen=0, held=(0, 0, 0), whole=False)
+        return replace(self, held=None)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from nets.checks import check_count, check_fraction, meant
 from nets.plan.architecture import Architecture
@@ -55,64 +57,70 @@ def preset(
     Raises:
         ValueError: an unknown name (the message lists the known ones) or an impossible setting.
     """
-    image = tuple(image)
-    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
     mlp = re.fullmatch(r"mlp-(\d+)", name)
-    if mlp:
-        if order or stem or block:
-            raise ValueError(f"order, stem and block do not apply to {name}")
-        layer = Block("stage1.block1", int(mlp[1]))
-        return Architecture(
-            (Stage("stage1", 0, (layer,), births=1),),
-            classes,
-            image,
-            0,
-            "post",
-            "none",
-            "plain",
-            activation,
-            dropout,
-        )
-    if wide and (int(wide[1]) - 4) % 6 == 0 and int(wide[1]) > 4 and int(wide[2]) > 0:
-        counts, widths = (
-            [(int(wide[1]) - 4) // 6] * 3,
-            [16 * int(wide[2]) * scale for scale in (1, 2, 4)],
-        )
-        defaults = ("pre", "cifar", "basic", 16)
-    elif name in _IMAGENET:
-        kind, counts = _IMAGENET[name]
-        widths, defaults = [64, 128, 256, 512], ("post", "imagenet", kind, 64)
-    elif name in preset_names() and name.startswith("resnet"):
-        counts, widths = [(int(name[6:]) - 2) // 6] * 3, [16, 32, 64]
-        defaults = ("post", "cifar", "basic", 16)
-    else:
-        words = f"{', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}"
-        raise ValueError(f"net must be one of {words}{meant(name, _near(name))}")
-    kind = block or defaults[2]
-    expansion = 4 if kind == "bottleneck" else 1
-    inner = 2 if name == "wide_resnet50_2" else 1
-    stages, incoming = [], defaults[3]
-    for index, (count, width) in enumerate(zip(counts, widths, strict=True), start=1):
-        blocks = tuple(
-            Block(f"stage{index}.block{number}", inner * width) for number in range(1, count + 1)
-        )
-        stride = 1 if index == 1 else 2
-        stream = width * expansion
-        stages.append(
-            Stage(f"stage{index}", stream, blocks, stride, stride > 1 or stream != incoming, count)
-        )
-        incoming = stream
+    if mlp and (order or stem or block):
+        raise ValueError(f"order, stem and block do not apply to {name}")
+    family = _mlp(int(mlp[1])) if mlp else _family(name, block)
     return Architecture(
-        tuple(stages),
-        classes,
-        image,
-        defaults[3],
-        order or defaults[0],
-        stem or defaults[1],
-        kind,
-        activation,
-        dropout,
+        stages=family.stages,
+        classes=classes,
+        image=tuple(image),
+        stem_width=family.stem_width,
+        order=order or family.order,
+        stem=stem or family.stem,
+        block=family.block,
+        activation=activation,
+        dropout=dropout,
     )
+
+
+class _Family(NamedTuple):
+    """What a name in the literature stands for."""
+
+    stages: tuple[Stage, ...]
+    stem_width: int
+    order: str
+    stem: str
+    block: str
+
+
+def _mlp(width: int) -> _Family:
+    layer = Block("stage1.block1", width)
+    return _Family((Stage("stage1", 0, (layer,), births=1),), 0, "post", "none", "plain")
+
+
+def _family(name: str, block: str | None) -> _Family:
+    """Give the residual network of that name, with blocks of another kind if one is given."""
+    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if wide and (int(wide[1]) - 4) % 6 == 0 and int(wide[1]) > 4 and int(wide[2]) > 0:
+        widths = [16 * int(wide[2]) * scale for scale in (1, 2, 4)]
+        stages = _stages([(int(wide[1]) - 4) // 6] * 3, widths, block or "basic", 16)
+        return _Family(stages, 16, "pre", "cifar", block or "basic")
+    if name in _IMAGENET:
+        kind, counts = _IMAGENET[name]
+        inner = 2 if name == "wide_resnet50_2" else 1
+        stages = _stages(counts, [64, 128, 256, 512], block or kind, 64, inner)
+        return _Family(stages, 64, "post", "imagenet", block or kind)
+    if name in preset_names() and name.startswith("resnet"):
+        stages = _stages([(int(name[6:]) - 2) // 6] * 3, [16, 32, 64], block or "basic", 16)
+        return _Family(stages, 16, "post", "cifar", block or "basic")
+    words = f"{', '.join(preset_names())} (or wrn-D-K, mlp-W); got {name!r}"
+    raise ValueError(f"net must be one of {words}{meant(name, _near(name))}")
+
+
+def _stages(
+    counts: Sequence[int], widths: Sequence[int], kind: str, incoming: int, inner: int = 1
+) -> tuple[Stage, ...]:
+    """Give stages of so many blocks each, `inner` times as wide as said; all but one halve."""
+    stages = []
+    for index, (count, width) in enumerate(zip(counts, widths, strict=True), start=1):
+        names = [f"stage{index}.block{number}" for number in range(1, count + 1)]
+        blocks = tuple(Block(name, inner * width) for name in names)
+        stride, stream = 1 if index == 1 else 2, width * (4 if kind == "bottleneck" else 1)
+        projects = stride > 1 or stream != incoming
+        stages.append(Stage(f"stage{index}", stream, blocks, stride, projects, count))
+        incoming = stream
+    return tuple(stages)
 
 
 def _near(name: str) -> tuple[str, ...]:

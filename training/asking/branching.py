@@ -34,7 +34,7 @@ from training.keeping.process import own_process
 from training.running.checkpoint import load_checkpoint, network_of
 from training.running.run import CHECKED, Ground, ground_of, probe_of, restore
 from training.running.step import LOSSES, evaluate, make_optimizer, train_step
-from training.settings.settings import Train
+from training.settings.train import Train
 
 
 def branch(

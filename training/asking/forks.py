@@ -14,7 +14,8 @@ from nets.plan.actions import adds_capacity
 from policies.base import largest_by, largest_width
 from training.keeping.folder import binding, read_config
 from training.running.judgement import judge
-from training.settings.settings import Common, Train
+from training.settings.common import Common
+from training.settings.train import Train
 
 LEAST_SHARE = 0.75
 """A growth that comes to less than this share of the recorded one's FLOPs is not of equal cost."""

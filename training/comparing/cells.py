@@ -15,7 +15,10 @@ from training.keeping.failures import PolicyFailed
 from training.keeping.interrupts import Interrupted
 from training.keeping.locks import wait_for
 from training.running.finite import NonFinite
-from training.settings.settings import Common, Compare, Start, Train
+from training.settings.common import Common
+from training.settings.compare import Compare
+from training.settings.start import Start
+from training.settings.train import Train
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from training.data.identity import check_same_data, settle
 from training.keeping.folder import check_same_settings, claim_comparison, read_summary
 from training.keeping.locks import alone
 from training.running.step import Precision, slow_settings
-from training.settings.settings import Compare, Train, settings_to_dict, settings_to_yaml
+from training.settings.compare import Compare
+from training.settings.config_yaml import settings_to_dict, settings_to_yaml
+from training.settings.train import Train
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
 _COLUMNS += ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")

@@ -15,7 +15,8 @@ from training.keeping.budget import Budget
 from training.keeping.process import own_process
 from training.running.run import Ground, ground_of
 from training.running.step import LOSSES, make_optimizer, train_step
-from training.settings.settings import Compare, Train
+from training.settings.compare import Compare
+from training.settings.train import Train
 
 STEPS = 5
 """Steps that are timed, after one that is not."""

@@ -1,11 +1,18 @@
-"""What training images go through: crops and mirroring, by a data set's recipe or as asked for."""
+"""What training images go through: crops and mirroring, by a data set's recipe or as asked for.
+
+All images lie as one table of their pixels, with what is padded; a crop is a choice of its rows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.nn import functional
+
 from nets.checks import check_choice, check_count
-from training.settings.settings import AUGMENTATIONS
+from training.settings.checks import AUGMENTATIONS
 
 _PAD = 4
 """Pixels a side of a crop where there is no recipe, an eighth of CIFAR's 32; so of smaller ones."""
@@ -44,7 +51,7 @@ def augment_of(name: str, how: str = "auto", image: tuple[int, ...] = (3, 32, 32
     """Give the augmentation of a data set: its recipe, or what `how` asks for instead.
 
     Args:
-        name: of the data set, as `training.data.batches.load` takes it.
+        name: of the data set, as `training.data.splits.load` takes it.
         how: `auto` is the recipe; `none`, `crop`, `crop-flip` and `flip` are what they say.
         image: (channels, height, width). Crops are padded as in the recipe; where it has none by 4
             pixels a side, of images below 32 by an eighth of the shorter side.
@@ -62,3 +69,27 @@ def augment_of(name: str, how: str = "auto", image: tuple[int, ...] = (3, 32, 32
         raise ValueError(f"augment must be auto or none for sine, which has no images, got {how!r}")
     pad = recipe.pad or min(_PAD, max(1, min(image[1:], default=0) // 8))
     return Augment(pad if "crop" in how else 0, "flip" in how)
+
+
+def table_of(pixels: Tensor, augment: Augment) -> Tensor:
+    """Give all pixels with the padding as rows: (N, H, W, C) -> (N * padded H * padded W, C)."""
+    if augment.pad:
+        pixels = functional.pad(pixels, (0, 0, *[augment.pad] * 4))
+    return pixels.flatten(0, -2)
+
+
+def views_of(size: tuple[int, ...], augment: Augment) -> Tensor:
+    """Give the rows of a crop counted from its first, straight and mirrored, (2, H * W)."""
+    height, width = size
+    rows, columns = torch.arange(height)[:, None] * (width + 2 * augment.pad), torch.arange(width)
+    return torch.stack([(rows + columns).flatten(), (rows + columns.flip(0)).flatten()])
+
+
+def draw_crops(
+    order: Tensor, size: tuple[int, ...], augment: Augment, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw for images, (N,), the row where each one's crop begins, and 1 if it is mirrored."""
+    height, width = (side + 2 * augment.pad for side in size)
+    top, left = torch.randint(2 * augment.pad + 1, (2, len(order)), generator=generator)
+    flip = torch.randint(1 + augment.flip, (len(order),), generator=generator)
+    return (order * height + top) * width + left, flip

@@ -12,8 +12,8 @@ from analysis.recording.files import write_whole
 
 if TYPE_CHECKING:  # torch, which a front door does not wait for
     from training.data.augmenting import Augment
-    from training.data.batches import Splits
     from training.data.images import Images
+    from training.data.splits import Splits
 
 NAME = "data.json"
 PARTS = ("train", "validation", "test")

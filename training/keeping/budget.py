@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from math import cos, pi
 
 from nets import Architecture, train_flops
-from training.settings.settings import Common
+from training.settings.common import Common
 
 
 @dataclass

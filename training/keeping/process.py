@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from training.running.step import Precision
-from training.settings.settings import Common
+from training.settings.common import Common
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _VARIABLES = (_WORKSPACE, "TORCHINDUCTOR_CACHE_DIR")

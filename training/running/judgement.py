@@ -18,7 +18,7 @@ from nets.plan.actions import adds_capacity
 from policies import Policy, Yoked
 from policies.base import History
 from training.keeping.failures import PolicyFailed, told
-from training.settings.settings import INITIALIZERS
+from training.settings.checks import INITIALIZERS
 
 PROBES = ("importance", "effective_rank")
 """The names in a policy's `needs`: Record.importance, and LayerReading.extra["effective_rank"]."""

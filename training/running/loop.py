@@ -51,7 +51,7 @@ from training.running.pictures import reference_of
 from training.running.run import CHECKED, Run, open_run
 from training.running.step import average, evaluate, means_of, slow_settings, train_step
 from training.running.summary import finish, finished, hyperparameters
-from training.settings.settings import Train
+from training.settings.train import Train
 
 Say = Callable[[str], None]
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nets import Network
 from training.keeping import ranks
-from training.settings.settings import Train
+from training.settings.train import Train
 
 BACKEND = "inductor"
 """Of torch.compile."""

@@ -20,16 +20,11 @@ from nets import Architecture, Cost, Network, build, cost
 from nets.checks import check_count
 from nets.modules.draws import generator_of
 from training.data.augmenting import augment_of
-from training.data.batches import (
-    Batches,
-    Splits,
-    channel_statistics,
-    evaluation_batches,
-    load,
-    part_of,
-)
+from training.data.batches import Batches, evaluation_batches
 from training.data.identity import difference, identity_of
 from training.data.images import Images
+from training.data.normalisation import channel_statistics
+from training.data.splits import Splits, load, part_of
 from training.keeping import ranks
 from training.keeping.budget import Budget, Progress
 from training.keeping.folder import append_losses, binding, claim, cut_back
@@ -46,7 +41,8 @@ from training.running.finite import check_losses, check_state
 from training.running.judgement import check_policy, own_copy
 from training.running.model import model_of
 from training.running.step import LOSSES, Loss, Precision, make_optimizer
-from training.settings.settings import Train, settings_to_dict, settings_to_yaml
+from training.settings.config_yaml import settings_to_dict, settings_to_yaml
+from training.settings.train import Train
 
 PROBE = 128
 """Training images of the probe batch; growth is checked on the first CHECKED of them."""

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from nets.modules.passes import mode
 from training.data.batches import evaluation_batches
-from training.data.sources import Images
+from training.data.images import Images
 from training.keeping import ranks
 from training.running.model import apart
-from training.settings.settings import Common
+from training.settings.common import Common
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {

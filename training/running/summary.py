@@ -9,8 +9,9 @@ from nets import action_to_dict, cost
 from nets.checks import in_one_line
 from nets.plan.actions import adds_capacity
 from training.data.augmenting import augment_of
-from training.data.batches import channel_statistics, load
 from training.data.identity import check_same_data, identity_of
+from training.data.normalisation import channel_statistics
+from training.data.splits import load
 from training.keeping import ranks
 from training.keeping.folder import check_same_settings, read_summary, write_json
 from training.keeping.locks import alone
@@ -19,7 +20,8 @@ from training.running.checkpoint import load_checkpoint, network_of
 from training.running.finite import finite
 from training.running.run import Run
 from training.running.step import LOSSES, Precision, evaluate
-from training.settings.settings import Train, settings_to_dict
+from training.settings.config_yaml import settings_to_dict
+from training.settings.train import Train
 
 _MOST = 2000
 """Characters of a setting that TensorBoard shows."""

@@ -1,4 +1,4 @@
-"""What a run or a comparison can be told, and the command line that tells it.
+"""What a run or a comparison can be told: settings, their defaults, and which are refused.
 
-Nothing here imports torch.
+They go to a config.yaml and come back; nothing here imports torch.
 """

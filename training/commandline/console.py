@@ -6,7 +6,7 @@ import codecs
 import errno
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 _SHOWN = {"±": "+-", "×": "x", "…": "...", "–": "-"}
 """What our own texts hold beyond ASCII."""
@@ -42,6 +42,30 @@ def say(line: str) -> None:
     """Print a line at once; if that fails the run goes on, and its end tells it."""
     with suppress(OSError):
         print(line, flush=True)
+
+
+@contextmanager
+def reporting(first: bool = True):
+    """Give (say, advance): a progress bar on a terminal, plain lines otherwise.
+
+    Of several processes that train one network the first alone reports.
+    """
+    if not first:
+        yield lambda line: None, None
+        return
+    if not sys.stdout.isatty():
+        yield say, None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("budget", total=1.0)
+
+        def above(line: str) -> None:
+            with suppress(OSError):
+                bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        yield above, lambda spent: bar.update(task, completed=spent)
 
 
 def complain(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, torchvision's files, a folder, the sine."""
+"""Data sets by name: scikit-learn's digits, torchvision's files, a folder of images, the sine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from nets.checks import check_choice
 from nets.modules.draws import generator_of
-from training.data.folders import read_folder
+from training.data.image_folders import read_folder
 from training.data.images import Images, Parts
 
 TORCHVISION = {

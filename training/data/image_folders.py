@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from analysis.recording.files import path_of
-from training.data.images import Images, Parts, decode
+from training.data.image_files import decode
+from training.data.images import Images, Parts
 
 THREADED_PIXELS = 128 * 128
 """Images of at least so many pixels are decoded in several threads (measured on 2 cores)."""
@@ -27,7 +28,7 @@ def read_folder(path: str) -> Parts:
 
     Raises:
         ValueError: a folder or class is missing or empty, train and test differ in their classes, a
-            file is no image or none that can be used as it is (`training.data.images.decode`), or an
+            file is no image or none that `training.data.image_files.decode` takes as it is, or an
             image has another size than the first.
     """
     try:

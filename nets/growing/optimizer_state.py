@@ -1,0 +1,204 @@
+"""What an optimizer knows of each entry, moved to an edited network by name.
+
+Tensors that it has not seen begin with updates of the size of their siblings': divided by the root
+of its own square, the first gradient of a tensor gives updates of a whole learning rate, some ten
+times those of tensors that have trained for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nets.growing.sources import place_old
+from nets.modules.given import is_plain
+from nets.modules.held import split_entries
+from nets.modules.network import Network
+
+State = dict[str, Any]
+_MEANS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+"""State of which new entries start at the old ones' mean; in all else they start at zero."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter, as a part of the joined entry `entry`; `place` is empty if it is all of it."""
+
+    name: str
+    parameter: Tensor
+    entry: str
+    place: tuple[slice, ...]
+
+
+def parts_of(net: Network) -> dict[str, list[Part]]:
+    """Give the parameters of every joined entry; none for one that is frozen."""
+    where = {
+        piece.name: (entry, piece.place)
+        for entry, pieces in split_entries(net).items()
+        for piece in pieces
+    }
+    found: dict[str, list[Part]] = {}
+    for name, parameter in net.named_parameters():
+        entry, place = where.get(name, (name, ()))
+        found.setdefault(entry, []).append(Part(name, parameter, entry, place))
+    return found
+
+
+def carry_state(
+    known: list[tuple[Part, dict[str, Any]]],
+    parts: list[Part],
+    source: tuple[Tensor, ...],
+    old_shape: torch.Size,
+    shape: torch.Size,
+) -> dict[Tensor, dict[str, Any]]:
+    """Give the state of those parts of an entry that hold something which had state before."""
+    marks = [(part, torch.ones(part.parameter.shape[:2], device="cpu")) for part, _ in known]
+    reached = _moved(marks, 0.0, source, old_shape[:2], shape[:2])
+    joined: dict[str, Tensor] = {}
+    common: dict[str, Any] = {}
+    for key, first in known[0][1].items():
+        values = [(part, state[key]) for part, state in known]
+        if not isinstance(first, Tensor):
+            common[key] = first
+        elif first.shape != known[0][0].parameter.shape:
+            common[key] = torch.stack([value for _, value in values]).amax(0)  # step
+        else:
+            every = torch.cat([value.flatten() for _, value in values])
+            fill = every.mean().item() if key in _MEANS else 0.0
+            joined[key] = _moved(values, fill, source, old_shape, shape)
+    states = {}
+    for part in parts:
+        if reached[part.place or ...].any():
+            own = {
+                key: _like(part.parameter, value[part.place or ...])
+                for key, value in joined.items()
+            }
+            states[part.parameter] = {key: own_copy(each) for key, each in common.items()} | own
+    return states
+
+
+def _moved(
+    values: list[tuple[Part, Tensor]],
+    fill: float,
+    source: tuple[Tensor, ...],
+    old_shape: torch.Size,
+    shape: torch.Size,
+) -> Tensor:
+    """Join the values of an entry's old parts and move them to the new places."""
+    whole = values[0][1].new_full(old_shape, fill)
+    for part, value in values:
+        whole[part.place or ...] = value
+    moved = whole.new_full(shape, fill)
+    place_old(moved, whole, source)
+    return moved
+
+
+def start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[Part]]) -> None:
+    """Let tensors without state begin in measure, where a sibling has some."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    known = {
+        entry: part.parameter
+        for entry, parts in now.items()
+        for part in parts
+        if part.parameter in optimizer.state
+    }
+    for entry, parts in now.items():
+        sibling = known.get(sibling_of(entry, known) or "")
+        for part in parts:
+            new = part.parameter not in optimizer.state and id(part.parameter) in groups
+            if new and sibling is not None:
+                group = groups[id(part.parameter)]
+                state = newborn_state(part.parameter, sibling, optimizer.state[sibling], group)
+                optimizer.state.update({part.parameter: state} if state else {})
+
+
+def newborn_state(
+    parameter: Tensor, sibling: Tensor, known: Mapping[str, Any], group: Mapping[str, Any]
+) -> State | None:
+    """Give the state, at step 0, in which a new tensor starts; None for an empty one.
+
+    Moments are 0 but for the second, which makes the first update as large as the sibling's, for
+    equal gradients. In Adam it counts like one gradient among those to come.
+
+    Args:
+        parameter: the new tensor.
+        sibling: an old one, a like layer's.
+        known: the sibling's state.
+        group: the options of the new tensor's group.
+    """
+    if "exp_avg_sq" in known:
+        filled, value = "exp_avg_sq", _of_adam(known, group)
+    elif "square_avg" in known:
+        mean = known.get("grad_avg")
+        spread = known["square_avg"] - (0 if mean is None else mean.square())
+        filled, value = "square_avg", spread.mean()
+    else:
+        return None
+    state: State = {}
+    for key, old in known.items():
+        if not isinstance(old, Tensor) or old.shape != sibling.shape:
+            state[key] = torch.zeros_like(old) if isinstance(old, Tensor) else old
+            continue
+        state[key] = torch.zeros_like(parameter, dtype=old.dtype).detach()
+    state[filled] += value.to(state[filled])
+    return state
+
+
+def _of_adam(known: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """Give v0 for which the first update, g / sqrt(g^2 + k v), is of the size of m / sqrt(v).
+
+    m, a mean of gradients, is as large as they are where they agree, and smaller by the root of
+    (1 + beta1) / (1 - beta1) where they are noise; k lies between, within a factor of 2.1.
+    """
+    first, second = map(float, group["betas"])
+    squares = known.get("max_exp_avg_sq", known["exp_avg_sq"])
+    if second == 0:
+        return torch.zeros_like(squares.mean())
+    step = known["step"].to(squares.device)
+    mean = squares.mean() / (1 - second**step)
+    return ((1 + first) / (1 - first)) ** 0.5 * mean * (1 - second) / second
+
+
+def start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give new tensors a momentum of 0, with which their first step is as without one.
+
+    Fused SGD fails on a group in which some tensors have a momentum and some have none.
+    """
+    for group in optimizer.param_groups:
+        buffers = [
+            optimizer.state[p].get("momentum_buffer")
+            for p in group["params"]
+            if p in optimizer.state
+        ]
+        if (
+            isinstance(optimizer, torch.optim.SGD)
+            and group["fused"]
+            and any(map(torch.is_tensor, buffers))
+        ):
+            for parameter in group["params"]:
+                if parameter not in optimizer.state:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def sibling_of(name: str, names: Iterable[str]) -> str | None:
+    """Name the same leaf of another block, of the same stage if there is one."""
+    stage, _, leaf = (name.split(".", 2) + [""] * 2)[:3]
+    siblings = [key for key in names if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
+    near = [key for key in siblings if key.startswith(f"{stage}.")]
+    return (near or siblings or [None])[-1]
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def own_copy(value: Any) -> Any:
+    """Give a value that changes without the one that it is copied from."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return deepcopy(value) if isinstance(value, list | dict | set) and is_plain(value) else value

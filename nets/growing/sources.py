@@ -1,0 +1,79 @@
+"""Where the entries of an edited network come from: rows and columns of those before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nets.plan.architecture import Architecture
+from nets.plan.layers import axes_of, shapes_of
+
+Sources = dict[str, tuple[Tensor, ...]]
+"""By entry, for its rows and columns: where each came from, (size,) int64; -1 is new."""
+Values = dict[str, Tensor]
+"""By entry: its values, those that are held joined to the rest."""
+
+
+def sources_of(
+    old: Mapping[str, Tensor], architecture: Architecture, kept: Mapping[str, Tensor]
+) -> Sources:
+    """Say where the rows and columns of every entry of an architecture come from.
+
+    Args:
+        old: the values before the edit.
+        architecture: after the edit.
+        kept: by axis that lost channels, the old positions of those left, in order.
+    """
+    axes, sources = axes_of(architecture), {}
+    for name, shape in shapes_of(architecture).items():
+        before = old[name].shape if name in old else torch.Size([0] * len(shape))
+        found = []
+        for dimension, size in enumerate(shape[:2]):
+            axis = axes.get(name, ())[dimension : dimension + 1]
+            if axis and axis[0] in kept and name in old:
+                found.append(kept[axis[0]])
+                continue
+            source = torch.arange(size, device="cpu")
+            source[before[dimension] :] = -1
+            found.append(source)
+        sources[name] = tuple(found)
+    return sources
+
+
+def chain(earlier: Sources, later: Sources) -> Sources:
+    """Chain two edits: where entries come from across both."""
+    chained = {}
+    for name, source in later.items():
+        before = earlier.get(name)
+        chained[name] = tuple(
+            torch.full_like(index, -1)
+            if before is None
+            else torch.where(index >= 0, before[dimension][index.clamp_min(0)], -1)
+            for dimension, index in enumerate(source)
+        )
+    return chained
+
+
+def is_same(value: Tensor, source: tuple[Tensor, ...], shape: tuple[int, ...]) -> bool:
+    """Say whether an entry goes on unchanged."""
+    return tuple(value.shape) == shape and all(
+        torch.equal(index, torch.arange(len(index), device="cpu")) for index in source
+    )
+
+
+def old_positions(index: Tensor) -> Tensor:
+    """Give the positions whose rows (or columns) are not new."""
+    return torch.nonzero(index >= 0).flatten()
+
+
+def place_old(value: Tensor, old: Tensor, source: tuple[Tensor, ...]) -> None:
+    """Write the old rows and columns of an entry where they now stand."""
+    to = [old_positions(index) for index in source]
+    of = [index[where] for index, where in zip(source, to)]
+    to, of = ([index.to(value.device) for index in indices] for indices in (to, of))
+    if len(source) == 1:
+        value[to[0]] = old[of[0]]
+    else:
+        value[to[0][:, None], to[1]] = old[of[0][:, None], of[1]]

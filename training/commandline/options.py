@@ -1,0 +1,116 @@
+"""The commands and their options. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+
+from policies import Policy
+from training.commandline.parser import Parser
+from training.settings.compare import Compare
+from training.settings.config_yaml import settings_to_dict
+from training.settings.train import Train
+from training.version import __version__
+
+EPILOG = """\
+A first run, in seconds:
+  python run.py train --data digits --net resnet8 --policy Plateau --epochs 5 --out runs/first
+  python run.py inspect runs/first
+  tensorboard --logdir runs
+All policies on the same budget, as one table:
+  python run.py compare --config experiments/digits.yaml"""
+_FLAGS = {
+    "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
+    "final": "read the test set, once, at the end",
+    "deterministic": "use what gives the same bits every time, and no TF32; slower on a GPU",
+    "dry_run": "print the matrix and what it will take, and run nothing",
+    "resume": "go on with the run in the folder, if there is one",
+}
+
+
+class _Verbatim(DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions and epilogs."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def make_parser() -> Parser:
+    """Give the parser of the whole command line."""
+    parser = Parser(
+        prog="run.py",
+        description="Watch the layers of a residual network as it trains; grow it where they ask.",
+        epilog=EPILOG,
+        formatter_class=_Verbatim,
+    )
+    parser.add_argument("--version", action="version", version=f"growthrings {__version__}")
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("train", _settings_parser(Train), "train one network under one policy"),
+        ("compare", _settings_parser(Compare), "train policies x seeds on one budget; one table"),
+        ("inspect", _inspect_parser(), "what grew, when and why, and the layers' statistics"),
+        ("replay", _replay_parser(), "what another policy would have decided on recorded runs"),
+        ("branch", _branch_parser(), "what growth at each other site would bring"),
+    ):
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def _settings_parser(kind: type) -> Parser:
+    """Give the parser of a command that takes all fields of a class."""
+    parser = Parser(description=(kind.__doc__ or "").split("\n")[0], formatter_class=_Verbatim)
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with any of the settings below"
+    )
+    parser.add_class_arguments(kind, skip=set(_FLAGS))
+    for name, text in _FLAGS.items():
+        if hasattr(kind, name):
+            _add_flag(parser, name, text)
+    if kind is Compare:
+        parser.set_defaults(cells=settings_to_dict(Compare())["cells"])
+    return parser
+
+
+def _inspect_parser() -> Parser:
+    parser = Parser(description="What grew, when and why, and the statistics of the layers.")
+    parser.add_argument("run", help="a run folder")
+    text = "number of the record to show, from 0; -1 is the last"
+    parser.add_argument("--record", type=int, default=-1, help=text)
+    text = "a run folder whose last response curve is drawn beside this one's; in a comparison "
+    text += "the largest static run of the same seed is the default"
+    parser.add_argument("--reference", help=text)
+    parser.add_argument("--out", help="folder of the pictures; by default RUN/pictures")
+    text = "print every number of every record as one table instead: step,layer,statistic,value"
+    _add_flag(parser, "csv", text)
+    return parser
+
+
+def _replay_parser() -> Parser:
+    parser = Parser(
+        description="What another policy would have decided, given the history as it was recorded: "
+        "one step at a time, conditional on what was really done; it predicts no outcome."
+    )
+    parser.add_argument("runs", nargs="+", help="run folders, or comparisons: all runs in them")
+    parser.add_subclass_arguments(Policy, "policy", required=True, help="the policy to ask")
+    return parser
+
+
+def _branch_parser() -> Parser:
+    parser = Parser(
+        description="Train every growth that costs as much as a recorded one, and none, from the "
+        "state before it: what each site brought, and which statistics would have told it."
+    )
+    parser.add_argument("run", help="a run folder; the results go to its branch/stepN/")
+    text = "the step of a recorded growth; by default the first"
+    parser.add_argument("--at", type=int, help=text)
+    parser.add_argument("--steps", type=int, default=200, help="training steps of every branch")
+    text = "data orders in which every branch is trained"
+    parser.add_argument("--orders", type=int, default=3, help=text)
+    return parser
+
+
+def _add_flag(parser: Parser, name: str, text: str) -> None:
+    """Add an option that may stand alone, or take true or false."""
+    values: dict[str, Any] = {"type": bool, "default": False, "metavar": "true|false"}
+    parser.add_argument(f"--{name}", nargs="?", const=True, help=text, **values)

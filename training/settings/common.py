@@ -1,0 +1,115 @@
+"""What a training run and a comparison can both be told, with defaults and what follows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from training.settings.checks import check_common
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What a training run and a comparison share.
+
+    Args:
+        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine or folder:PATH
+            (PATH/train/CLASS/* and PATH/test/CLASS/*).
+        data_dir: where torchvision keeps or downloads its files.
+        augment: of training images: none, crop (from an image padded with black), flip (one of two
+            is mirrored: not for what has a left and a right), crop-flip, or auto: the data set's
+            standard recipe, which for a folder is none.
+        net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
+            the run may cost more.
+        order: post or pre activation; by default as the net was published.
+        epochs: the budget; see budget.
+        budget: flops is the training FLOPs of that many epochs of the limit; epochs is that many
+            passes over the data; seconds is that many seconds.
+        records: how often layers are read and the policy is asked, at equal parts of the budget; by
+            default once per budgeted epoch and at least 20 times.
+        grow_until: fraction of the budget after which nothing grows, from 0 to 1.
+        schedule: of the learning rate over the budget: cosine, or hold (constant until grow_until,
+            then a cosine).
+        batch_size: images a step, of all processes together.
+        accumulate: parts into which a step's batch is divided to save memory; BatchNorm sees a part
+            at a time.
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: the largest learning rate; by default 0.001, and for sgd 0.1, or 0.5/W where mlp-W fits
+            numbers (sine) from He's values: from about 1/W on its loss grows without bounds.
+        momentum: of sgd (Nesterov).
+        weight_decay: of weights; BatchNorm and biases get none.
+        initializer: of the first weights and of new ones: he, xavier; net2net or gradmax, which
+            begin like he; or xavier-outgoing, which begins like xavier and moves the outputs.
+        observe_every: steps between readings of the layers.
+        validation_images: of the validation split that a record looks at: a fixed stratified part,
+            so that records stay cheap beside an epoch. The summary looks at the whole split.
+        precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
+            where the device computes it natively.
+        nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or
+            skip the step, which then changes nothing (asks the device at every step).
+        ema: largest decay a step of a running average of the weights, judged beside them at every
+            record (metrics.csv); 0 for none.
+        device: a torch device; auto takes the GPU if there is one.
+        deterministic: use algorithms alone that give the same bits every time, and no TF32: a run
+            then repeats and resumes bit for bit on a GPU too; slower there. A CPU does so anyway.
+        threads: CPU threads; by default torch's choice.
+        compile: compile the network with torch.compile, anew after every growth; slower on a CPU.
+        policy_errors: stop ends a run whose policy fails, with exit code 1, to be resumed when the
+            policy is mended; continue says so in the record's line and does nothing there.
+        final: read the test set, once, at the end.
+    """
+
+    data: str = "digits"
+    data_dir: str = "data"
+    augment: str = "auto"
+    net: str = "resnet20"
+    order: str | None = None
+    epochs: float = 20
+    budget: str = "flops"
+    records: int | None = None
+    grow_until: float = 0.6
+    schedule: str = "cosine"
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: str = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    initializer: str = "he"
+    observe_every: int = 10
+    validation_images: int = 2000
+    precision: str = "auto"
+    nonfinite: str = "stop"
+    ema: float = 0.999
+    device: str = "auto"
+    deterministic: bool = False
+    threads: int | None = None
+    compile: bool = False
+    policy_errors: str = "stop"
+    final: bool = False
+
+    def __post_init__(self) -> None:
+        check_common(self)
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest learning rate: `lr`, or 0.1 for sgd and 0.001 for the others.
+
+        A plain net of W units from He's values has W / 2 active ones of variance 2 for an input of
+        variance 1, so that the curvature of a squared error is about W, and momentum is stable up
+        to about 1 / W. (Measured on sine, W from 50 to 2000, momentum 0.9: 0.5 / W never raised the
+        loss above its first value, 1 / W mostly not, 2 / W always did, 4 / W ended infinite.)
+        Xavier's values don't grow with W, a cross-entropy's curvature is bounded, and BatchNorm
+        takes the scale out: 0.1 is stable there.
+        """
+        if self.lr is not None or self.optimizer != "sgd":
+            return self.lr or 0.001
+        widths = re.fullmatch(r"mlp-(\d+)", self.net)
+        if self.data == "sine" and widths and not self.initializer.startswith("xavier"):
+            return min(0.1, 0.5 / int(widths[1]))
+        return 0.1
+
+    @property
+    def record_count(self) -> int:
+        """Records a run makes: `records`, or one per budgeted epoch and at least 20."""
+        return self.records or max(20, round(self.epochs if self.budget != "seconds" else 0))

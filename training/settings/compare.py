@@ -1,0 +1,118 @@
+"""What a comparison can be told: what a run can, and its rows, seeds and engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from policies import LayerStatistic, Never, Periodic, Plateau, Policy, RandomSite, StochasticDepth
+from training.settings.checks import check_compare, check_policy_and_start, folder_of, named_rows
+from training.settings.common import Common
+from training.settings.start import Start
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a comparison.
+
+    Args:
+        policy: when and where to grow.
+        start: the net to start from; by default as for a training run.
+        schedule: of the learning rate, if other than the comparison's.
+        lr: the largest learning rate, if other than the comparison's.
+        data: the data set, if other than the comparison's; rows are judged beside those on the same
+            data and net.
+        net: the limit, if other than the comparison's.
+        scratch: a row whose final architecture this row trains from fresh weights, without growth,
+            seed by seed.
+        yoked: a row at whose times this row grows, by the same kinds and costs, at random sites.
+    """
+
+    policy: Policy = field(default_factory=Never)
+    start: Start | None = None
+    schedule: str | None = None
+    lr: float | None = None
+    data: str | None = None
+    net: str | None = None
+    scratch: str | None = None
+    yoked: str | None = None
+
+    def __post_init__(self) -> None:
+        check_policy_and_start(self)
+
+    @property
+    def source(self) -> str | None:
+        """The row that must be finished before this one."""
+        return self.scratch or self.yoked
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the row belongs to the static frontier."""
+        return isinstance(self.policy, Never) and self.source is None
+
+
+def standard_cells() -> dict[str, Cell]:
+    """Give the rows of a comparison: static nets, controls and policies."""
+    return {
+        "static-quarter": Cell(Never(), Start(0.25, None)),
+        "static-half": Cell(Never(), Start(0.5, None)),
+        "static-full": Cell(Never(), Start(1, None)),
+        "periodic": Cell(Periodic()),
+        "random-site": Cell(RandomSite()),
+        "plateau": Cell(Plateau()),
+        "layer-statistic": Cell(LayerStatistic()),
+        "stochastic-depth": Cell(StochasticDepth()),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Common):
+    """Policies x seeds in one table, at equal budget, limit and data order.
+
+    Args:
+        seeds: one run of every row each.
+        cells: the rows by name; by default static nets at a quarter, half and all of the limit's
+            width, and every policy in the box.
+        primary: the claim, named before the first run: two rows, as [a, b] or "a vs b".
+        out: the folder; it holds ROW/seedN/, comparison.csv, comparison.md and report.html. What is
+            finished in it is not run again.
+        engine: pool (processes on this machine) or ray.
+        workers: runs at a time, without ray; by default one a GPU, or on CPUs as many as there are
+            cores for their threads. 1 runs them in this process.
+        per_gpu: runs at a time on each GPU.
+        address: of a Ray cluster to join, such as auto or HOST:6379; by default Ray runs here.
+        dry_run: print the matrix and what it will take, and run nothing.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    cells: dict[str, Cell] = field(default_factory=standard_cells)
+    primary: list[str] | str | None = None
+    out: str = "runs/comparison"
+    engine: str = "pool"
+    workers: int | None = None
+    per_gpu: int = 1
+    address: str | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cells", named_rows(self.cells, Cell))
+        check_compare(self)
+
+    @property
+    def folder(self) -> Path:
+        """The comparison's folder."""
+        return folder_of(self.out)
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two rows of the primary comparison."""
+        if self.primary is None:
+            return None
+        words = self.primary.split(" vs ") if isinstance(self.primary, str) else self.primary
+        return tuple(word.strip() for word in words)  # pyright: ignore[reportReturnType]: checked
+
+    def ground(self, name: str) -> tuple[str, str]:
+        """Give a row's data and net: rows that share them are judged together."""
+        cell = self.cells[name]
+        return cell.data or self.data, cell.net or self.net

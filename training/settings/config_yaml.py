@@ -1,0 +1,119 @@
+"""What stands in a config.yaml: settings as plain data and text, and files that can be none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from policies import Policy
+
+
+def settings_to_yaml(settings: Any) -> str:
+    """Give the settings as the text of a complete config file."""
+    return yaml.safe_dump(settings_to_dict(settings), sort_keys=False)
+
+
+def settings_to_dict(settings: Any) -> dict[str, Any]:
+    """Give the settings as plain data, as a config file has them."""
+    return {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    """Give a setting as what YAML knows; a policy by its import path."""
+    if isinstance(value, Enum):
+        return value.name  # by which it is read again
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Policy):
+        return _policy(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return settings_to_dict(value)
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)  # numpy's float is a float
+    return value
+
+
+def _policy(policy: Any) -> dict[str, Any]:
+    """Give a policy's class and what it is made of; a ValueError names what no file could hold."""
+    kind = type(policy)
+    module = "policies" if kind.__module__.startswith("policies.") else kind.__module__
+    path = f"{module}.{kind.__qualname__}"
+    if not is_dataclass(policy):
+        raise ValueError(f"policy must be a dataclass, whose fields are its settings, got {path}")
+    made = {item.name: _plain(getattr(policy, item.name)) for item in fields(policy) if item.init}
+    for name, value in made.items():
+        if not _storable(value):
+            words = "fields of numbers, text, lists and mappings"
+            raise ValueError(f"policy {path} must have {words}, got {name}={value!r}"[:300])
+    return {"class_path": path, "init_args": made}
+
+
+def _storable(value: Any) -> bool:
+    """Say whether a config file and a checkpoint hold the value and give it back the same."""
+    if isinstance(value, list):
+        return all(map(_storable, value))
+    if isinstance(value, dict):
+        return all(map(_storable, [*value, *value.values()]))
+    kinds = (type(None), bool, int, float, str)
+    return type(value) in kinds and value == value  # NaN is not
+
+
+def check_config(path: Path) -> None:
+    """Raise a TypeError, as a parser does, if a file is no YAML mapping or says a thing twice."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        twice = _said_twice(root)  # before merge keys are resolved
+        if root is not None:
+            loader.construct_document(root)  # refuses tags that would make other objects
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise TypeError(f"config: {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode):
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
+        got = kinds.get(type(root), "nothing")
+        raise TypeError(f"config: {path} must hold a mapping of settings, got {got}")
+    if twice:
+        raise TypeError(f"config: {path} must hold every setting once, got {twice} twice")
+    _check_rows(path, root, loader)
+
+
+def _check_rows(path: Path, root: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+    """Raise a TypeError for a row's name that YAML reads as another: 010 is 8, on is true."""
+    for key, cells in root.value:
+        if key.value != "cells" or not isinstance(cells, yaml.MappingNode):
+            continue
+        for name, _ in cells.value:
+            read = loader.construct_object(name, deep=True)
+            if str(read) != name.value:
+                raise TypeError(
+                    f"config: {path} must hold names of rows that are text; put {name.value} in "
+                    f"quotes, as YAML reads it as {read!r}"
+                )
+
+
+def _said_twice(root: yaml.Node | None) -> str:
+    """Give a key that stands twice in one mapping, anywhere in the tree, or nothing."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            return next(name for name in names if names.count(name) > 1)
+        waiting += [value for _, value in node.value]
+    return ""

@@ -1,0 +1,57 @@
+"""The net that a run starts from, and what it may be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from analysis.recording.files import path_of
+from nets import Architecture, cost, seed_of
+from nets.checks import check_count, check_fraction
+
+
+@dataclass(frozen=True)
+class Start:
+    """The net that a run starts from, as a part of the limit network.
+
+    Args:
+        width: fraction of the limit's inner widths, above 0 and at most 1.
+        blocks: blocks of each stage; null keeps all.
+        architecture: a run's architecture.json to start from instead, at any width and depth.
+    """
+
+    width: float = 0.25
+    blocks: int | None = 1
+    architecture: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fraction("start.width", self.width)
+        if self.blocks is not None:
+            check_count("start.blocks", self.blocks)
+
+    def within(self, limit: Architecture) -> Architecture:
+        """Give the net; a ValueError if it costs more than the limit or is made for other data."""
+        first = seed_of(limit, self.width, self.blocks)
+        if self.architecture is not None:
+            first = _read_architecture(self.architecture)
+            if (first.image, first.classes) != (limit.image, limit.classes):
+                wanted, got = (
+                    f"images {net.image} and {net.classes} classes" for net in (limit, first)
+                )
+                raise ValueError(
+                    f"start.architecture must be made for this data ({wanted}), got {got}"
+                )
+        if cost(first).flops > cost(limit).flops or cost(first).parameters > cost(limit).parameters:
+            raise ValueError(f"start must cost at most the limit {cost(limit)}, got {cost(first)}")
+        return first
+
+
+def _read_architecture(path: str) -> Architecture:
+    file = path_of("start.architecture", path)
+    try:
+        return Architecture.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"start.architecture must be an architecture.json, got {path!r}: {why}"
+        ) from None
