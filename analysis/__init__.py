@@ -11,7 +11,7 @@ from analysis.recording.record import Record, read_history
 
 if TYPE_CHECKING:
     from analysis.observing.observer import Observer
-    from analysis.observing.probes import (
+    from analysis.recording.probes import (
         block_importance,
         effective_rank,
         gradient_signal_to_noise,
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Observer": "observing.observer",
-    "block_importance": "observing.probes",
-    "effective_rank": "observing.probes",
-    "gradient_signal_to_noise": "observing.probes",
-    "response_histograms": "observing.probes",
+    "block_importance": "recording.probes",
+    "effective_rank": "recording.probes",
+    "gradient_signal_to_noise": "recording.probes",
+    "response_histograms": "recording.probes",
 }
 
 __all__ = [

@@ -1,11 +1,10 @@
 """Step times of ResNet-20 under observers, as ratios to the bare step: one batch of 128 images.
 
 All ways take turns, sixteen steps at a time, so that what slows the machine slows them alike; every
-way has a network of its own, trained on the same images. A time is the mean of sixteen steps, for
-the observer works out its statistics every sixteen steps that it reads. "nothing again" is a second
-bare loop: how far its ratio is from 1 says how much of the others' is noise. Freed memory stays
-with the process: how much of it glibc gives back and takes anew in a step is a matter of luck that
-makes all steps of a run up to a tenth slower or none.
+way has a network of its own, trained on the same images. A time is the mean of sixteen steps.
+"nothing again" is a second bare loop: how far its ratio is from 1 says how much of the others' is
+noise. Freed memory stays with the process: how much of it glibc gives back and takes anew in a step
+is a matter of luck that makes all steps of a run up to a tenth slower or none.
 
     python -m benchmarks.observer --data folder:PATH
 """
@@ -26,13 +25,12 @@ import torch
 from torch import nn
 
 from analysis import Observer
-from analysis.measuring.waiting import STEPS
 from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, step_of
 from nets import build, preset
 from training.data.splits import channel_statistics, load, normalised
 
-BATCH, CLASSES, EVERY = 128, 10, 10
+BATCH, CLASSES, EVERY, STEPS = 128, 10, 10, 16
 
 
 @contextmanager

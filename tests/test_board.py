@@ -17,8 +17,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import analysis.showing.tensorboard_writer
 from analysis import LayerReading, Observer, Record
-from analysis.observing.probes import Histogram
 from analysis.observing.reading import STATISTICS
+from analysis.recording.probes import Histogram
 from analysis.showing.tables import growth_table
 from analysis.showing.tensorboard_writer import METRICS, Board, pattern_of, tag_of
 from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of

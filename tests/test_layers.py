@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from analysis import Observer
-from analysis.observing.layers import parameters_of
-from analysis.observing.probes import effective_rank, gradient_signal_to_noise, response_histograms
+from analysis.observing.watched_layers import parameters_of
+from analysis.recording.probes import effective_rank, gradient_signal_to_noise, response_histograms
 
 
 class Net(nn.Module):
@@ -292,10 +292,10 @@ def test_a_mode_of_the_users_own_is_left_alone():
 
 
 OURS = (
-    "analysis.observing.survey",
+    "analysis.measuring.dataflow",
     "analysis.measuring.responses",
-    "analysis.measuring.taps",
-    "analysis.measuring.moments",
+    "analysis.measuring.batchnorm_std",
+    "analysis.measuring.mean_and_std",
 )
 
 

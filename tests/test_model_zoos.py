@@ -9,8 +9,8 @@ from makers import hooks_of
 from torchvision import models
 
 from analysis import Observer
-from analysis.observing.layers import parameters_of
-from analysis.observing.norms import FEEDERS, is_norm
+from analysis.measuring.norm_layers import FEEDERS, is_norm
+from analysis.observing.watched_layers import parameters_of
 
 SMALL = [  # what always runs, and the side of its images: one of each way to build
     ("torchvision", "resnet18", 32),

@@ -23,11 +23,10 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-import analysis.observing.window
+import analysis.measuring.responses
 from analysis import LayerReading, Observer
-from analysis.measuring.dead import dead_fractions
-from analysis.measuring.moments import LONG, moments_of, numbers_of, row_sums
-from analysis.measuring.waiting import STEPS
+from analysis.measuring.dead_channels import dead_fractions
+from analysis.measuring.mean_and_std import LONG, moments_of, row_sums
 from analysis.observing.reading import STATISTICS
 from nets import Insert, Network, SetSurvival, Widen, build, grow
 
@@ -286,8 +285,7 @@ def test_readings_again_without_a_step_are_the_same():
 
 
 def read_moments(x, near_zero=False):
-    sums = row_sums(x, near_zero)
-    ((found,),) = moments_of((sums.rows,), torch.cat(numbers_of([sums])).double()[None])
+    (found,) = moments_of([row_sums(x, near_zero)])
     return found
 
 
@@ -459,11 +457,9 @@ def test_nothing_is_read_on_the_host_within_a_step():
                 with Observer(net, optimizer if known else None) as observer:
                     inputs = torch.empty(3, *architecture.image)
                     targets = torch.empty(3, dtype=torch.int64)
-                    # so many that statistics are worked out within a step
-                    steps = STEPS + 1 if name == "basic" else 2
-                    for _ in range(steps):
+                    for _ in range(2):
                         take_step(net, optimizer, inputs, targets)
-                    assert observer.step == (steps if known else steps - 1), name
+                    assert observer.step == (2 if known else 1), name
                     with pytest.raises(NotImplementedError):
                         observer.readings()
 
@@ -473,10 +469,10 @@ def test_nothing_is_read_on_the_host_within_a_step_of_any_module():
         net = resnet18(num_classes=CLASSES)
         optimizer = sgd(net, foreach=True)
         with Observer(net, optimizer, extra={"largest": torch.amax}) as observer:
-            for _ in range(STEPS + 1):
+            for _ in range(2):
                 inputs, targets = torch.empty(3, 3, 32, 32), torch.empty(3, dtype=torch.int64)
                 take_step(net, optimizer, inputs, targets)
-            assert observer.step == STEPS + 1
+            assert observer.step == 2
 
 
 def test_steps_that_are_not_read_have_no_hooks_on_the_layers():
@@ -801,20 +797,26 @@ def test_a_resumed_window_goes_on_exactly(name, cut):
 
 
 @pytest.mark.parametrize("name", ["basic", "dense", "resnet18"])
-def test_steps_give_the_same_whichever_they_are_worked_out_with(name, monkeypatch):
+def test_a_steps_numbers_are_the_same_to_the_last_bit_with_others_and_alone(name):
     torch.manual_seed(0)
     net = resnet18(num_classes=CLASSES) if name == "resnet18" else network_of(name)
+    twin = copy.deepcopy(net)
     image = (3, 32, 32) if name == "resnet18" else net.architecture.image
     batches = [batch_of(image, step) for step in range(5)]
-    found = []
-    for waiting in (1, 2, 16):
-        monkeypatch.setattr("analysis.measuring.waiting.STEPS", waiting)
-        twin = copy.deepcopy(net)
-        with Observer(twin, optimizer := sgd(twin)) as observer:
-            for batch in batches:
-                clipped_step(twin, optimizer, *batch)
-            found.append(observer.readings())
-    assert found[0] == found[1] == found[2]
+    with Observer(net, optimizer := sgd(net)) as observer:
+        for batch in batches:
+            clipped_step(net, optimizer, *batch)
+        found = observer.readings()
+    alone = []
+    with Observer(twin, optimizer := sgd(twin)) as observer:
+        for batch in batches:
+            clipped_step(twin, optimizer, *batch)
+            alone.append(observer.readings())
+    for path, reading in found.items():
+        for statistic in STATISTICS:
+            values = [readings[path].value(statistic) for readings in alone]
+            mean = None if None in values else sum(values) / len(values)
+            assert reading.value(statistic) == mean, (path, statistic)
 
 
 def test_an_update_that_failed_leaves_nothing_to_the_next():
@@ -941,23 +943,26 @@ def test_a_statistic_of_ones_own_may_change_its_tensor_later():
 def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypatch):
     net = network_of("basic")
     optimizer = sgd(net)
+    moments_of, calls = analysis.measuring.responses.moments_of, []
+
+    def failing(layers):
+        found = moments_of(layers)
+        calls.append(found)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return found
+
+    monkeypatch.setattr(analysis.measuring.responses, "moments_of", failing)
     with Observer(net, optimizer) as observer:
-        for step in range(3):
+        for step in range(2):
             clipped_step(net, optimizer, *batch_of(net.architecture.image, step))
-        values_of, calls = analysis.observing.window.values_of_hooks, []
-
-        def failing(form, numbers):
-            calls.extend(numbers.tolist())
-            if len(calls) == 3:
-                raise RuntimeError("out of memory")
-            return values_of(form, numbers)
-
-        monkeypatch.setattr(analysis.observing.window, "values_of_hooks", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
-            observer.readings()
+            clipped_step(net, optimizer, *batch_of(net.architecture.image, 2))
         clipped_step(net, optimizer, *batch_of(net.architecture.image, 3))
-        assert observer.readings()["stem"].response_std is not None
-    assert len(calls) == len(set(map(tuple, calls))) == 4
+        found = observer.readings()["head"].response_mean
+    heads = [calls[step][-1, 0].item() for step in (0, 1, 3)]
+    assert len(calls) == 4
+    assert found == pytest.approx(fmean(heads), rel=1e-12)
 
 
 def test_an_output_of_no_entries_is_no_failure():

@@ -183,9 +183,9 @@ def test_a_closure_that_fails_or_is_not_called_leaves_nothing_behind():
 
 
 def held_of(observer):
-    responses = observer._hooks._responses
+    responses = observer._watched.hooks._responses
     parts = [t for sums in responses._read for t in (*sums.sums, *sums.norms)]
-    return sum(t.numel() for t in [*parts, *responses._taps._numbers])
+    return sum(t.numel() for t in [*parts, *responses._told])
 
 
 def test_an_optimizer_made_anew_counts():
@@ -427,7 +427,7 @@ def test_parts_of_a_net_called_without_end_take_no_memory():
     with Observer(net, sgd(net.parameters())) as observer:
         for _ in range(1000):
             net[3](torch.ones(2, 8)).sum().backward()
-        assert len(observer._hooks._responses) < 200
+        assert len(observer._watched.hooks._responses) < 200
 
 
 @pytest.mark.parametrize("forwards", [2, 5, 40])

@@ -10,13 +10,15 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from analysis import Observer
-from analysis.measuring.taps import inverse_of
+from analysis.measuring.batchnorm_std import saved_inverse_std
 
 
 def read(net, batches, told=True, monkeypatch=None):
     """Readings over the batches, with or without what the norms tell."""
     if not told:
-        monkeypatch.setattr("analysis.measuring.taps.inverse_of", lambda norm, output: None)
+        monkeypatch.setattr(
+            "analysis.measuring.responses.saved_inverse_std", lambda norm, output: None
+        )
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for batch in batches:
@@ -89,7 +91,7 @@ def test_every_call_of_every_norm_is_read_before_it_is_overwritten(name, accumul
     make, told = NORMS[name]
     norm = make()
     output = norm(torch.randn(3, 4, 2, 2, requires_grad=True))
-    assert (inverse_of(norm, output) is not None) is told
+    assert (saved_inverse_std(norm, output) is not None) is told
     if getattr(norm, "weight", None) is not None:
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.uniform_(norm.bias, -2, 2)

@@ -1,4 +1,4 @@
-"""Statistics of tensors: pure functions of what a layer gave.
+"""Statistics of layers: of what a module gave, and of parameters, their gradients and updates.
 
-Nothing here knows modules or hooks, or reads on the host.
+Nothing here knows the network's names, layers and steps, or reads on the host.
 """

@@ -1,4 +1,4 @@
-"""Reading layers while a network trains: which layers, hooks, windows of steps, probes.
+"""Reading layers while a network trains: which modules are layers, hooks, steps, windows of steps.
 
-What is read of a layer becomes a LayerReading.
+What is read of a layer over a window becomes a LayerReading.
 """

@@ -1,257 +1,137 @@
-"""The hooks on a network's forward pass, there only while a step is read."""
+"""Hooks on modules that copies of the modules do not have, and which forwards they cannot read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import MethodType
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from analysis.measuring.dead import by_channel, dead_fractions
-from analysis.measuring.responses import ForwardForm, Response, Responses
-from analysis.measuring.responses import values_of as responses_of
-from analysis.observing.hooking import Hooks
-from analysis.observing.layers import Layer
-from analysis.observing.norms import FEEDERS, Inside, channel_axis, first_of, is_norm
-from analysis.observing.survey import Pairing, Relus
-from nets.modules.network import Network
+from analysis.measuring.norm_layers import NormActivation
 
-Extra = Callable[[Tensor], Tensor]
-"""A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
-Values = list[tuple[tuple[int, ...], Tensor]]
-"""Slots, layer * len(names) + statistic, and what belongs there in each step, (steps, slots)."""
+_KEPT = ("_forward_hooks", "_forward_pre_hooks")
+_STATE = "__getstate__"
 _C: Any = torch._C
-_DISPATCH = vars(Tensor)["__torch_dispatch__"]
-FORWARDS = 64
-"""Forwards of mere parts of the net after which what was read is put away."""
 
 
-class HookForm(NamedTuple):
-    """What the numbers of a step are: those of the responses, then statistics of one's own."""
+class Hook:
+    """Calls a function while it sits on a module.
 
-    responses: ForwardForm
-    own: tuple[int, ...]  # slots
-    count: int  # of all
-
-
-class ForwardHooks:
-    """Reads what the layers give in training forwards while `listen` is on.
-
-    Compiled code does not call hooks that came after it, so it rests while they are there:
-    `torch.compile`'s stance is then "force_eager". Compiled code is neither lost nor added.
-
-    Args:
-        net: the network.
-        layers: of it.
-        names: of all statistics.
-        extra: those of one's own.
-        begin: is called before each training forward.
-        put_away: is called when much was read and no forward of the net began.
-        pairs: feeders by norm, of those that are known.
+    Where a module of a class with a way of its own to be copied takes it along, it is a hook that
+    does nothing; pickled, that is a function of the standard library, which loads anywhere.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        layers: Sequence[Layer],
-        names: Sequence[str],
-        extra: Mapping[str, Extra],
-        begin: Callable[[], None],
-        put_away: Callable[[], None],
-        pairs: Mapping[str, str],
-    ) -> None:
-        self._net, self._layers, self._names, self._extra = net, layers, names, extra
-        self._begin, self._put_away = begin, put_away
-        self._placed = Hooks()
-        self._responses = Responses()
-        self._latest: dict[str, Response] = {}  # by path
-        self._own: list[tuple[int, Tensor]] = []
-        # of a network that is not ours
-        self._pairing = None if isinstance(net, Network) else Pairing(pairs)
-        self._relus = Relus()
-        self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
-        self._insides: list[Inside] = []
-        self._read_inside: set[str] = set()  # norms under way that have been read
-        self.passed: str | None = None  # why forwards of this step were not read, if any
+    stays_behind = True  # when `grow` carries hooks
+
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        # what traces the net into other code must see nothing here
+        if self._call is not None and not torch.compiler.is_compiling():
+            self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(None)
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")
+
+    @property
+    def __name__(self) -> str:
+        raise AttributeError(
+            "torch.jit.script cannot compile a network while an Observer reads it; "
+            "give it a copy.deepcopy of the network"
+        )
+
+
+class Hooks:
+    """Hooks put on modules, to be removed together.
+
+    While they are there a module's state, which is what copies and pickles are made of, leaves them
+    out.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._modules: list[nn.Module] = []
 
     def __bool__(self) -> bool:
-        """Say whether anything was read since the last `take`."""
-        return bool(self._responses)
+        return bool(self._handles)
 
-    @property
-    def on(self) -> bool:
-        """Whether the hooks are there."""
-        return bool(self._placed)
+    def before(self, module: nn.Module, call: Callable[..., None], kwargs: bool = False) -> None:
+        """Have it called before the module's forwards, with the module and its arguments."""
+        handle = module.register_forward_pre_hook(Hook(call), with_kwargs=kwargs)
+        self._handles.append(handle)
+        self._hide(module)
 
-    def trains(self) -> bool:
-        """Say whether a forward that runs now would be one of training, and can be read."""
-        if not (self._net.training and torch.is_grad_enabled()):
-            return False
-        why = _why_unreadable()
-        self.passed = why or self.passed
-        return why is None
-
-    def listen(self, on: bool) -> None:
-        """Put the hooks on the layers, or leave nothing there."""
-        if on and not self._placed:
-            _hold_compiled_code(self, True)
-            self._attach()
-        elif self._placed and not on:
-            _hold_compiled_code(self, False)
-            for inside in self._insides:
-                inside.end()  # of a forward that was interrupted
-            self._placed.remove()
-            self._insides.clear()
-            self._read_inside.clear()
-
-    def look(self) -> None:
-        """Copy what the optimizer's update would change."""
-        self._responses.end_forward()
-
-    def take(self) -> tuple[HookForm, list[Tensor]]:
-        """Give what was read, numbers in 1-D parts, and begin the next step."""
-        self._relus.settle()
-        if self._pairing:
-            self._pairing.prune()
-        for path, slot, share in self._shares:
-            if self._relus.follows(path):
-                self._responses.share(slot, share)
-        self._shares.clear()
-        form, numbers = self._responses.take()
-        own, self._own = self._own, []
-        self._latest.clear()
-        numbers += [value for _, value in own]
-        count = sum(map(len, numbers))
-        return HookForm(form, tuple(slot for slot, _ in own), count), numbers
-
-    @property
-    def pairs(self) -> Mapping[str, str]:
-        """Feeders by norm, as far as is known."""
-        return self._pairing.pairs if self._pairing else {}
-
-    def settle(self) -> bool:
-        """Say at the end of a step whether its forwards showed other `pairs`."""
-        return self._pairing is not None and self._pairing.settle()
-
-    def _attach(self) -> None:
-        for index, layer in enumerate(self._layers):
-            source = self._net.get_submodule(layer.source or layer.path)
-            if self._pairing and Inside.suits(source):
-                self._attach_inside(source, layer, index)
-            self._listen_to(source, layer, index)
-        self._placed.before(self._net, self._begin_forward)
-        self._placed.after(self._net, self._end_forward, always=True)
-        paths = {layer.path for layer in self._layers}
-        for layer in self._layers:
-            if layer.shortcut and layer.shortcut not in paths:
-                module = self._net.get_submodule(layer.shortcut)
-                shortcut = Layer(layer.shortcut, "stream", near_zero=layer.near_zero)
-                self._listen_to(module, shortcut, None)
-
-    def _attach_inside(self, norm: nn.Module, layer: Layer, index: int) -> None:
-        """Read a norm's response before the activation that is inside the norm."""
-
-        def read(x: Tensor) -> None:
-            if self.trains() and self._can_read(x):
-                self._keep(norm, layer, index, x, self._responses.read(x))
-                self._read_inside.add(layer.path)
-
-        inside = Inside(norm, read)
-        self._insides.append(inside)
-        inside.attach(self._placed)
-
-    def _begin_forward(self, module: nn.Module, args: Any) -> None:
-        # it is called once more where a hook before it removed it
-        if self.on and module is self._net and self.trains():
-            if self._pairing:
-                self._pairing.begin_forward()
-            self._begin()
-
-    def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self._net and _why_unreadable() is None:
-            self._responses.end_forward()
-            self._relus.end_forward(output)
-            if self._pairing and output is not None:
-                self._pairing.end_forward()
-
-    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> None:
-        """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
-        feeds, is_fed = isinstance(source, FEEDERS), is_norm(source)
-
-        def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if module is not source:  # a replica, which runs in a thread of its own
-                self.passed = "in replicas (DataParallel)"
-                return
-            output = first_of(output)
-            if not (isinstance(output, Tensor) and self.trains() and self._can_read(output)):
-                return
-            if len(self._responses) >= FORWARDS * len(self._layers):
-                self._put_away()
-            if self._pairing and is_fed:
-                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None))
-            if self._pairing and feeds and self._pairing.give(layer.path, output):
-                return  # its norm's output is read
-            if layer.path in self._read_inside:
-                self._read_inside.remove(layer.path)
-                return
-            response = self._responses.tap(module, output)
-            if response is None:
-                response = self._responses.read(output, layer.near_zero)
-            self._keep(module, layer, index, output, response)
-
-        self._placed.after(source, read, kwargs=True)
-
-    def _keep(
-        self, source: nn.Module, layer: Layer, index: int | None, x: Tensor, response: Response
+    def after(
+        self,
+        module: nn.Module,
+        call: Callable[..., None],
+        always: bool = False,
+        kwargs: bool = False,
     ) -> None:
-        """Note what a layer gave, a tensor and its moments, which are those of a response."""
-        self._latest[layer.path] = response
-        if index is None:
-            return
-        slots = {name: index * len(self._names) + k for k, name in enumerate(self._names)}
-        self._responses.keep(slots["response_mean"], response)
-        if layer.rectified:
-            self._responses.dead(slots["dead_fraction"], x)
-        elif self._pairing:
-            self._look_for_dead(source, layer.path, slots["dead_fraction"], x)
-        if layer.branch in self._latest and layer.shortcut in self._latest:
-            branch, shortcut = self._latest[layer.branch], self._latest[layer.shortcut]
-            self._responses.ratio(slots["residual_ratio"], branch, shortcut)
-        for name, function in self._extra.items():
-            value = _scalar(name, function(x.detach()))
-            self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
+        """Have it called after the module's forwards, `always` also after those that fail."""
+        handle = module.register_forward_hook(Hook(call), with_kwargs=kwargs, always_call=always)
+        self._handles.append(handle)
+        self._hide(module)
 
-    def _look_for_dead(self, source: nn.Module, path: str, slot: int, x: Tensor) -> None:
-        """Note the share of dead channels if a relu follows, or if that is still to be seen."""
-        follows, axis = self._relus.follows(path), channel_axis(source, x)
-        if axis is None or follows is False or not x.numel():
-            return
-        # now, for others may work on it in place
-        share = dead_fractions([by_channel(x.detach(), axis)])
-        if follows:
-            self._responses.share(slot, share)
-        else:
-            self._relus.note(path, x)
-            self._shares.append((path, slot, share))
+    def inside(self, activation: NormActivation) -> None:
+        """Have it look at the norm's forwards and at those of the norm's children."""
+        for child in activation.norm.children():
+            self.before(child, activation.before_child)
+        self.before(activation.norm, activation.begin, kwargs=True)
+        self.after(activation.norm, activation.end, always=True)
 
-    def _can_read(self, output: Tensor) -> bool:
-        kind: Any = type(output)
-        if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
-            self.passed = f"that give a {kind.__name__}"
-            return False
-        return output.is_floating_point() and output.layout is torch.strided
+    def remove(self) -> None:
+        """Leave nothing on the modules."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._modules:
+            if not any(isinstance(hook, Hook) for hook in _hooks_of(module)):
+                vars(module).pop(_STATE, None)
+        self._handles.clear()
+        self._modules.clear()
+
+    def _hide(self, module: nn.Module) -> None:
+        kind: Any = type(module)
+        plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+        if plain and not hasattr(kind, "__deepcopy__"):
+            vars(module).setdefault(_STATE, MethodType(_state_without_hooks, module))
+            self._modules.append(module)
 
 
-def values_of(form: HookForm, numbers: Tensor) -> Values:
-    """Give the statistics that follow from the numbers of some steps, (steps, numbers) float64."""
-    if not form.count:
-        return []
-    responses, own = numbers.split([numbers.shape[1] - len(form.own), len(form.own)], 1)
-    return [*responses_of(form.responses, responses), (form.own, own)]
+def _hooks_of(module: nn.Module) -> list[Any]:
+    return [hook for name in _KEPT for hook in getattr(module, name).values()]
 
 
-def _why_unreadable() -> str | None:
+def _state_without_hooks(module: nn.Module) -> Any:
+    """Give what the module's class says its state is, but for hooks of ours."""
+    state: Any = type(module).__getstate__(module)  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(state, dict):
+        return state
+    state = {name: value for name, value in state.items() if name != _STATE}
+    for name in _KEPT:
+        for flags in (name, f"{name}_always_called", f"{name}_with_kwargs"):
+            if flags in state:
+                hooks = getattr(module, name)
+                state[flags] = OrderedDict(
+                    (key, value)
+                    for key, value in state[flags].items()
+                    if not isinstance(hooks.get(key), Hook)
+                )
+    return state
+
+
+_state_without_hooks.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def why_unreadable() -> str | None:
     """Say where a forward runs now whose numbers are not to be had; None for any other."""
     if _C._functorch.peek_interpreter_stack() is not None:
         return "under torch.func"
@@ -262,21 +142,14 @@ def _why_unreadable() -> str | None:
     return "under torch.jit.trace" if _C._get_tracing_state() is not None else None
 
 
-_holding: set[ForwardHooks] = set()
+_holding: set[object] = set()
 _stances: list[Any] = []  # what was in force before the first of them
 
 
-def _hold_compiled_code(hooks: ForwardHooks, hold: bool) -> None:
-    """Let compiled code rest for these hooks, or no longer; it runs again after the last."""
+def hold_compiled_code(by: object, hold: bool) -> None:
+    """Let compiled code rest for an object, or no longer; it runs again after the last."""
     if hold and not _holding:
         _stances.append(torch.compiler.set_stance("force_eager"))
-    (_holding.add if hold else _holding.discard)(hooks)
+    (_holding.add if hold else _holding.discard)(by)
     if not _holding:
         _stances.pop().__exit__(None, None, None)
-
-
-def _scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim():
-        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"extra[{name!r}] must give a 0-d tensor, got {kind}")
-    return value.detach()

@@ -1,179 +1,179 @@
-"""Sums over the steps of a window, kept on the device."""
+"""Sums of statistics over the steps of a window, kept on the device; they become LayerReadings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from analysis.measuring.breaks import Breaks
-from analysis.measuring.waiting import Waiting
-from analysis.observing.hooks import HookForm, Values
-from analysis.observing.hooks import values_of as values_of_hooks
-from analysis.observing.parameters import ParameterForm
-from analysis.observing.parameters import values_of as values_of_parameters
+from analysis.measuring.responses import Slots
+from analysis.observing.reading import STATISTICS, LayerReading
+from analysis.observing.watched_layers import Layer
 
-Form = tuple[HookForm, ParameterForm | None]
+Values = list[tuple[Slots, Tensor]]
+"""Slots, layer * len(statistics) + statistic, and what belongs there, (slots,)."""
+_FORWARD = ("response_mean", "response_std")
 
 
 class Window:
-    """Adds up what steps gave, for each of a number of slots, and how often.
+    """Adds up what steps gave, for every statistic of every layer, and how often.
 
     What was read of a step that goes on for long is added up aside.
+
+    Args:
+        rows: the layers; those without modules are not reported.
+        statistics: names of all that a layer has.
     """
 
-    def __init__(self, size: int) -> None:
-        self._waiting = Waiting(self._work_out)  # steps, not yet in the totals
-        self._aside = Waiting(self._work_out_aside)  # parts of the step under way
+    def __init__(self, rows: Sequence[Layer], statistics: Sequence[str]) -> None:
+        self._rows, self._statistics = rows, statistics
         self._indices: dict[Any, Tensor] = {}
-        self.begin(size)
+        self.begin()
 
-    def begin(self, size: int) -> None:
+    def begin(self) -> None:
         """Begin a new window."""
         self._totals: Tensor | None = None  # (2, size): sums; how many readings were undefined
-        self._counts = [0] * size
-        self._step: Tensor | None = None  # as the totals, of what is aside
-        self._step_counts = [0] * size
-        self._breaks = Breaks()
+        self._counts = [0] * self.size
+        self._finite: Tensor | None = None  # (size,): how often each sum stayed finite
+        self._added = 0  # readings so far
+        self.drop_aside()
 
     def __bool__(self) -> bool:
         """Say whether anything was read."""
         return any(self._counts)
 
     @property
+    def size(self) -> int:
+        """How many statistics there are, of all layers."""
+        return len(self._rows) * len(self._statistics)
+
+    @property
     def aside(self) -> bool:
         """Whether parts of a step are aside."""
-        return bool(self._aside) or self._step is not None
+        return self._aside is not None
 
-    def add(self, form: Form, parts: list[Tensor]) -> None:
-        """Add a step, or the end of one of which parts are aside."""
-        if not self.aside:
-            self._waiting.add(form, parts)
-            return
-        self._waiting.flush()
-        self._aside.flush()
-        start, counts = self._step, self._step_counts
-        self.drop_aside()
-        assert start is not None
-        numbers = torch.cat([part.to(start) for part in parts]) if parts else start.new_empty(0)
-        self._work_out(form, numbers[None], start)
-        self._counts = [a + b for a, b in zip(self._counts, counts)]
+    def add(self, values: Values, undefined: Values) -> None:
+        """Add a step, or the end of one of which parts are aside.
 
-    def put_aside(self, form: HookForm, parts: list[Tensor]) -> None:
+        Args:
+            values: statistics in float64.
+            undefined: 1 where a value is not defined and 0 stands for it.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            start, counts = self._aside, self._aside_counts
+            self.drop_aside()
+            reading = self._reading(values, undefined, start)
+            if self._totals is not None:
+                reading = self._totals.to(reading.device) + reading
+            self._totals = reading
+            finite = reading[0].isfinite().double()
+            self._finite = finite if self._finite is None else self._finite.to(finite) + finite
+            self._added += 1
+            self._counts = [a + b for a, b in zip(self._counts, counts)]
+            _count(self._counts, values)
+
+    def put_aside(self, values: Values) -> None:
         """Add a part of the step under way."""
-        self._aside.add((form, None), parts)
+        with torch.inference_mode(False), torch.no_grad():
+            self._aside = self._reading(values, [], self._aside)
+            _count(self._aside_counts, values)
 
     def drop_aside(self) -> None:
         """Forget what is aside."""
-        self._aside.drop()
-        self._step, self._step_counts = None, [0] * len(self._counts)
+        self._aside: Tensor | None = None  # as the totals
+        self._aside_counts = [0] * self.size
 
-    def drop(self) -> None:
-        """Forget what was not yet added to the totals."""
-        self._waiting.drop()
-        self.drop_aside()
+    def readings(self, edited: Mapping[str, int]) -> dict[str, LayerReading]:
+        """Give the means by the layer's path, None where nothing was read or all was undefined.
 
-    def flush(self) -> None:
-        """Add what waits to the totals."""
-        self._waiting.flush()
+        Args:
+            edited: the step of the last edit, by block.
+        """
+        means, width = self._means(), len(self._statistics)
+        found = {}
+        for index, layer in enumerate(self._rows):
+            if layer.modules:
+                given = zip(self._statistics, means[index * width : (index + 1) * width])
+                values = dict(given)
+                own = [name for name in values if name not in STATISTICS]
+                extra = {name: value for name in own if (value := values.pop(name)) is not None}
+                found[layer.path] = LayerReading(
+                    layer.block,
+                    layer.role,
+                    **values,
+                    edited=edited.get(layer.block or ""),
+                    extra=extra,
+                )
+        return found
 
-    def means(self) -> list[float | None]:
-        """Give the means by slot, None where nothing was read or all was undefined."""
-        self.flush()
+    def _means(self) -> list[float | None]:
         if self._totals is None:
-            return [None] * len(self._counts)
+            return [None] * self.size
         totals, undefined = self._totals.tolist()
         counts = [count - int(none) for count, none in zip(self._counts, undefined)]
         return [total / count if count else None for total, count in zip(totals, counts)]
 
-    def broken(self) -> list[int]:
-        """Give the slots whose total was the first to be NaN or infinite."""
-        self.flush()
-        return self._breaks.first()
+    def first_broken(self) -> tuple[str, str, int] | None:
+        """Give what Observer.first_broken tells: of the sums that broke in the earliest reading."""
+        finite = [] if self._finite is None else self._finite.tolist()
+        least, width = min(finite, default=0), len(self._statistics)
+        broken = [k for k, count in enumerate(finite) if count == least < self._added]
+        broken = [slot for slot in broken if self._rows[slot // width].modules] or broken
+        forward = [slot for slot in broken if self._statistics[slot % width] in _FORWARD]
+        broken = forward or broken
+        if not broken:
+            return None
+        others = len({slot // width for slot in broken}) - 1
+        return self._rows[broken[0] // width].path, self._statistics[broken[0] % width], others
 
     def state(self) -> dict[str, Any]:
         """Give totals and counts."""
-        self.flush()
         totals = None if self._totals is None else self._totals.to("cpu", copy=True)
         return {"totals": totals, "counts": list(self._counts)}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from what `state` gave."""
-        self.drop()
-        self.begin(len(state["counts"]))
+        self.begin()
         self._counts, totals = list(state["counts"]), state["totals"]
         if totals is not None:
             if totals.dim() == 1:  # of a checkpoint from before some readings could be undefined
                 totals = torch.stack([totals, torch.zeros_like(totals)])
             self._totals = totals.to(device, copy=True)
 
-    def rearrange(self, slots: Sequence[int | None]) -> None:
-        """Go on with other slots: of each, which of the old ones it was, if any."""
-        self.flush()
-        self._aside.flush()
-        sums = self._totals, self._step
-        counts = self._counts, self._step_counts
-        self.begin(len(slots))
-        self._totals, self._step = (_rearranged(totals, slots) for totals in sums)
-        self._counts, self._step_counts = (
+    def rearrange(self, rows: Sequence[Layer], slots: Sequence[int | None]) -> None:
+        """Go on with other layers: of every slot, which of the old ones it was, if any."""
+        sums = self._totals, self._aside
+        counts = self._counts, self._aside_counts
+        self._rows = rows
+        self.begin()
+        self._totals, self._aside = (_rearranged(totals, slots) for totals in sums)
+        self._counts, self._aside_counts = (
             [0 if slot is None else old[slot] for slot in slots] for old in counts
         )
 
-    def _work_out(self, form: Form, numbers: Tensor, start: Tensor | None = None) -> None:
-        """Add what steps gave to the totals.
-
-        Of a step the values are the same to the last bit whichever steps it is worked out with.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            readings, slots = self._readings(form, numbers, start)
-            for reading in readings:
-                if self._totals is not None:
-                    reading = self._totals.to(reading.device) + reading
-                self._totals = reading
-                self._breaks.add(reading[0])
-            for slot in slots:
-                self._counts[slot] += len(readings)
-
-    def _work_out_aside(self, form: Form, numbers: Tensor) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            for row in numbers:
-                readings, slots = self._readings(form, row[None], self._step)
-                self._step = readings[0]
-                for slot in slots:
-                    self._step_counts[slot] += 1
-
-    def _readings(
-        self, form: Form, numbers: Tensor, start: Tensor | None
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """Give what each of some steps adds to the totals, (steps, 2, slots), and to which slots.
-
-        Args:
-            form: of the numbers.
-            numbers: (steps, numbers) float64.
-            start: what was aside of a single step, (2, slots).
-        """
-        hooks, parameters = form
-        found, undefined = values_of_hooks(hooks, numbers[:, : hooks.count]), []
-        if parameters is not None:
-            values, undefined = values_of_parameters(parameters, numbers[:, hooks.count :])
-            found += values
-        readings = numbers.new_zeros(len(numbers), 2, len(self._counts))
+    def _reading(self, values: Values, undefined: Values, start: Tensor | None) -> Tensor:
+        """Give what a step adds to the totals, (2, size); `start` is what was aside of it."""
+        some = values or undefined
+        device = some[0][1].device if some else start.device if start is not None else None
+        reading = torch.zeros(2, self.size, dtype=torch.float64, device=device)
         if start is not None:
-            readings += start.to(readings.device)
-        slots = self._sum(readings[:, 0], found)
-        self._sum(readings[:, 1], undefined)
-        return readings, slots
+            reading += start.to(device)
+        for row, found in zip(reading, (values, undefined)):
+            slots = tuple(slot for places, _ in found for slot in places)
+            if slots:
+                if (slots, device) not in self._indices:
+                    self._indices[slots, device] = torch.tensor(slots, device=device)
+                numbers = torch.cat([value.to(device) for _, value in found])
+                row.index_add_(0, self._indices[slots, device], numbers)
+        return reading
 
-    def _sum(self, readings: Tensor, found: Values) -> tuple[int, ...]:
-        slots = tuple(slot for places, _ in found for slot in places)
-        if slots:
-            key = slots, readings.device
-            if key not in self._indices:
-                self._indices[key] = torch.tensor(slots, device=readings.device)
-            readings.index_add_(1, self._indices[key], torch.cat([value for _, value in found], 1))
-        return slots
+
+def _count(counts: list[int], values: Values) -> None:
+    for slots, _ in values:
+        for slot in slots:
+            counts[slot] += 1
 
 
 def _rearranged(totals: Tensor | None, slots: Sequence[int | None]) -> Tensor | None:

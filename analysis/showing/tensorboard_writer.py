@@ -9,8 +9,8 @@ from time import perf_counter
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
-from analysis.observing.probes import Histogram
 from analysis.recording.phrases import phrase
+from analysis.recording.probes import Histogram
 from analysis.recording.record import Record
 from analysis.recording.timeline import statistics_of
 from analysis.showing import history_pictures

@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from analysis.observing.norms import FEEDERS, is_norm
+from analysis.measuring.norm_layers import FEEDERS, is_norm
 from nets.modules.network import Network
 from nets.modules.residual import PlainBlock, ResidualBlock
 
@@ -22,7 +22,7 @@ class Layer:
     `source` is the path of the module that makes the output, where that is not the layer's own;
     `modules` are the paths of the modules whose parameters are the layer's, and unless it is
     `bare` those of the modules inside them; `rectified` says that a relu is known to follow;
-    `branch` and `shortcut` are the paths whose outputs a block adds up; `near_zero` that norms
+    `branch` and `shortcut` are the paths whose outputs a block adds up; `small_mean` that norms
     hold the output's mean within a few standard deviations.
     """
 
@@ -34,7 +34,7 @@ class Layer:
     branch: str | None = None
     shortcut: str | None = None
     source: str | None = None
-    near_zero: bool = False
+    small_mean: bool = False
     bare: bool = False
 
 
@@ -46,20 +46,13 @@ def unwrap(net: nn.Module) -> nn.Module:
     return unwrap(net.module) if isinstance(net, DistributedDataParallel) else net
 
 
-def layers_of(net: nn.Module) -> list[Layer]:
-    """List the layers to watch, in the order of definition, as far as no forward need be seen.
+def rows_of(net: nn.Module) -> list[Layer]:
+    """List what may be a layer, in the order of definition; `paired` makes it the layers to watch.
 
     In a network of ours these are the stem, every layer inside a block, the block as a whole,
     projecting shortcuts and the head. In any other module they are the norms and all modules that
-    hold parameters of their own; a norm has its feeder with it where both are members of an
-    `nn.Sequential`, one after the other.
+    hold parameters of their own, a norm and its feeder by themselves.
     """
-    rows = rows_of(net)
-    return [layer for layer in paired(rows, certain_pairs(net, rows)) if layer.modules]
-
-
-def rows_of(net: nn.Module) -> list[Layer]:
-    """List the same with every norm and its feeder by themselves, unless the network is ours."""
     return _layers_of_network(net) if isinstance(net, Network) else _layers_of_module(net)
 
 
@@ -142,7 +135,9 @@ def _layers_of_block(
         layers.append(Layer(shortcut, "stream", name, (owner,)))
     elif stream is not None:
         shortcut = stream  # the output of the block before, which has been read already
-    layers.append(Layer(name, "stream", name, (name,), False, end, shortcut, near_zero=module.post))
+    layers.append(
+        Layer(name, "stream", name, (name,), False, end, shortcut, small_mean=module.post)
+    )
     return layers
 
 

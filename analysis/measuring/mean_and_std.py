@@ -1,8 +1,8 @@
-"""Sums over a layer's output: its mean and standard deviation.
+"""Mean and standard deviation of a layer's output, from sums over its entries.
 
 What runs inside a forward pass is kept to one or two operations a layer (`row_sums`), for each
 costs more in code that left the cache than in arithmetic; the rest (`moments_of`) runs for all
-layers at once, some steps later.
+layers at once, at the end of the step.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class RowSums(NamedTuple):
     norms: list[Tensor]
 
 
-def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
-    """Sum over rows; half precision is widened to float32 first, except bfloat16 near zero.
+def row_sums(x: Tensor, small_mean: bool = False) -> RowSums:
+    """Sum over rows; half precision is widened to float32 first, except bfloat16 of a small mean.
 
     Args:
         x: of any shape and memory format, detached.
-        near_zero: the mean is known to be within some 30 standard deviations of 0. Then squares are
-            summed as they are (error 1e-5 at 30, 1e-7 at 3), and bfloat16 without widening: every
-            row's float32 sum is rounded to 8 bits, which evens out over rows to 1e-4.
+        small_mean: the mean is known to be within some 30 standard deviations of 0. Then squares
+            are summed as they are (error 1e-5 at 30, 1e-7 at 3), and bfloat16 without widening:
+            every row's float32 sum is rounded to 8 bits, which evens out over rows to 1e-4.
     """
     rows = _rows_of(x)
     count, length = rows.shape
-    if near_zero and x.dtype != torch.float16:
+    if small_mean and x.dtype != torch.float16:
         sums, norms = [rows.sum(1)], [torch.linalg.vector_norm(rows, dim=1)]
         return RowSums(Rows(count, length, False), sums, norms)
     half = x.dtype in (torch.bfloat16, torch.float16)
@@ -56,36 +56,30 @@ def row_sums(x: Tensor, near_zero: bool = False) -> RowSums:
     for piece in rows.split(max(1, PIECE // length)) if x.device.type == "cpu" else (rows,):
         wide = piece.float() if half else piece
         sums.append(wide.sum(1))
-        if not near_zero:
+        if not small_mean:
             mean = sums[-1][:, None] / length
             wide = wide.sub_(mean) if half else wide - mean  # a widened piece is ours
         norms.append(torch.linalg.vector_norm(wide, dim=1))
-    return RowSums(Rows(count, length, not near_zero), sums, norms)
+    return RowSums(Rows(count, length, not small_mean), sums, norms)
 
 
-def numbers_of(layers: Sequence[RowSums]) -> list[Tensor]:
-    """Give all that was summed, in 1-D parts: a layer's sums, its norms, the next layer's."""
-    return [part for _, sums, norms in layers for part in (*sums, *norms)]
-
-
-def moments_of(layers: tuple[Rows, ...], numbers: Tensor) -> Tensor:
-    """Give mean and standard deviation over all entries of layers, (steps, layers, 2) float64.
-
-    Args:
-        layers: how each was summed.
-        numbers: what `numbers_of` gave in each of some steps, joined, (steps, numbers) float64.
-    """
+@torch.no_grad()
+def moments_of(layers: Sequence[RowSums]) -> Tensor:
+    """Give mean and standard deviation over all entries of layers, (layers, 2) float64."""
+    parts = [part for _, sums, norms in layers for part in (*sums, *norms)]
+    device = parts[0].device
+    numbers = torch.cat([part.to(device) for part in parts]).double()
     found = []
-    kinds, order = _constants(layers, numbers.device)
+    kinds, order = _constants(tuple(layer.rows for layer in layers), device)
     for rows, places, lengths in kinds:
-        sums, norms = numbers[:, places].unbind(2)  # (steps, layers, rows)
+        sums, norms = numbers[places].unbind(1)  # (layers, rows)
         entries = lengths * rows.count
         mean, square = sums.sum(-1) / entries, norms.square().sum(-1) / entries
         if rows.centred:  # what the norms lack: the mean square of the rows' means, sums / length
             square += (sums / lengths[:, None]).square().mean(-1)
         std = (square - mean.square()).clamp_min(0).sqrt()
         found.append(torch.stack([mean, std], -1))
-    return torch.cat(found, 1)[:, order]
+    return torch.cat(found)[order]
 
 
 @lru_cache(maxsize=64)
@@ -94,8 +88,9 @@ def _constants(
 ) -> tuple[list[tuple[Rows, Tensor, Tensor]], Tensor]:
     """Send what stays the same from step to step to the device once.
 
-    For each kind of layers, which are finished together: one of it, where its numbers are, (alike,
-    2, rows), and how long the rows are; then where each layer is in the order of kinds.
+    For each kind of layers, which are finished together: one of it, where its numbers are among
+    all, a layer's sums and then its norms, (alike, 2, rows), and how long the rows are; then where
+    each layer is in the order of kinds.
     """
     kinds: dict[Any, list[int]] = {}
     for index, rows in enumerate(layers):

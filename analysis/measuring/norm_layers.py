@@ -12,8 +12,6 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from analysis.observing.hooking import Hooks
-
 FEEDERS = (nn.Linear, _ConvNd)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NAMED = re.compile("(batch|layer|group|instance|rms|response)_?norm", re.IGNORECASE)
@@ -68,7 +66,7 @@ def _is_odd(norm: nn.Module) -> bool:
     return not type(norm).forward.__module__.startswith("torch.nn.modules")
 
 
-class Inside(TorchFunctionMode):
+class NormActivation(TorchFunctionMode):
     """Finds, while a norm of another's making runs, the tensor that its activation is applied to.
 
     That is what torch's normalisation gave, or is given to a child without parameters that keeps
@@ -77,7 +75,7 @@ class Inside(TorchFunctionMode):
 
     def __init__(self, norm: nn.Module, found: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self._norm, self._found = norm, found
+        self.norm, self._found = norm, found
         self._input: Tensor | None = None
         self._normed: list[Tensor] = []
 
@@ -85,13 +83,6 @@ class Inside(TorchFunctionMode):
     def suits(norm: nn.Module) -> bool:
         """Say whether a module is a norm that may have an activation inside."""
         return is_norm(norm) and _is_odd(norm)
-
-    def attach(self, hooks: Hooks) -> None:
-        """Hook the norm and its children."""
-        for child in self._norm.children():
-            hooks.before(child, self.before_child)
-        hooks.before(self._norm, self.begin, kwargs=True)
-        hooks.after(self._norm, self.end, always=True)
 
     def end(self, *_: Any) -> None:
         """Look no longer: a hook after the norm, also where it failed."""
@@ -116,7 +107,7 @@ class Inside(TorchFunctionMode):
         """Look while the norm runs: a hook before it."""
         self.end()  # of a forward that failed
         x = next(iter((*args, *kwargs.values())), None)
-        if isinstance(x, Tensor) and module is self._norm:  # not a replica
+        if isinstance(x, Tensor) and module is self.norm:  # not a replica
             self._input = x
             self.__enter__()
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from analysis.observing.hooking import Hooks
-from analysis.observing.layers import Layer, layers_of, paired, parameters_of, rows_of, unwrap
-from analysis.observing.norms import Inside, channel_axis, first_of
-from analysis.observing.survey import pairing_of
+from analysis.measuring.norm_layers import NormActivation, channel_axis, first_of
+from analysis.observing.hooks import Hooks
+from analysis.observing.watched_layers import parameters_of, rows_of, unwrap
+from analysis.observing.watched_network import layers_while
 from nets.modules.network import Network
 from nets.modules.passes import mode
 from nets.modules.residual import ResidualBlock
@@ -166,7 +166,7 @@ def gradient_signal_to_noise(
                     squares[index] += gradient.double().square()
 
     with mode(net, training=False), torch.enable_grad():
-        layers = _layers_while(net, run)
+        layers = layers_while(net, run)
     signal = {id(p): (s / parts).square().sum() for p, s in zip(parameters, total)}
     power = {id(p): s.sum() / parts for p, s in zip(parameters, squares)}
     found = {}
@@ -177,17 +177,6 @@ def gradient_signal_to_noise(
             spread = torch.stack([power[key] for key in owned]).sum() - mean
             found[layer.path] = mean / (spread * parts / (parts - 1))
     return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
-
-
-def _layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
-    """Give the layers of a network, in one that is not ours as the forwards of `run` show them."""
-    if isinstance(net, Network):
-        run()
-        return layers_of(net)
-    rows = rows_of(net)
-    with pairing_of(net, rows) as pairing:
-        run()
-    return [layer for layer in paired(rows, pairing.pairs) if layer.modules]
 
 
 @torch.no_grad()
@@ -209,8 +198,8 @@ def _read_outputs(
             elif isinstance(output, Tensor) and output.is_floating_point():
                 found[path] = read(module, output)
 
-        if not isinstance(net, Network) and Inside.suits(module):
-            Inside(module, lambda x: inside.append(read(module, x))).attach(hooks)
+        if not isinstance(net, Network) and NormActivation.suits(module):
+            hooks.inside(NormActivation(module, lambda x: inside.append(read(module, x))))
         hooks.after(module, keep)
 
     def run() -> None:
@@ -222,6 +211,6 @@ def _read_outputs(
             hooks.remove()
 
     with mode(net, training=False):
-        layers = _layers_while(net, run)
+        layers = layers_while(net, run)
     values = {layer.path: found.get(layer.path) for layer in layers}
     return {path: value for path, value in values.items() if value is not None}

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
-class Updates:
+class OptimizerSteps:
     """Calls back at the steps of optimizers; a step within a step is part of the outer one.
 
     An optimizer gets hooks of its own where it first steps, and keeps them until `stop`.

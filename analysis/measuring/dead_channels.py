@@ -38,6 +38,17 @@ def by_channel(x: Tensor, axis: int) -> Tensor:
 @torch.no_grad()
 def dead_fractions(outputs: Sequence[Tensor]) -> Tensor:
     """Give the share of dead channels of each (N, channels, ...), as (outputs,) float64."""
+    living = _seen_to_live(outputs)
+    none = torch.zeros(len(outputs), dtype=torch.float64)
+    if len(living) == len(outputs):
+        return none
+    return torch.stack(
+        [none[index] if index in living else _share(x) for index, x in enumerate(outputs)]
+    )
+
+
+def _seen_to_live(outputs: Sequence[Tensor]) -> set[int]:
+    """Say which outputs on a CPU have no dead channel by a look at their first entries alone."""
     kinds: dict[Any, list[int]] = {}
     for index, x in enumerate(outputs):
         kinds.setdefault((x.device, x.dtype, x.shape, x.stride()), []).append(index)
@@ -52,12 +63,7 @@ def dead_fractions(outputs: Sequence[Tensor]) -> Tensor:
         for indices, part in zip(several, tops.split(list(map(len, several)))):
             least = _tops_by_channel(part, outputs[indices[0]].shape[1]).amin(1).tolist()
             living.update(index for index, top in zip(indices, least) if top > 0)
-    none = torch.zeros(len(outputs), dtype=torch.float64)
-    if len(living) == len(outputs):
-        return none
-    return torch.stack(
-        [none[index] if index in living else _share(x) for index, x in enumerate(outputs)]
-    )
+    return living
 
 
 def _share(x: Tensor) -> Tensor:

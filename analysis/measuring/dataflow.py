@@ -1,4 +1,4 @@
-"""What the forward passes of a network that is not ours show of its layers.
+"""Where layers' outputs go in a forward pass: which norm takes them, and whether a relu does.
 
 Which norm takes which layer's output is seen by looking whether it is the very tensor that the
 layer gave, unchanged since. Which responses a relu follows is looked up in the autograd graph, once
@@ -7,17 +7,12 @@ for each layer: in the first step that is read and in which it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 from weakref import ref
 
-from torch import Tensor, nn
-
-from analysis.observing.hooking import Hooks
-from analysis.observing.layers import Layer, certain_pairs
-from analysis.observing.norms import FEEDERS, is_norm
+from torch import Tensor
 
 
 @dataclass(eq=False)
@@ -100,36 +95,6 @@ class Pairing:
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
-
-
-@contextmanager
-def pairing_of(net: nn.Module, rows: Sequence[Layer]) -> Iterator[Pairing]:
-    """Look at the forwards that run meanwhile, and at the end know their pairs.
-
-    Args:
-        net: a network that is not ours.
-        rows: its layers, norms by themselves.
-    """
-    pairing = Pairing(certain_pairs(net, rows))
-
-    hooks = Hooks()
-
-    def look(path: str, module: nn.Module) -> None:
-        def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if is_norm(module):
-                pairing.take(path, next(iter((*args, *kwargs.values())), None))
-            if isinstance(module, FEEDERS):
-                pairing.give(path, output)
-
-        hooks.after(module, see, kwargs=True)
-
-    for row in rows:
-        look(row.path, net.get_submodule(row.path))
-    try:
-        yield pairing
-    finally:
-        hooks.remove()
-    pairing.settle()
 
 
 class Relus:

@@ -1,0 +1,186 @@
+"""Norms of gradients and weights and update ratios by layer, from norms by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
+NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once
+
+
+@dataclass(eq=False, kw_only=True)
+class ParameterNorms:
+    """L2 norms by parameter, around an optimizer's update or as the backward pass left them.
+
+    Of gradients, weights and, around an update, its steps, each in 1-D parts.
+    """
+
+    held: frozenset[int]  # parameters that the optimizer holds
+    order: tuple[int, ...]  # of the parameters in the norms
+    present: tuple[int, ...] = ()  # parameters with a gradient
+    gradients: Sequence[Tensor] = ()
+    weights: Sequence[Tensor] = ()
+    steps: Sequence[Tensor] = ()
+    scaler: Sequence[Tensor] = ()  # of one at work: scale, whether the update is left out, (1,)
+
+
+class ParameterStatistics(NamedTuple):
+    """What follows by layer; `undefined` is 1 where a value is not defined and 0 stands for it.
+
+    That is so in front of weights that are all 0, and of updates that a scaler left out.
+    """
+
+    values: list[tuple[tuple[int, ...], Tensor]]
+    undefined: list[tuple[tuple[int, ...], Tensor]]
+    unheld: str | None  # a parameter with a gradient that no optimizer updates
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which layers have parameters with a gradient, and where in the lists of norms these are.
+
+    All is on the device from the first step on, for sending it there in a step would wait.
+    """
+
+    slots: dict[str, tuple[int, ...]]  # by statistic
+    member: Tensor  # (layers, most), filled up with the number of norms
+    entries: Tensor  # (layers,): how many there are of such parameters
+    updated: Tensor  # places among the layers of those that an optimizer updates
+    unheld: str | None
+
+
+class NormsByLayer:
+    """Gives norms by layer, and keeps which parameters are whose.
+
+    Args:
+        parameters: by name.
+        owners: of each parameter the layers whose it is.
+        statistics: names of all that a layer has, in the order of their slots.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        owners: Sequence[Sequence[int]],
+        statistics: Sequence[str],
+    ) -> None:
+        self._names, self._sizes = list(parameters), [p.numel() for p in parameters.values()]
+        self._owners, self._statistics = owners, statistics
+        self._plans: dict[Any, _Plan] = {}
+
+    @torch.no_grad()
+    def of(self, several: Sequence[ParameterNorms]) -> ParameterStatistics:
+        """Give gradient norms, weight norms and, with updates, update ratios by layer.
+
+        A parameter's numbers are those of the last update by an optimizer that holds it.
+        """
+        device = several[0].gradients[0].device
+        plan, squares, skips = self._plan(several, device), [], None
+        for one in several:
+            parts = [part.to(device) for part in (*one.gradients, *one.weights, *one.steps)]
+            norms = torch.cat(parts).double().view(-1, len(one.order))
+            if one.scaler:
+                scale, skip = (value.to(device).double() for value in one.scaler)
+                norms = torch.cat([norms[:1] / scale, norms[1:]])
+                skips = skip != 0 if skips is None else skips | (skip != 0)
+            squares.append(norms.square())
+        filled = functional.pad(torch.cat(squares, 1), (0, 1))  # a 0 fills up layers of few
+        gradient, weight, *update = filled[:, plan.member].sum(-1).sqrt().unbind()
+        found = [("gradient_norm", gradient / plan.entries.sqrt()), ("weight_norm", weight)]
+        found += [("update_ratio", step / weight) for step in update]
+        values, undefined = [], []
+        for statistic, value in found:
+            none = torch.zeros_like(value, dtype=torch.bool)
+            none = none if skips is None else none | skips
+            if statistic == "update_ratio":
+                none, value = (none | (weight == 0))[plan.updated], value[plan.updated]
+            slots = plan.slots[statistic]
+            values.append((slots, value.masked_fill(none, 0)))
+            undefined.append((slots, none.double()))
+        return ParameterStatistics(values, undefined, plan.unheld)
+
+    def _plan(self, several: Sequence[ParameterNorms], device: torch.device) -> _Plan:
+        key = tuple((one.present, one.held, one.order) for one in several)
+        if key in self._plans:
+            return self._plans[key]
+        chosen: dict[int, int] = {}  # where a parameter's norms are
+        updated: set[int] = set()
+        none = 0  # the number of norms
+        for present, held, order in key:
+            found = {index: none + place for place, index in enumerate(order)}
+            chosen |= {k: found[k] for k in present if k in held or k not in updated}
+            updated.update(held.intersection(present))
+            none += len(order)
+        owned: dict[int, list[int]] = {}  # by layer
+        for index in sorted(chosen):
+            for layer in self._owners[index]:
+                owned.setdefault(layer, []).append(index)
+        layers = sorted(owned)
+        most = max(map(len, owned.values()), default=0)
+        member = [
+            [*(chosen[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
+            for layer in layers
+        ]
+        entries = [sum(self._sizes[i] for i in owned[layer]) for layer in layers]
+        unheld = sorted(set(chosen) - updated)
+        updates = [n for n, layer in enumerate(layers) if not updated.isdisjoint(owned[layer])]
+        all_ = range(len(layers))
+        places = {"gradient_norm": all_, "weight_norm": all_, "update_ratio": updates}
+        width, at = len(self._statistics), self._statistics.index
+        self._plans[key] = plan = _Plan(
+            {name: tuple(layers[n] * width + at(name) for n in ns) for name, ns in places.items()},
+            torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
+            torch.tensor(entries, dtype=torch.float64, device=device),
+            torch.tensor(updates, dtype=torch.long, device=device),
+            self._names[unheld[0]] if unheld else None,
+        )
+        return plan
+
+
+class ParameterCopies:
+    """Room for a number from every entry of some parameters, its members, as a row for each.
+
+    To copy all to here and take the norms of rows of one size at once is faster than a norm each.
+    """
+
+    def __init__(self, members: tuple[int, ...], parameters: Sequence[Tensor]) -> None:
+        self.members = members
+        sizes: dict[int, list[int]] = {}
+        for index, parameter in enumerate(parameters):
+            sizes.setdefault(max(NARROW, parameter.numel()), []).append(index)
+        # of the norms
+        self.order = tuple(members[k] for indices in sizes.values() for k in indices)
+        dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
+        wide = torch.promote_types(dtype, torch.float64)
+        total = sum(size * len(indices) for size, indices in sizes.items())
+        self.entries = torch.zeros(total, dtype=dtype, device=parameters[0].device)
+        self._rows: list[tuple[Tensor, torch.dtype]] = []  # (rows, size), what to sum in
+        views: dict[int, Tensor] = {}
+        start = 0
+        for size, indices in sizes.items():
+            rows = self.entries[start : start + size * len(indices)].view(-1, size)
+            self._rows.append((rows, dtype if size <= FEW else wide))
+            for row, index in zip(rows, indices):
+                like = parameters[index]
+                views[index] = row.as_strided(like.shape, torch.empty_like(like).stride())
+            start += rows.numel()
+        self._views = {member: views[index] for index, member in enumerate(members)}
+
+    def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
+        """Copy to here what belongs to the parameters of these indices."""
+        torch._foreach_copy_([self._views[index] for index in indices], tensors)
+
+    def subtract(self, tensors: list[Tensor]) -> None:
+        """Take from what is here what belongs to all members."""
+        torch._foreach_sub_(list(self._views.values()), tensors)
+
+    def norms(self) -> list[Tensor]:
+        """Give the L2 norms of what is here of each parameter, in parts; see `order`."""
+        return [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows, dtype in self._rows]

@@ -1,0 +1,214 @@
+"""Reads gradients and weights around optimizers' updates, from which update ratios follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from analysis.measuring.gradient_norms import (
+    NormsByLayer,
+    ParameterCopies,
+    ParameterNorms,
+    ParameterStatistics,
+)
+
+SMALL = 2**22  # entries of a network up to which the room for copies is kept from step to step
+
+
+@dataclass(eq=False, kw_only=True)
+class Update(ParameterNorms):
+    """What is read of one optimizer's update."""
+
+    optimizer: int  # its id
+    complete: bool  # whether it holds all parameters
+    copies: ParameterCopies  # of the weights before, of all parameters or of those that it holds
+    kept: set[int] = field(default_factory=set)  # whose weights are there
+
+
+class ParameterReader:
+    """Reads one step's gradients: before and after updates of optimizers, or as hooks see them.
+
+    Parameters without a gradient do not count.
+
+    Args:
+        net: whose parameters they are.
+        owned: by layer, the parameters that are read as the layer's.
+        statistics: names of all that a layer has.
+    """
+
+    def __init__(
+        self, net: nn.Module, owned: Sequence[Sequence[Tensor]], statistics: Sequence[str]
+    ) -> None:
+        named = {name: p for name, p in net.named_parameters() if not is_lazy(p)}
+        self._named, self._statistics = named, statistics
+        self._names, self._parameters = list(named), list(named.values())
+        self._position = {id(parameter): k for k, parameter in enumerate(self._parameters)}
+        self.own(owned)
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # gradient and weight, by parameter
+        self._watched: dict[int, Any] = {}  # hook handles, by parameter
+        self.gone: str | None = None  # a parameter whose gradient was gone before it was seen
+        self._all = tuple(range(len(self._parameters)))
+        self._free: dict[tuple[int, ...], list[ParameterCopies]] = {}  # by what they are for
+        self._update: Update | None = None  # under way
+
+    def own(self, owned: Sequence[Sequence[Tensor]]) -> None:
+        """Say which parameters are which layer's."""
+        owners: list[list[int]] = [[] for _ in self._parameters]
+        for layer, parameters in enumerate(owned):
+            for parameter in parameters:
+                if id(parameter) in self._position:
+                    owners[self._position[id(parameter)]].append(layer)
+        self._by_layer = NormsByLayer(self._named, owners, self._statistics)
+
+    def held_by(self, optimizer: Any) -> frozenset[int]:
+        """Say which of the parameters an optimizer holds."""
+        groups = getattr(optimizer, "param_groups", None) or ()
+        held = {self._position.get(id(p), -1) for group in groups for p in group["params"]}
+        return frozenset(held - {-1})
+
+    def watch(self) -> None:
+        """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
+
+        def hook(index: int) -> Callable[[Tensor], None]:
+            def read(parameter: Tensor) -> None:
+                if parameter.grad is None:  # an optimizer in the backward pass took it
+                    self.gone = self._names[index]
+                    return
+                self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
+
+            read.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
+            return read
+
+        for index, parameter in enumerate(self._parameters):
+            if parameter.requires_grad and index not in self._watched:
+                handle = parameter.register_post_accumulate_grad_hook(hook(index))
+                self._watched[index] = handle
+
+    def unwatch(self) -> None:
+        """Remove the hooks that `watch` set."""
+        for handle in self._watched.values():
+            handle.remove()
+        self._watched.clear()
+
+    def drop(self) -> None:
+        """Forget an update under way."""
+        self._update = None
+
+    @torch.no_grad()
+    def before_update(self, optimizer: Any, alone: bool, closure: bool) -> None:
+        """Read gradients and weights as the optimizer finds them, and keep the weights.
+
+        Args:
+            optimizer: whose update it is.
+            alone: read only what it holds, or all that has a gradient.
+            closure: the gradients come later; `look` reads them.
+        """
+        self._update = None  # of a step that failed
+        if not self._parameters:
+            return
+        held = self.held_by(optimizer)
+        copies = self._copies(tuple(sorted(held)) if alone else self._all)
+        self._update = Update(
+            optimizer=id(optimizer),
+            held=held,
+            complete=len(held) == len(self._all),
+            copies=copies,
+            order=copies.order,
+            scaler=_scaler_of(optimizer),
+        )
+        if closure:
+            self._keep(self._update, copies.members)
+        else:
+            self._look(self._update, copies)
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Read the gradients of the update under way, which are there by now."""
+        if self._update is not None:
+            copies = self._copies(self._update.copies.members)
+            self._look(self._update, copies)
+            self._release(copies)
+
+    def _look(self, update: Update, copies: ParameterCopies) -> None:
+        """Read gradients, by way of copies, and keep weights that are not kept yet."""
+        found = {k: grad for k in copies.members if (grad := self._parameters[k].grad) is not None}
+        update.present = tuple(found)
+        if found:
+            copies.keep(update.present, _dense(list(found.values())))
+            update.gradients = copies.norms()
+        self._keep(update, [index for index in found if index not in update.kept])
+
+    def _keep(self, update: Update, indices: Sequence[int]) -> None:
+        if indices:
+            update.copies.keep(indices, [self._parameters[index] for index in indices])
+            update.kept.update(indices)
+            update.weights = update.copies.norms()
+
+    @torch.no_grad()
+    def after_update(self) -> Update | None:
+        """End the update under way, and give it; None if there was no gradient."""
+        update = self._update
+        if update is not None and not update.gradients:
+            self.look()  # no closure was called
+        self._update = None
+        if update is None or not update.present:
+            return None
+        update.copies.subtract([self._parameters[index] for index in update.copies.members])
+        update.steps = update.copies.norms()
+        self._release(update.copies)
+        return update
+
+    def of_updates(self, updates: Sequence[Update]) -> ParameterStatistics | None:
+        """Give the step's statistics by layer; None if there was no update."""
+        updates = [update for update in updates if update.present]
+        return self._by_layer.of(updates) if updates else None
+
+    @torch.no_grad()
+    def of_gradients(self) -> ParameterStatistics | None:
+        """Give the same of the gradients that the hooks saw, and of the weights then."""
+        seen, self._seen = self._seen, {}
+        if not seen:
+            return None
+        present, copies = tuple(sorted(seen)), self._copies(self._all)
+        norms = ParameterNorms(held=frozenset(present), order=copies.order, present=present)
+        gradients, weights = zip(*(seen[index] for index in present))
+        copies.keep(present, _dense(gradients))
+        norms.gradients = copies.norms()
+        copies.keep(present, list(weights))
+        norms.weights = copies.norms()
+        self._release(copies)
+        return self._by_layer.of([norms])
+
+    def _copies(self, members: tuple[int, ...]) -> ParameterCopies:
+        free = self._free.get(members)
+        if free:
+            return free.pop()
+        return ParameterCopies(members, [self._parameters[index] for index in members])
+
+    def _release(self, copies: ParameterCopies) -> None:
+        if copies.entries.numel() <= SMALL:
+            self._free.setdefault(copies.members, []).append(copies)
+
+
+def _scaler_of(optimizer: Any) -> list[Tensor]:
+    """Give what a scaler told a fused optimizer, which unscales inside its step.
+
+    The scale, and 1 where the update is left out; both will have changed after the step. Nothing
+    without a scaler.
+    """
+    scale, skips = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+    if isinstance(scale, Tensor):
+        none = torch.zeros_like(scale) if skips is None else skips
+        return [value.detach().clone().view(1) for value in (scale, none)]
+    if isinstance(skips, Tensor):  # unscaled before the step
+        return [torch.ones_like(skips).view(1), skips.detach().clone().view(1)]
+    return []
+
+
+def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]

@@ -1,0 +1,234 @@
+"""The hooks on a network's forward pass, there only while a step is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.measuring.dataflow import Pairing, Relus
+from analysis.measuring.dead_channels import by_channel, dead_fractions
+from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
+from analysis.measuring.responses import Response, Responses
+from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
+from analysis.observing.watched_layers import Layer
+from analysis.observing.window import Values
+from nets.modules.network import Network
+
+Extra = Callable[[Tensor], Tensor]
+"""A statistic of one's own: takes a layer's output, detached, gives a 0-d tensor on its device."""
+_DISPATCH = vars(Tensor)["__torch_dispatch__"]
+FORWARDS = 64
+"""Forwards of mere parts of the net after which what was read is put away."""
+
+
+class ForwardHooks:
+    """Reads what the layers give in training forwards while `listen` is on.
+
+    Compiled code does not call hooks that came after it, so it rests while they are there:
+    `torch.compile`'s stance is then "force_eager". Compiled code is neither lost nor added.
+
+    Args:
+        net: the network.
+        layers: of it.
+        names: of all statistics.
+        extra: those of one's own.
+        begin: is called before each training forward.
+        put_away: is called when much was read and no forward of the net began.
+        pairs: feeders by norm, of those that are known.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[Layer],
+        names: Sequence[str],
+        extra: Mapping[str, Extra],
+        begin: Callable[[], None],
+        put_away: Callable[[], None],
+        pairs: Mapping[str, str],
+    ) -> None:
+        self._net, self._layers, self._names, self._extra = net, layers, names, extra
+        self._begin, self._put_away = begin, put_away
+        self._placed = Hooks()
+        self._responses = Responses()
+        self._latest: dict[str, Response] = {}  # by path
+        self._own: list[tuple[int, Tensor]] = []
+        # of a network that is not ours
+        self._pairing = None if isinstance(net, Network) else Pairing(pairs)
+        self._relus = Relus()
+        self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
+        self._insides: list[NormActivation] = []
+        self._read_inside: set[str] = set()  # norms under way that have been read
+        self.passed: str | None = None  # why forwards of this step were not read, if any
+
+    def __bool__(self) -> bool:
+        """Say whether anything was read since the last `take`."""
+        return bool(self._responses)
+
+    @property
+    def on(self) -> bool:
+        """Whether the hooks are there."""
+        return bool(self._placed)
+
+    def trains(self) -> bool:
+        """Say whether a forward that runs now would be one of training, and can be read."""
+        if not (self._net.training and torch.is_grad_enabled()):
+            return False
+        why = why_unreadable()
+        self.passed = why or self.passed
+        return why is None
+
+    def listen(self, on: bool) -> None:
+        """Put the hooks on the layers, or leave nothing there."""
+        if on and not self._placed:
+            hold_compiled_code(self, True)
+            self._attach()
+        elif self._placed and not on:
+            hold_compiled_code(self, False)
+            for inside in self._insides:
+                inside.end()  # of a forward that was interrupted
+            self._placed.remove()
+            self._insides.clear()
+            self._read_inside.clear()
+
+    def look(self) -> None:
+        """Copy what the optimizer's update would change."""
+        self._responses.end_forward()
+
+    def take(self) -> Values:
+        """Give the statistics that follow from what was read, and begin the next step."""
+        self._relus.settle()
+        if self._pairing:
+            self._pairing.prune()
+        for path, slot, share in self._shares:
+            if self._relus.follows(path):
+                self._responses.share(slot, share)
+        self._shares.clear()
+        own, self._own = self._own, []
+        self._latest.clear()
+        return [*self._responses.take(), *(((slot,), value) for slot, value in own)]
+
+    @property
+    def pairs(self) -> Mapping[str, str]:
+        """Feeders by norm, as far as is known."""
+        return self._pairing.pairs if self._pairing else {}
+
+    def settle(self) -> bool:
+        """Say at the end of a step whether its forwards showed other `pairs`."""
+        return self._pairing is not None and self._pairing.settle()
+
+    def _attach(self) -> None:
+        for index, layer in enumerate(self._layers):
+            source = self._net.get_submodule(layer.source or layer.path)
+            if self._pairing and NormActivation.suits(source):
+                self._attach_inside(source, layer, index)
+            self._listen_to(source, layer, index)
+        self._placed.before(self._net, self._begin_forward)
+        self._placed.after(self._net, self._end_forward, always=True)
+        paths = {layer.path for layer in self._layers}
+        for layer in self._layers:
+            if layer.shortcut and layer.shortcut not in paths:
+                module = self._net.get_submodule(layer.shortcut)
+                shortcut = Layer(layer.shortcut, "stream", small_mean=layer.small_mean)
+                self._listen_to(module, shortcut, None)
+
+    def _attach_inside(self, norm: nn.Module, layer: Layer, index: int) -> None:
+        """Read a norm's response before the activation that is inside the norm."""
+
+        def read(x: Tensor) -> None:
+            if self.trains() and self._can_read(x):
+                self._keep(norm, layer, index, x, self._responses.read(norm, x))
+                self._read_inside.add(layer.path)
+
+        inside = NormActivation(norm, read)
+        self._insides.append(inside)
+        self._placed.inside(inside)
+
+    def _begin_forward(self, module: nn.Module, args: Any) -> None:
+        # it is called once more where a hook before it removed it
+        if self.on and module is self._net and self.trains():
+            if self._pairing:
+                self._pairing.begin_forward()
+            self._begin()
+
+    def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module is self._net and why_unreadable() is None:
+            self._responses.end_forward()
+            self._relus.end_forward(output)
+            if self._pairing and output is not None:
+                self._pairing.end_forward()
+
+    def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> None:
+        """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""
+        feeds, is_fed = isinstance(source, FEEDERS), is_norm(source)
+
+        def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if module is not source:  # a replica, which runs in a thread of its own
+                self.passed = "in replicas (DataParallel)"
+                return
+            output = first_of(output)
+            if not (isinstance(output, Tensor) and self.trains() and self._can_read(output)):
+                return
+            if len(self._responses) >= FORWARDS * len(self._layers):
+                self._put_away()
+            if self._pairing and is_fed:
+                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None))
+            if self._pairing and feeds and self._pairing.give(layer.path, output):
+                return  # its norm's output is read
+            if layer.path in self._read_inside:
+                self._read_inside.remove(layer.path)
+                return
+            response = self._responses.read(module, output, layer.small_mean)
+            self._keep(module, layer, index, output, response)
+
+        self._placed.after(source, read, kwargs=True)
+
+    def _keep(
+        self, source: nn.Module, layer: Layer, index: int | None, x: Tensor, response: Response
+    ) -> None:
+        """Note what a layer gave, a tensor and its moments, which are those of a response."""
+        self._latest[layer.path] = response
+        if index is None:
+            return
+        slots = {name: index * len(self._names) + k for k, name in enumerate(self._names)}
+        self._responses.keep(slots["response_mean"], response)
+        if layer.rectified:
+            self._responses.dead(slots["dead_fraction"], x)
+        elif self._pairing:
+            self._look_for_dead(source, layer.path, slots["dead_fraction"], x)
+        if layer.branch in self._latest and layer.shortcut in self._latest:
+            branch, shortcut = self._latest[layer.branch], self._latest[layer.shortcut]
+            self._responses.ratio(slots["residual_ratio"], branch, shortcut)
+        for name, function in self._extra.items():
+            value = _scalar(name, function(x.detach()))
+            self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))
+
+    def _look_for_dead(self, source: nn.Module, path: str, slot: int, x: Tensor) -> None:
+        """Note the share of dead channels if a relu follows, or if that is still to be seen."""
+        follows, axis = self._relus.follows(path), channel_axis(source, x)
+        if axis is None or follows is False or not x.numel():
+            return
+        # now, for others may work on it in place
+        share = dead_fractions([by_channel(x.detach(), axis)])
+        if follows:
+            self._responses.share(slot, share)
+        else:
+            self._relus.note(path, x)
+            self._shares.append((path, slot, share))
+
+    def _can_read(self, output: Tensor) -> bool:
+        kind: Any = type(output)
+        if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
+            self.passed = f"that give a {kind.__name__}"
+            return False
+        return output.is_floating_point() and output.layout is torch.strided
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim():
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"extra[{name!r}] must give a 0-d tensor, got {kind}")
+    return value.detach()

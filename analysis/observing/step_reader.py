@@ -1,0 +1,232 @@
+"""Reads the steps of training that are due: their forwards, and what optimizers make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import nn
+
+from analysis.measuring.gradient_norms import ParameterStatistics
+from analysis.measuring.update_ratios import Update
+from analysis.observing.forward_hooks import Extra
+from analysis.observing.hooks import Hooks
+from analysis.observing.optimizer_steps import OptimizerSteps
+from analysis.observing.reading import STATISTICS
+from analysis.observing.watched_layers import unwrap
+from analysis.observing.watched_network import WatchedNetwork
+from analysis.observing.window import Values
+
+_GONE = (
+    "the gradient of {} was gone when the backward pass had made it, so gradient_norm is None; "
+    "give the optimizer that updates it"
+)
+_PASSED = "forwards {} are not read, so responses are None"
+_UNHELD = (
+    "no optimizer that stepped holds {}, which has a gradient; the update_ratio of layers without "
+    "an update is None"
+)
+
+
+class StepReader:
+    """Counts steps, and adds to a window what is read of every so many; see `Observer`."""
+
+    def __init__(self, every: int, step: int, extra: Mapping[str, Extra]) -> None:
+        self.every, self.step = every, step
+        self.extra = dict(extra)
+        self._placed = Hooks()  # those that stay while the `with` block lasts
+        self._attached = False
+        self._updates = OptimizerSteps(self._concerns, self._before, self._look, self._after)
+        self._doubts: dict[str, str] = {}  # what to warn of, by kind; empty once it was
+
+    def _aim(self, net: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Begin to read a network."""
+        self.net, self.optimizer = net, optimizer
+        if optimizer is None and net is unwrap(net) and net._compiled_call_impl is not None:
+            raise ValueError("optimizer must be given for a net compiled in place, got None")
+        self._survey({})
+        self._window_start = self.step
+        self._adopted: Any = None  # weak, the optimizer that stands in for the one given
+        self._counted = False  # whether the update under way ends a step
+        # a step that ended with an update of some parameters; others may follow
+        self._late: tuple[Values, list[Update]] | None = None
+        self._usual = 0  # training forwards of the last step
+        self._forget_step()
+
+    def _survey(self, pairs: Mapping[str, str]) -> None:
+        """Look at what the network consists of; `pairs` of norms and their feeders are known."""
+        names = (*STATISTICS, *self.extra)
+        self._watched = WatchedNetwork(
+            unwrap(self.net), names, self.extra, self._begin, self._put_aside, pairs
+        )
+
+    def _survey_again(self) -> None:
+        """Look at a network whose modules changed."""
+        self._close()
+        if self._watched.hooks:
+            self._put_aside()
+        self._watched = self._watched.anew()
+        self._joined.clear()
+
+    def _attach(self) -> None:
+        self._attached = True
+        if self.optimizer is None:
+            self._placed.before(self.net, self._begin_without_optimizer)
+        else:
+            self._updates.start()
+        self._prepare()
+
+    def _detach(self) -> None:
+        self._attached = False
+        self._prepare()
+        self._updates.stop()
+        self._placed.remove()
+
+    def _prepare(self) -> None:
+        """Listen to the forwards to come if their step is to be read."""
+        due = self._attached and (self.step - self._window_start) % self.every == 0
+        if due and not self._watched.hooks.on and not self._watched.members.same_modules():
+            self._survey_again()
+        self._watched.hooks.listen(due)
+        if not due:
+            self._watched.parameters.unwatch()
+
+    def _begin(self) -> None:
+        """Begin a training forward that is read."""
+        self._close()
+        if not self._watched.members.same_modules():
+            self._survey_again()
+        self._forwards += 1
+        if self._watched.hooks and self._forwards > max(1, self._usual):
+            self._put_aside()  # so that a step without an end takes no more and more memory
+
+    def _put_aside(self) -> None:
+        self._watched.window.put_aside(self._watched.hooks.take())
+
+    def _begin_without_optimizer(self, module: nn.Module, args: Any) -> None:
+        if module is self.net and self._watched.hooks.trains():
+            self._end_step_without_optimizer()  # a step ends where the next begins
+            if self._watched.hooks.on:
+                self._check_parameters()
+                self._watched.parameters.watch()  # each time: layers may be unfrozen
+            self._pending = True
+
+    def _end_step_without_optimizer(self) -> None:
+        if self._pending:
+            self._watched.pair_again()
+            found = self._watched.parameters.of_gradients()
+            gone = self._watched.parameters.gone
+            if gone:
+                self._doubt("gone", _GONE.format(gone))
+            if self._has_read:
+                self._add(self._watched.hooks.take(), found)
+            self._begin_step()
+
+    @property
+    def _has_read(self) -> bool:
+        """Whether anything was read of this step, or should have been."""
+        return bool(self._watched.hooks or self._watched.window.aside or self._watched.hooks.passed)
+
+    def _check_parameters(self) -> None:
+        """See whether the parameters are still the network's."""
+        members = self._watched.members
+        if not self._forwards and not members.same_modules():
+            self._survey_again()
+        elif not (members.same_parameters() or members.swapped()):
+            self._close()
+            self._watched.read_parameters_anew()
+
+    def _concerns(self, optimizer: Any) -> bool:
+        if optimizer is self.optimizer:
+            return True
+        self._check_parameters()
+        return bool(self._watched.parameters.held_by(optimizer))
+
+    def _counts(self, optimizer: Any) -> bool:
+        """Say whether an optimizer's step is one of training.
+
+        So are steps of the one given, and of one that holds parameters of its own; if it holds none
+        of the network's, of the first that does.
+        """
+        given, held = self.optimizer, self._watched.parameters.held_by
+        if optimizer is given and self._adopted is None:
+            return True
+        main = held(given)
+        if not main:
+            adopted = self._adopted and self._adopted()
+            main = held(adopted) if adopted is not None else None
+            if not main:
+                self._adopted, main = ref(optimizer), held(optimizer)
+        return not main.isdisjoint(held(optimizer))
+
+    def _before(self, optimizer: Any, closure: bool) -> None:
+        if self._watched.hooks.on or self._has_read or optimizer is not self.optimizer:
+            self._check_parameters()
+        self._counted = self._counts(optimizer)
+        updated = [update.optimizer for update in self._late[1]] if self._late else []
+        if self._counted or id(optimizer) in updated:
+            self._close()
+        late = self._late is not None
+        if self._has_read or late or (closure and self._watched.hooks.on):
+            self._watched.hooks.look()
+            self._watched.pair_again()
+            self._watched.parameters.before_update(optimizer, not self._counted, closure)
+
+    def _look(self) -> None:
+        self._watched.parameters.look()
+
+    def _after(self, optimizer: Any) -> None:
+        update = self._watched.parameters.after_update()
+        updates = [update] if update is not None else []
+        if self._counted:
+            self._end_step([*self._joined.values(), *updates])
+        elif self._late is not None:
+            self._late[1].extend(updates)
+        else:
+            self._joined.update({update.optimizer: update for update in updates})
+
+    def _end_step(self, updates: list[Update]) -> None:
+        if self._has_read or updates:
+            hooks = self._watched.hooks
+            if hooks.passed and not (hooks or self._watched.window.aside):
+                self._doubt("passed", _PASSED.format(hooks.passed))
+            self._late = hooks.take(), updates
+            if all(update.complete for update in updates):
+                self._close()
+        self._begin_step()
+
+    def _close(self) -> None:
+        """Add the step that ended last, if it waited for updates of other optimizers."""
+        late, self._late = self._late, None
+        if late is not None:
+            values, updates = late
+            found = self._watched.parameters.of_updates(updates)
+            if found is not None and found.unheld is not None:
+                self._doubt("unheld", _UNHELD.format(found.unheld))
+            self._add(values, found)
+
+    def _add(self, values: Values, found: ParameterStatistics | None) -> None:
+        of_parameters, undefined = (found.values, found.undefined) if found else ([], [])
+        if values or of_parameters or self._watched.window.aside:
+            self._watched.window.add(values + of_parameters, undefined)
+
+    def _begin_step(self) -> None:
+        """Count the step that is over."""
+        self.step += 1
+        self._usual = self._forwards
+        self._forget_step()
+        self._prepare()
+
+    def _forget_step(self) -> None:
+        self._forwards = 0  # of training, in this step
+        self._pending = False
+        self._joined: dict[int, Update] = {}  # of this step, by optimizers whose steps don't count
+        self._watched.hooks.passed = None
+        self._watched.parameters.drop()
+        self._watched.window.drop_aside()
+
+    def _doubt(self, kind: str, text: str) -> None:
+        """Have the next readings warn, unless they did so before."""
+        self._doubts.setdefault(kind, f"Observer: {text}")
