@@ -1,4 +1,4 @@
-"""Lines of history: what a Record is, and how files are written and read.
+"""What becomes a line of history: Records, what probes measure for them, and words for actions.
 
-Nothing here imports torch.
+Files are replaced whole or added to.
 """
