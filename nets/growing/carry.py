@@ -10,8 +10,7 @@ if nothing were held fixed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from nets.growing.assembly import assemble
 from nets.growing.initializers import Draw, Edit, Initializer
 from nets.growing.probing import kept_channels
 from nets.growing.sources import (
+    Carried,
     Sources,
     Values,
     chain,
@@ -29,8 +29,6 @@ from nets.growing.sources import (
     sources_of,
 )
 from nets.modules.draws import generator_of
-from nets.modules.network import Network
-from nets.modules.passes import Loss
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
 from nets.plan.layers import layer_specs, shapes_of
@@ -38,41 +36,6 @@ from nets.plan.removal import Narrow, Remove
 
 _COUNTS = ("num_batches_tracked", "fade", "draw")
 """Leaves of entries that are integers."""
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Where a sequence of edits stands.
-
-    Args:
-        origin: the network before all of them.
-        architecture: what it has become.
-        values: joined values, of the network and then of its EMA if there is one.
-        sources: where the entries of `values` come from in `origin`.
-        seed: new values depend on it and on names alone.
-        probe: inputs, or (inputs, targets), or None.
-        loss: takes outputs and targets, or None.
-        born: blocks added so far.
-        disturbed: blocks in front of which one was removed that had not faded.
-    """
-
-    origin: Network
-    architecture: Architecture
-    values: list[Values]
-    sources: Sources
-    seed: int
-    probe: Any
-    loss: Loss | None
-    born: frozenset[str] = frozenset()
-    disturbed: frozenset[str] = frozenset()
-
-
-def begin(
-    origin: Network, values: list[Values], seed: int, probe: Any, loss: Loss | None
-) -> Carried:
-    """Start with the network as it is."""
-    sources = sources_of(values[0], origin.architecture, {})
-    return Carried(origin, origin.architecture, values, sources, seed, probe, loss)
 
 
 def carry(carried: Carried, action: Action, initializer: Initializer) -> Carried:
@@ -90,8 +53,7 @@ def carry(carried: Carried, action: Action, initializer: Initializer) -> Carried
     born = (carried.born | (set(after.blocks) - set(before.blocks))) & set(after.blocks)
     sources = sources_of(old[0], after, kept)
     new = [_carry_values(each, after, sources, born, initializer, carried.seed) for each in old]
-    given = carried.seed, carried.probe, carried.loss
-    initializer.fill(Edit(action, carried.origin, before, after, old, new, sources, *given))
+    initializer.fill(Edit(action, carried, after, new, sources))
     return replace(
         carried,
         architecture=after,

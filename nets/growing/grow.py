@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from nets.growing.assembly import assemble, hand_over
-from nets.growing.carry import begin, carry, fresh_values, unknown_channels
+from nets.growing.carry import carry, fresh_values, unknown_channels
 from nets.growing.initializers import Draw, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
+from nets.growing.sources import begin
 from nets.modules.given import check_given
 from nets.modules.held import join_values, split_values
 from nets.modules.network import Network, on_meta

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nets.growing.assembly import assemble
 from nets.growing.probing import best_rows
-from nets.growing.sources import Sources, Values
+from nets.growing.sources import Carried, Sources, Values
 from nets.modules.draws import generator_of
-from nets.modules.network import Network
-from nets.modules.passes import Loss
 from nets.plan.actions import INITIALIZERS, Action, Widen, WidenStage
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Bands
@@ -32,28 +29,19 @@ class Edit:
 
     Args:
         action: what is done.
-        origin: the network before all edits of this growth.
-        before: the architecture before this one.
+        before: where the edits stood before it: values, probe batch, loss, seed.
         after: the architecture after it.
-        old: the values before it, joined, of the network and then of its EMA if there is one.
-        new: those after it, which an initializer changes in place.
-        sources: where the entries of `new` come from; what running statistics come from another
-            channel is changed here.
-        seed: new values depend on it and on names alone.
-        probe: inputs, or (inputs, targets), or None.
-        loss: takes outputs and targets, or None.
+        new: joined values after it, of the network and then of its EMA if there is one, which an
+            initializer changes in place.
+        sources: where the entries of `new` come from; of running statistics that are copied from
+            another channel that is changed here.
     """
 
     action: Action
-    origin: Network
-    before: Architecture
+    before: Carried
     after: Architecture
-    old: list[Values]
     new: list[Values]
     sources: Sources
-    seed: int
-    probe: Any
-    loss: Loss | None
 
 
 def he(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -84,18 +72,27 @@ class Initializer:
     def fill(self, edit: Edit) -> None:
         """Change new values in place; what was drawn stands as it is."""
 
+    def measures(self, action: Action) -> bool:
+        """Say whether it looks at gradients of the probe batch for an action."""
+        return False
+
 
 class GradMax(Initializer):
     """New channels of a block look where the loss falls fastest; all else is drawn."""
+
+    def measures(self, action: Action) -> bool:
+        """Say that it does when a block is widened."""
+        return isinstance(action, Widen)
 
     def fill(self, edit: Edit) -> None:
         """Write the best incoming rows of a widened block; see nets.growing.probing."""
         action = edit.action
         if not isinstance(action, Widen):
             return
-        present = assemble(edit.origin, edit.before, edit.old[0])
-        rows = best_rows(present, action.block, action.by, edit.probe, edit.loss)
-        for values, earlier in zip(edit.new, edit.old):
+        before = edit.before
+        present = assemble(before.origin, before.architecture, before.values[0])
+        rows = best_rows(present, action.block, action.by, before.probe, before.loss)
+        for values, earlier in zip(edit.new, before.values):
             for name, value in rows.items():
                 start, columns = earlier[name].shape[:2]
                 values[name][start : start + len(value), :columns] = value.to(values[name])
@@ -115,8 +112,9 @@ class Net2Net(Initializer):
         """Turn the new channels of every axis that has grown into copies."""
         if not isinstance(edit.action, Widen | WidenStage):
             return
-        sizes, originals = _sizes(edit.before), _originals(edit)
-        for spec in layer_specs(edit.before):
+        specs, originals = layer_specs(edit.before.architecture), _originals(edit)
+        sizes = _sizes(edit.before.architecture)
+        for spec in specs:
             if spec.axes[0] not in originals:
                 continue
             rows, start = originals[spec.axes[0]], sizes[spec.axes[0]]
@@ -126,7 +124,7 @@ class Net2Net(Initializer):
                     values[name][start:] = values[name][rows]
                 if leaf.startswith("running"):
                     edit.sources[name][0][start:] = rows
-        for spec in layer_specs(edit.before):
+        for spec in specs:
             if spec.axes[-1] not in originals or len(spec.axes) < 2:
                 continue
             start = sizes[spec.axes[1]]
@@ -137,14 +135,17 @@ class Net2Net(Initializer):
 
 def _originals(edit: Edit) -> dict[str, Tensor]:
     """Give, by axis that has grown, the old channels that its new ones copy."""
-    old, new, originals = _sizes(edit.before), _sizes(edit.after), {}
+    old, new, originals = _sizes(edit.before.architecture), _sizes(edit.after), {}
     held = dict.fromkeys(old, 0)  # leading channels that some BatchNorm holds the statistics of
-    for spec in layer_specs(edit.before):
+    for spec in layer_specs(edit.before.architecture):
         if spec.kind == "norm":
             held[spec.axes[0]] = max(held[spec.axes[0]], spec.held_channels)
     for axis, size in old.items():
         if new[axis] > size > held[axis]:
-            generator, count = generator_of(edit.seed, "net2net", axis, size), (new[axis] - size,)
+            generator, count = (
+                generator_of(edit.before.seed, "net2net", axis, size),
+                (new[axis] - size,),
+            )
             originals[axis] = torch.randint(held[axis], size, count, generator=generator)
     return originals
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nets.modules.network import Network
+from nets.modules.passes import Loss
 from nets.plan.architecture import Architecture
 from nets.plan.layers import axes_of, shapes_of
 
@@ -14,6 +18,41 @@ Sources = dict[str, tuple[Tensor, ...]]
 """By entry, for its rows and columns: where each came from, (size,) int64; -1 is new."""
 Values = dict[str, Tensor]
 """By entry: its values, those that are held joined to the rest."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Where a sequence of edits stands.
+
+    Args:
+        origin: the network before all of them.
+        architecture: what it has become.
+        values: joined values, of the network and then of its EMA if there is one.
+        sources: where the entries of `values` come from in `origin`.
+        seed: new values depend on it and on names alone.
+        probe: inputs, or (inputs, targets), or None.
+        loss: takes outputs and targets, or None.
+        born: blocks added so far.
+        disturbed: blocks in front of which one was removed that had not faded.
+    """
+
+    origin: Network
+    architecture: Architecture
+    values: list[Values]
+    sources: Sources
+    seed: int
+    probe: Any
+    loss: Loss | None
+    born: frozenset[str] = frozenset()
+    disturbed: frozenset[str] = frozenset()
+
+
+def begin(
+    origin: Network, values: list[Values], seed: int, probe: Any, loss: Loss | None
+) -> Carried:
+    """Start with the network as it is."""
+    sources = sources_of(values[0], origin.architecture, {})
+    return Carried(origin, origin.architecture, values, sources, seed, probe, loss)
 
 
 def sources_of(

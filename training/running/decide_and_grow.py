@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import reduce
 
 from analysis import Record
-from nets import Action, Architecture, Narrow, Network, Remove, Widen, cost, grow, train_flops
+from nets import Action, Architecture, Narrow, Network, Remove, cost, grow, train_flops
+from nets.growing.initializers import initializer_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.wrapped_model import model_of
@@ -112,4 +113,4 @@ def _measures(action: Action, initializer: str) -> bool:
     """Say whether an edit looks at gradients of the probe batch first."""
     if isinstance(action, Narrow):
         return action.saliency != "magnitude"
-    return isinstance(action, Widen) and (action.initializer or initializer) == "gradmax"
+    return initializer_of(getattr(action, "initializer", None) or initializer).measures(action)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from analysis.recording.atomic_files import path_of
 from nets import Architecture, preset
 from policies import Never, Policy
 from training.settings.checks import check_common, check_train, folder_of
@@ -160,14 +158,3 @@ class Train(Common):
         """Give the network to start from; a ValueError if it costs more than the limit."""
         start = Start(1, None) if isinstance(self.policy, Never) else Start()
         return (self.start or start).within(limit)
-
-
-def _read_architecture(path: str) -> Architecture:
-    file = path_of("start.architecture", path)
-    try:
-        return Architecture.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(
-            f"start.architecture must be an architecture.json, got {path!r}: {why}"
-        ) from None
