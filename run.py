@@ -26,8 +26,8 @@ from training.commandline.parser import Exit, Parser
 from training.commandline.user_modules import hidden, import_from
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
-from training.settings.compare import Compare
-from training.settings.train import Train
+from training.settings.compare_settings import Compare
+from training.settings.train_settings import Train
 
 sys.path.remove(_HERE)  # what else lies beside us has no precedence
 

@@ -27,7 +27,7 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, random_batch, ratios, step_of
 from nets import Architecture, Narrow, Widen, build, cost, grow, preset, seed_of
 from policies import RandomSite
-from training.deciding.ask_policy import ask
+from training.deciding.call_policy import ask
 from training.deciding.refusals import admit
 
 PROBE = 32

@@ -8,8 +8,8 @@ import torch
 from training.data.augmenting import AUGMENTS, Augment, augment_of
 from training.data.splits import load
 from training.running.prepare import prepare
-from training.settings.compare import Cell, Compare
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.train_settings import Train
 
 
 def test_auto_is_the_recipe_of_the_data_set():

@@ -16,7 +16,7 @@ import training.asking.branch
 from analysis import read_history
 from policies import Periodic
 from training.running.loop import train
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 Change = Callable[[Path], object]
 TRAIN = "train --net resnet8 --epochs 0.1 --records 3 --batch_size 32 --device cpu "

@@ -14,8 +14,8 @@ from analysis import read_history
 from policies import Never, Periodic
 from training.running.loop import train
 from training.running.write_down import reference_of, write_pictures
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,8 +23,8 @@ from training.computing.budget import Budget, Progress
 from training.computing.learning_rate import learning_rate
 from training.running.loop import train
 from training.running.prepare import CHECKED, PROBE
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 IMAGES = 1295

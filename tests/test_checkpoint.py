@@ -22,7 +22,7 @@ from training.keeping.checkpoint import (
     save_checkpoint,
     set_generators,
 )
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 IDENTITY = {
     "data": "digits",

@@ -21,10 +21,10 @@ from policies import Never, Periodic, Plateau
 from training.comparing.comparison import Outcome, compare
 from training.comparing.jobs import job_of
 from training.running.loop import train
-from training.settings.compare import Cell, Compare
+from training.settings.compare_settings import Cell, Compare
 from training.settings.config_yaml import settings_to_dict
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),

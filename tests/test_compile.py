@@ -17,8 +17,8 @@ from analysis import Record, read_history
 from nets import Action, Insert, Widen
 from policies import Never, Policy
 from training.running.loop import train
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 GROWTHS = 10
 

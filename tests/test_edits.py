@@ -24,7 +24,7 @@ from nets import (
     grow,
 )
 from nets.growing.grow import probe_outputs
-from nets.modules.held import held_entries, join_values
+from nets.modules.frozen_parts import held_entries, join_values
 
 SEQUENCES = 15
 EDITS = 8

@@ -20,12 +20,12 @@ from nets import Architecture, Remove, SetSurvival, Widen, action_from_dict, act
 from policies import Policy
 from run import main
 from training.computing.signals import Interrupted
-from training.deciding.ask_policy import ask, attempt
+from training.deciding.call_policy import ask, attempt
 from training.keeping.checkpoint import load_checkpoint
 from training.keeping.run_folder import binding, read_config
 from training.running.loop import train
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 QUICK = {"net": "resnet8", "epochs": 0.1, "records": 4, "batch_size": 32, "device": "cpu"}
 REASONS = {

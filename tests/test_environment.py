@@ -13,8 +13,8 @@ import run
 from analysis.recording.atomic_files import path_of, write_whole
 from training.commandline import console
 from training.comparing.jobs import jobs_of
-from training.settings.compare import Cell, Compare
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.train_settings import Train
 
 RUN = Path(run.__file__)
 QUICK = "--net resnet8 --epochs 0.1 --records 2 --batch_size 32 --threads 1 --device cpu"

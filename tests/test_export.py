@@ -16,7 +16,7 @@ from nets import Insert, Network, Widen, WidenStage, build, grow, preset, seed_o
 from policies import Periodic
 from training.keeping.checkpoint import load_checkpoint, network_of
 from training.running.loop import train
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -19,14 +19,14 @@ import run
 from analysis import Record, read_history
 from nets import Action, Insert, Narrow, SetSurvival, Widen
 from policies import Never, Policy
+from training.comparing.job_queue import Here, run_jobs
 from training.comparing.jobs import jobs_of
-from training.comparing.scheduling import Here, run_jobs
-from training.deciding.ask_policy import ask, attempt
+from training.deciding.call_policy import ask, attempt
 from training.deciding.user_errors import PolicyFailed
 from training.running.loop import train
-from training.settings.compare import Cell, Compare
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 COMMAND = "train --net resnet8 --epochs 0.15 --records 4 --batch_size 32 --device cpu "

@@ -25,8 +25,8 @@ from nets import (
     train_flops,
 )
 from nets.growing.grow import probe_outputs
-from nets.modules.held import held_entries, join_values
-from nets.modules.held_norm import HeldBatchNorm1d, HeldBatchNorm2d
+from nets.modules.frozen_batchnorm import HeldBatchNorm1d, HeldBatchNorm2d
+from nets.modules.frozen_parts import held_entries, join_values
 
 CLASSES = 3
 TARGETS = [

@@ -25,7 +25,7 @@ from analysis import read_history
 from analysis.recording.atomic_files import Unwritten, append, write_whole
 from policies import Never
 from training.comparing.comparison import compare
-from training.settings.compare import Cell, Compare
+from training.settings.compare_settings import Cell, Compare
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 

@@ -35,8 +35,8 @@ from policies import Periodic, Plateau
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit
 from training.settings.config_yaml import settings_to_dict
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 HEALTH = list(HealthCheck)
 LIMIT = preset("resnet8", image=(1, 8, 8))

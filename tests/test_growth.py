@@ -23,7 +23,7 @@ from nets import (
 )
 from nets.growing.grow import output_difference
 from nets.growing.initializers import he, xavier
-from nets.modules.draws import uniform
+from nets.modules.random_draws import uniform
 from nets.plan.actions import Action
 
 batch_for = partial(makers.batch_for, drawn=torch.float64)

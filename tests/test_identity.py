@@ -27,9 +27,9 @@ from training.data.splits import load
 from training.keeping.run_folder import read_config
 from training.running.loop import train
 from training.running.prepare import check_processes
-from training.settings.compare import Cell, Compare
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 SHAPE = (8, 8, 3)
 

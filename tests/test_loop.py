@@ -24,8 +24,8 @@ from policies import Never, Periodic, Policy, StochasticDepth
 from training.data.splits import channel_statistics, load
 from training.running.loop import train
 from training.running.write_down import line_of
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 

@@ -16,7 +16,7 @@ from policies import Periodic
 from training.computing.signals import Interrupted
 from training.keeping.result_files import append_losses, cut_back
 from training.running.loop import train
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 def small(out: Path) -> Train:

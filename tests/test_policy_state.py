@@ -17,12 +17,12 @@ import yaml
 from nets import Widen
 from policies import Periodic, Policy
 from training.commandline.user_modules import hidden, import_from
+from training.comparing.job_queue import stays_here
 from training.comparing.jobs import Job
-from training.comparing.scheduling import stays_here
-from training.deciding.ask_policy import is_frozen, own_copy, state_of
+from training.deciding.call_policy import is_frozen, own_copy, state_of
 from training.running.resume import open_run
 from training.settings.config_yaml import settings_to_yaml
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 @dataclass

@@ -18,7 +18,7 @@ import run
 from analysis import read_history
 from analysis.recording.phrases import phrase
 from training.commandline.parser import underscored
-from training.settings.compare import Compare
+from training.settings.compare_settings import Compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

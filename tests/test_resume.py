@@ -30,7 +30,7 @@ from analysis.showing.tensorboard_writer import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
 from training.computing.signals import Interrupted
 from training.running.loop import train
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.settings.compare import Cell, Compare
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.train_settings import Train
 
 HEAD = "net: resnet8\nepochs: 0.1\nrecords: 2\ndevice: cpu\nworkers: 1\nseeds: [0]\n"
 

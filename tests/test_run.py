@@ -22,11 +22,11 @@ from runs import bytes_of, no_network, refusal_of, write_grey_images
 import run
 import training.running.finished
 from analysis import read_history
-from analysis.judging.suggestions import suggestions
+from analysis.judging.rules_of_thumb import suggestions
 from analysis.observing.reading import STATISTICS
 from policies import Periodic
 from training.settings.config_yaml import settings_to_dict
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
 FIRST = "train --data digits --net resnet8 --policy Periodic --epochs 5 --seed 0"

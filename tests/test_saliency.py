@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from nets import Freeze, Narrow, build, grow
+from nets.growing.channel_scores import _scores
 from nets.growing.grow import probe_outputs
-from nets.growing.probing import _scores
-from nets.modules.held import join_values
+from nets.modules.frozen_parts import join_values
 
 CHANNELS = 6
 

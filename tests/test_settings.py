@@ -14,10 +14,10 @@ import yaml
 
 from nets import Insert, cost, preset, seed_of
 from policies import Never, Periodic, Plateau, Policy, StochasticDepth
-from training.settings.compare import Cell, Compare, standard_cells
+from training.settings.compare_settings import Cell, Compare, standard_cells
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
-from training.settings.start import Start
-from training.settings.train import Common, Train
+from training.settings.start_settings import Start
+from training.settings.train_settings import Common, Train
 
 ROOT = Path(__file__).parents[1]
 

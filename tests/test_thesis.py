@@ -18,8 +18,8 @@ import run
 from nets import cost
 from training.commandline.parser import underscored
 from training.running.prepare import prepare
-from training.settings.compare import Compare
-from training.settings.train import Train
+from training.settings.compare_settings import Compare
+from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"

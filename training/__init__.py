@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from training.asking.branch import branch
     from training.comparing.comparison import compare
     from training.running.loop import train
-    from training.settings.compare import Cell, Compare
-    from training.settings.start import Start
-    from training.settings.train import Train
+    from training.settings.compare_settings import Cell, Compare
+    from training.settings.start_settings import Start
+    from training.settings.train_settings import Train
 
 _LAZY = {"branch": "asking.branch", "compare": "comparing.comparison", "train": "running.loop"}
-_LAZY |= {"Cell": "settings.compare", "Compare": "settings.compare"}
-_LAZY |= {"Start": "settings.start", "Train": "settings.train"}
+_LAZY |= {"Cell": "settings.compare_settings", "Compare": "settings.compare_settings"}
+_LAZY |= {"Start": "settings.start_settings", "Train": "settings.train_settings"}
 
 __all__ = ["Cell", "Compare", "Start", "Train", "branch", "compare", "train"]
 

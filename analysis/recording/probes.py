@@ -16,7 +16,7 @@ from analysis.observing.hooks import Hooks
 from analysis.observing.watched_layers import parameters_of, rows_of, unwrap
 from analysis.observing.watched_network import layers_while
 from nets.modules.network import Network
-from nets.modules.passes import mode
+from nets.modules.probe_batch import mode
 from nets.modules.residual import ResidualBlock
 
 Loss = Callable[[Tensor, Tensor], Tensor]

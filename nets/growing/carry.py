@@ -3,8 +3,8 @@
 The rule, entry by entry, that keeps outputs exactly: new output rows are drawn, new input columns
 of old rows are zero, new BatchNorm channels are the identity. A newborn residual block ends in a
 zero (the last BatchNorm's weight in post-activation order, the last layer in pre-activation order);
-a newborn plain layer is the identity. All of this is about joined entries (nets.modules.held), as
-if nothing were held fixed.
+a newborn plain layer is the identity. All of this is about joined entries
+(nets.modules.frozen_parts), as if nothing were held fixed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from nets.growing.assembly import assemble
-from nets.growing.initializers import Draw, Edit, Initializer
-from nets.growing.probing import kept_channels
-from nets.growing.sources import (
+from nets.growing.channel_scores import kept_channels
+from nets.growing.entry_sources import (
     Carried,
     Sources,
     Values,
@@ -28,7 +27,8 @@ from nets.growing.sources import (
     place_old,
     sources_of,
 )
-from nets.modules.draws import generator_of
+from nets.growing.initializers import Draw, Edit, Initializer
+from nets.modules.random_draws import generator_of
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
 from nets.plan.layers import layer_specs, shapes_of

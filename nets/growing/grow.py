@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from nets.growing.assembly import assemble, hand_over
 from nets.growing.carry import carry, fresh_values, unknown_channels
+from nets.growing.entry_sources import begin
 from nets.growing.initializers import Draw, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
-from nets.growing.sources import begin
-from nets.modules.given import check_given
-from nets.modules.held import join_values, split_values
+from nets.modules.as_built import check_given
+from nets.modules.frozen_parts import join_values, split_values
 from nets.modules.network import Network, on_meta
-from nets.modules.passes import (
+from nets.modules.probe_batch import (
     Loss,
     checked_inputs,
     estimate_statistics,

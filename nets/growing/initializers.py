@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nets.growing.assembly import assemble
-from nets.growing.probing import best_rows
-from nets.growing.sources import Carried, Sources, Values
-from nets.modules.draws import generator_of
+from nets.growing.channel_scores import best_rows
+from nets.growing.entry_sources import Carried, Sources, Values
+from nets.modules.random_draws import generator_of
 from nets.plan.actions import INITIALIZERS, Action, Widen, WidenStage
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Bands
@@ -85,7 +85,7 @@ class GradMax(Initializer):
         return isinstance(action, Widen)
 
     def fill(self, edit: Edit) -> None:
-        """Write the best incoming rows of a widened block; see nets.growing.probing."""
+        """Write the best incoming rows of a widened block; see nets.growing.channel_scores."""
         action = edit.action
         if not isinstance(action, Widen):
             return

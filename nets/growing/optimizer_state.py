@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nets.growing.sources import place_old
-from nets.modules.given import is_plain
-from nets.modules.held import split_entries
+from nets.growing.entry_sources import place_old
+from nets.modules.as_built import is_plain
+from nets.modules.frozen_parts import split_entries
 from nets.modules.network import Network
 
 State = dict[str, Any]

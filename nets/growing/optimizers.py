@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from nets.growing.assembly import carried_hooks
+from nets.growing.entry_sources import Sources
 from nets.growing.optimizer_state import (
     Part,
     carry_state,
@@ -22,8 +23,7 @@ from nets.growing.optimizer_state import (
     start_newborns,
 )
 from nets.growing.schedulers import follow_groups
-from nets.growing.sources import Sources
-from nets.modules.given import is_plain
+from nets.modules.as_built import is_plain
 from nets.modules.network import Network
 from nets.plan.layers import shapes_of
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from nets.checks import check_count
 from nets.modules.network import Network
-from nets.modules.passes import mode
+from nets.modules.probe_batch import mode
 from nets.modules.residual import ResidualBlock
 from nets.modules.torchvision_parts import check_layers, check_parts, entries, pair
 from nets.plan.architecture import Architecture

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.modules.draws import Draws
-from nets.modules.held import StridedConv2d, hold
-from nets.modules.held_norm import HeldBatchNorm1d, HeldBatchNorm2d
+from nets.modules.frozen_batchnorm import HeldBatchNorm1d, HeldBatchNorm2d
+from nets.modules.frozen_parts import StridedConv2d, hold
+from nets.modules.random_draws import Draws
 from nets.modules.residual import ACTIVATIONS, Blocks, Layers, PlainBlock, ResidualBlock
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import KERNELS, Block

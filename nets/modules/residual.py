@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
-from nets.modules.draws import Draw, hash_of, is_recomputing, uniform
+from nets.modules.random_draws import Draw, hash_of, is_recomputing, uniform
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Block
 

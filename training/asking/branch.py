@@ -23,7 +23,7 @@ from analysis.recording.phrases import spread
 from analysis.showing.tables import correlation_table, gain_table, to_csv
 from nets import Action, grow
 from nets.checks import check_count
-from nets.modules.draws import hash_of
+from nets.modules.random_draws import hash_of
 from training.asking.branch_points import BranchPoint, Candidates, branch_point_of, candidates
 from training.computing.evaluation import evaluate
 from training.computing.learning_rate import set_learning_rate
@@ -37,7 +37,7 @@ from training.running.loop import Advance, Say
 from training.running.prepare import CHECKED, Prepared, prepare
 from training.running.resume import restore
 from training.running.step import train_step
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 def branch(

@@ -14,7 +14,7 @@ from nets.plan.actions import adds_capacity
 from policies.base import largest_by, largest_width
 from training.deciding.refusals import admit
 from training.keeping.run_folder import binding, read_config
-from training.settings.train import Common, Train
+from training.settings.train_settings import Common, Train
 
 LEAST_SHARE = 0.75
 """A growth that comes to less than this share of the recorded one's FLOPs is not of equal cost."""

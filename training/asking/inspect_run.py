@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis import Record, read_history
-from analysis.judging.suggestions import suggestions
+from analysis.judging.rules_of_thumb import suggestions
 from analysis.recording.atomic_files import path_of
 from analysis.recording.phrases import no_growth
 from analysis.recording.timeline import architectures, layer_values

@@ -14,7 +14,7 @@ from nets import Action
 from nets.plan.actions import adds_capacity
 from policies import Policy
 from policies.base import History
-from training.deciding.ask_policy import ask, own_copy
+from training.deciding.call_policy import ask, own_copy
 from training.deciding.refusals import admit
 from training.keeping.run_folder import read_config
 

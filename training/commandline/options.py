@@ -8,9 +8,9 @@ from jsonargparse import DefaultHelpFormatter
 
 from policies import Policy
 from training.commandline.parser import Parser
-from training.settings.compare import Compare
+from training.settings.compare_settings import Compare
 from training.settings.config_yaml import settings_to_dict
-from training.settings.train import Train
+from training.settings.train_settings import Train
 from training.version import __version__
 
 EPILOG = """\

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from analysis.recording.atomic_files import path_of
 from nets.checks import meant
 from training.commandline.error_messages import nearest_option, one_line
-from training.settings.compare import Cell
+from training.settings.compare_settings import Cell
 from training.settings.config_yaml import check_config
 
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off")

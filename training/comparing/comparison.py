@@ -12,19 +12,19 @@ from typing import Any
 from analysis.recording.atomic_files import Unwritten
 from analysis.recording.phrases import result_of
 from training.comparing.comparison_files import write_csv, write_judged
+from training.comparing.job_queue import Engine, Here, run_jobs, stays_here
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
-from training.comparing.scheduling import Engine, Here, run_jobs, stays_here
 from training.computing.optimizer import Precision, slow_settings
 from training.data.identity import check_same_data, settle
-from training.deciding.ask_policy import check_needs, is_frozen, told_of_state
+from training.deciding.call_policy import check_needs, is_frozen, told_of_state
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison
 from training.running.prepare import prepare
-from training.settings.compare import Compare
+from training.settings.compare_settings import Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from analysis.recording.atomic_files import write_whole
 from analysis.showing.comparison_tables import judgement_text
 from analysis.showing.html_report import write_report
 from training.comparing.jobs import Job
-from training.settings.compare import Compare
+from training.settings.compare_settings import Compare
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
 _COLUMNS += ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")

@@ -15,9 +15,9 @@ from training.computing.signals import Interrupted
 from training.deciding.user_errors import PolicyFailed
 from training.keeping.folder_lock import wait_for
 from training.keeping.nonfinite import NonFinite
-from training.settings.compare import Compare
-from training.settings.start import Start
-from training.settings.train import Common, Train
+from training.settings.compare_settings import Compare
+from training.settings.start_settings import Start
+from training.settings.train_settings import Common, Train
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, on_device, run_job
-from training.comparing.scheduling import PATIENCE, Ended
 from training.computing.signals import Interrupted
 from training.deciding.user_errors import told
 

@@ -14,8 +14,8 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any
 
+from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, cores, one_line_of, run_job
-from training.comparing.scheduling import PATIENCE, Ended
 
 RETRIES = 3
 """Times that a cell is started again because its node or process died."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from nets import Architecture, train_flops
-from training.settings.train import Common
+from training.settings.train_settings import Common
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.modules.passes import mode
+from nets.modules.probe_batch import mode
 from training.computing import distributed
 from training.computing.optimizer import Precision
 from training.data.batches import evaluation_batches

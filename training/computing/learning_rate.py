@@ -6,7 +6,7 @@ from math import cos, pi
 
 from torch.optim import Optimizer
 
-from training.settings.train import Common
+from training.settings.train_settings import Common
 
 
 def learning_rate(settings: Common, spent: float) -> float:

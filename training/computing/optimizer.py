@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from training.settings.train import Common
+from training.settings.train_settings import Common
 
 
 def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from training.computing.optimizer import Precision
-from training.settings.train import Common
+from training.settings.train_settings import Common
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _VARIABLES = (_WORKSPACE, "TORCHINDUCTOR_CACHE_DIR")

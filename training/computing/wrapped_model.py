@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nets import Network
 from training.computing import distributed
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 BACKEND = "inductor"
 """Of torch.compile."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nets.checks import check_count
-from nets.modules.draws import generator_of
+from nets.modules.random_draws import generator_of
 from training.data.augmenting import Augment, draw_crops, table_of, views_of
 from training.data.images import Images
 from training.data.splits import normalised

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nets.checks import check_choice
-from nets.modules.draws import generator_of
+from nets.modules.random_draws import generator_of
 from training.data.image_folders import read_folder
 from training.data.images import Images, Parts
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from analysis.recording.atomic_files import path_of
-from nets.modules.draws import generator_of
+from nets.modules.random_draws import generator_of
 from training.data.datasets import read
 from training.data.images import Images
 

@@ -18,7 +18,7 @@ from training.computing.optimizer import Precision
 from training.data.batches import Batches
 from training.data.images import Images
 from training.data.splits import Splits
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 @dataclass

@@ -11,7 +11,7 @@ from nets.growing.initializers import initializer_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.wrapped_model import model_of
-from training.deciding.ask_policy import attempt, failure_of, state_of, told_of_state
+from training.deciding.call_policy import attempt, failure_of, state_of, told_of_state
 from training.deciding.refusals import Decision, admit, first_refusals
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import check_growth

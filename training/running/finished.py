@@ -21,7 +21,7 @@ from training.keeping.result_files import read_summary, write_json
 from training.keeping.run_folder import check_same_settings
 from training.keeping.run_state import Run
 from training.settings.config_yaml import settings_to_dict
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 def finish(run: Run) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from training.running.resume import open_run
 from training.running.step import take_step
 from training.running.take_record import take_record
 from training.running.write_down import line_of, save, write_losses, write_record
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 Say = Callable[[str], None]
 Advance = Callable[[float], None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nets import Architecture
 from nets.checks import check_count
-from nets.modules.draws import generator_of
+from nets.modules.random_draws import generator_of
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, Loss
 from training.computing.optimizer import Precision
@@ -19,7 +19,7 @@ from training.data.augmenting import augment_of
 from training.data.batches import Batches, evaluation_batches
 from training.data.identity import difference, identity_of
 from training.data.splits import Splits, channel_statistics, load
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 PROBE = 128
 """Training images of the probe batch; growth is checked on the first CHECKED of them."""

@@ -21,7 +21,7 @@ from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import model_of, to_device
 from training.data.splits import part_of
-from training.deciding.ask_policy import check_policy, own_copy
+from training.deciding.call_policy import check_policy, own_copy
 from training.keeping.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
@@ -34,7 +34,7 @@ from training.keeping.run_folder import binding, claim
 from training.keeping.run_state import Run
 from training.running.prepare import Prepared, check_processes, prepare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 def open_run(settings: Train) -> Run:

@@ -13,7 +13,7 @@ from nets import cost, preset
 from nets.checks import check_choice, check_count, check_kinds
 from nets.plan.actions import INITIALIZERS
 from policies import Never, Policy
-from training.settings.start import Start
+from training.settings.start_settings import Start
 
 MOST_EPOCHS = 10**9
 MOST_THREADS = 1024

@@ -21,8 +21,8 @@ from analysis.showing.html_report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
 from training.comparing.comparison import compare
-from training.settings.compare import Cell
-from training.settings.start import Start
+from training.settings.compare_settings import Cell
+from training.settings.start_settings import Start
 
 CELLS = {
     "static-quarter": Cell(Never(), Start(0.25, None)),

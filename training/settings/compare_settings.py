@@ -7,8 +7,8 @@ from pathlib import Path
 
 from policies import LayerStatistic, Never, Periodic, Plateau, Policy, RandomSite, StochasticDepth
 from training.settings.checks import check_compare, check_policy_and_start, folder_of, named_rows
-from training.settings.start import Start
-from training.settings.train import Common
+from training.settings.start_settings import Start
+from training.settings.train_settings import Common
 
 
 @dataclass(frozen=True)

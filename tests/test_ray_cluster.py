@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from runs import wait_until
-from test_engines import POLICIES, configure, rows_of
+from test_job_queue import POLICIES, configure, rows_of
 
 import run
 from training.comparing.ray_cluster import Cluster

@@ -36,7 +36,7 @@ from training.data.batches import Batches
 from training.data.images import Images
 from training.running.loop import train
 from training.running.step import train_step
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = Precision(torch.device("cpu"), torch.float64)

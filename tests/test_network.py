@@ -18,8 +18,8 @@ from nets import (
     preset,
     seed_of,
 )
-from nets.modules.draws import hash_of, uniform
 from nets.modules.network import layer_of
+from nets.modules.random_draws import hash_of, uniform
 
 IMAGE = (2, 8, 8)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nets import Architecture, preset
 from policies import Never, Policy
 from training.settings.checks import check_common, check_train, folder_of
-from training.settings.start import Start
+from training.settings.start_settings import Start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import yaml
 
 import run
 from nets.checks import check_choice, meant
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 TRAIN = "train --device cpu --out out "
 UNKNOWN = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nets.modules.network import Network
-from nets.modules.passes import Loss, run_apart, tap
+from nets.modules.probe_batch import Loss, run_apart, tap
 from nets.modules.residual import PlainBlock
 from nets.plan.layers import axes_of, layer_specs
 from nets.plan.removal import Narrow

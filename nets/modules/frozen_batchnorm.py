@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
-from nets.modules.held import Joining, hold, joined
+from nets.modules.frozen_parts import Joining, hold, joined
 
 _CONVERTS = nn.SyncBatchNorm.convert_sync_batchnorm.__code__
 

@@ -21,9 +21,9 @@ from training.keeping.result_files import (
     write_json,
 )
 from training.keeping.run_folder import claim, claim_comparison, environment
-from training.settings.compare import Cell, Compare
+from training.settings.compare_settings import Cell, Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 def some_record(step: int) -> Record:

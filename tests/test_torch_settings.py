@@ -167,7 +167,11 @@ class Names(TorchDispatchMode):
 def test_all_of_a_deterministic_run_has_a_deterministic_form(tmp_path, monkeypatch, changes):
     names, measured = Names(), training.running.loop.record_and_grow
     if changes.get("net") == "resnet18":
-        changes = {**changes, "epochs": 0.02, "start": training.settings.start.Start(0.05, 1)}
+        changes = {
+            **changes,
+            "epochs": 0.02,
+            "start": Start(0.05, 1),
+        }
     settings = small(tmp_path, **{"epochs": 0.25, **changes}, deterministic=True)
     # what the loop does, but not the loading of the data, which is the CPU's
     step = training.running.loop.take_step

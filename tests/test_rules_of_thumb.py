@@ -5,7 +5,7 @@ import math
 import pytest
 from histories import LIMIT, reading, record_of
 
-from analysis.judging.suggestions import suggestions
+from analysis.judging.rules_of_thumb import suggestions
 
 
 def record(step, **layers):

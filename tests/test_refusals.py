@@ -13,7 +13,7 @@ from analysis import Record
 from nets import Action, Cost, Freeze, Insert, SetSurvival, Unfreeze, Widen, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
 from training.asking.replay import replay
-from training.deciding.ask_policy import ask
+from training.deciding.call_policy import ask
 from training.deciding.refusals import Decision, admit
 
 LIMIT = preset("resnet8", image=(1, 8, 8))

@@ -17,10 +17,10 @@ from runs import csv_rows, wait_until
 import policies
 from policies import Never
 from training.comparing.comparison import compare
+from training.comparing.job_queue import Ended, run_jobs
 from training.comparing.jobs import Job, cores, gpus_of, jobs_of, workers_of
-from training.comparing.scheduling import Ended, run_jobs
-from training.settings.compare import Cell, Compare
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {

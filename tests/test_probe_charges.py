@@ -13,7 +13,7 @@ from policies import Policy
 from training.running.loop import train
 from training.running.resume import open_run
 from training.running.take_record import measure_probes, with_probes
-from training.settings.train import Train
+from training.settings.train_settings import Train
 
 
 @dataclass(frozen=True)

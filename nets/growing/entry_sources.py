@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nets.modules.network import Network
-from nets.modules.passes import Loss
+from nets.modules.probe_batch import Loss
 from nets.plan.architecture import Architecture
 from nets.plan.layers import axes_of, shapes_of
 

@@ -19,9 +19,9 @@ from analysis.showing.matplotlib_figures import own_settings
 from run import main
 from training.comparing.comparison import compare
 from training.running.loop import train
-from training.settings.compare import Cell, Compare
-from training.settings.start import Start
-from training.settings.train import Train
+from training.settings.compare_settings import Cell, Compare
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
 
 QUICK = {"net": "resnet8", "epochs": 0.1, "records": 2, "batch_size": 32, "device": "cpu"}
 THEIRS = {
