@@ -13,7 +13,6 @@ looks at as many images as it does of CIFAR-10, whose epoch has 45,000, whatever
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from analysis.showing.tables import markdown
-from benchmarks.timing import interleaved, ratios
+from benchmarks.timing import interleaved, ratios, training_arguments
 from nets import build
 from policies import Plateau
 from training.computing.optimizer import make_optimizer
@@ -121,15 +120,7 @@ def turns_of(run: Run) -> dict[str, Callable[[], None]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int, default=12)
-    given = vars(parser.parse_args())
+    given = training_arguments(__doc__ or "", data="cifar10", rounds=12)
     rounds = given.pop("rounds")
     with tempfile.TemporaryDirectory() as folder:
         # So long a budget that nothing ends; Plateau is asked at every record and finds no room.

@@ -12,7 +12,6 @@ TensorBoard with its histograms, checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from time import perf_counter
 import torch
 
 from analysis.showing.tables import markdown
+from benchmarks.timing import training_arguments
 from nets import build
 from policies import Plateau
 from training.computing.evaluation import evaluate
@@ -147,16 +147,7 @@ def table_of(times: Times, per_epoch: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int, default=30)
-    given = vars(parser.parse_args())
+    given = training_arguments(__doc__ or "", data="mnist", rounds=30)
     rounds = given.pop("rounds")
     # So long a budget that nothing ends; Plateau is asked at every record and finds no room.
     settings = Train(**given, epochs=10_000, optimizer="adam", policy=Plateau(), schedule="hold")

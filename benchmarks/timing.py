@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from nets import Architecture
+
+
+def training_arguments(description: str, data: str, rounds: int) -> dict[str, Any]:
+    """Read the settings of a training run, and the rounds, from the command line."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, default in (("data", data), ("data-dir", "data"), ("net", "resnet20")):
+        parser.add_argument(f"--{name}", default=default)
+    for name in ("precision", "device"):
+        parser.add_argument(f"--{name}", default="auto")
+    for name, number in (("batch-size", 128), ("threads", None), ("rounds", rounds)):
+        parser.add_argument(f"--{name}", type=int, default=number)
+    return vars(parser.parse_args())
 
 
 def interleaved(turns: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

@@ -23,6 +23,7 @@ from policies import GrowAndPrune, LayerStatistic, Never, Plateau, RandomSite, S
 from training.computing.torch_settings import own_process
 from training.keeping.nonfinite import NonFinite
 from training.running.loop import train
+from training.settings.start_settings import Start
 
 DETERMINISTIC = {
     "algorithms": True,
@@ -167,11 +168,7 @@ class Names(TorchDispatchMode):
 def test_all_of_a_deterministic_run_has_a_deterministic_form(tmp_path, monkeypatch, changes):
     names, measured = Names(), training.running.loop.record_and_grow
     if changes.get("net") == "resnet18":
-        changes = {
-            **changes,
-            "epochs": 0.02,
-            "start": Start(0.05, 1),
-        }
+        changes = {**changes, "epochs": 0.02, "start": Start(0.05, 1)}
     settings = small(tmp_path, **{"epochs": 0.25, **changes}, deterministic=True)
     # what the loop does, but not the loading of the data, which is the CPU's
     step = training.running.loop.take_step

@@ -11,13 +11,7 @@ from typing import Any
 
 import torch
 
-from analysis.judging.rank_correlation import (
-    NONE,
-    Site,
-    agreement,
-    correlations,
-    site_of,
-)
+from analysis.judging.rank_correlation import NONE, Site, agreement, correlations, site_of
 from analysis.recording.atomic_files import write_whole
 from analysis.recording.phrases import spread
 from analysis.showing.tables import correlation_table, gain_table, to_csv
