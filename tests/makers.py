@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from nets import Architecture, Block, Network, Stage, build
+from nets.modules.frozen_parts import join_values
 
 CLASSES, CLIP, FLOAT = 4, 0.05, torch.float32
 FLAT_STEMS = {"dense": "dense", "plain": "none"}
@@ -192,3 +193,13 @@ def differences(first: Any, second: Any, place: str = "") -> list[str]:
         pairs = [(first[key], second[key], f"{place}/{key}") for key in first]
         return [where for pair in pairs for where in differences(*pair)]
     return [] if not isinstance(first, dict) and first == second else [place]
+
+
+def held_entries(net):
+    """Say of every joined entry of `net` which of its rows and columns are buffers, as bools."""
+    parameters = {name for name, _ in net.named_parameters()}
+    flags = {
+        name: torch.full(value.shape[:2], name not in parameters, device="cpu")
+        for name, value in net.state_dict().items()
+    }
+    return join_values(net, flags)

@@ -12,8 +12,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import analysis.showing.tensorboard_writer
 from analysis import read_history
 from policies import Never, Periodic
+from training.keeping.picture_files import reference_of, write_pictures
 from training.running.loop import train
-from training.running.write_down import reference_of, write_pictures
 from training.settings.start_settings import Start
 from training.settings.train_settings import Train
 

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from makers import architecture_of
+from makers import architecture_of, held_entries
 from torch.nn import functional
 
 from nets import (
@@ -24,7 +24,7 @@ from nets import (
     grow,
 )
 from nets.growing.grow import probe_outputs
-from nets.modules.frozen_parts import held_entries, join_values
+from nets.modules.frozen_parts import join_values
 
 SEQUENCES = 15
 EDITS = 8

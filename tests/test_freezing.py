@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from makers import CASES, batch_for, sgd, take_step, three_blocks, train, trained
+from makers import CASES, batch_for, held_entries, sgd, take_step, three_blocks, train, trained
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +26,7 @@ from nets import (
 )
 from nets.growing.grow import probe_outputs
 from nets.modules.frozen_batchnorm import HeldBatchNorm1d, HeldBatchNorm2d
-from nets.modules.frozen_parts import held_entries, join_values
+from nets.modules.frozen_parts import join_values
 
 CLASSES = 3
 TARGETS = [

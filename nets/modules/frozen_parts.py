@@ -109,16 +109,6 @@ def split_values(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tens
     return split
 
 
-def held_entries(net: nn.Module) -> dict[str, Tensor]:
-    """Say of every joined entry of `net` which of its rows and columns are buffers, as bools."""
-    parameters = {name for name, _ in net.named_parameters()}
-    flags = {
-        name: torch.full(value.shape[:2], name not in parameters, device="cpu")
-        for name, value in net.state_dict().items()
-    }
-    return join_values(net, flags)
-
-
 def joined(module: nn.Module, name: str) -> Any:
     """Give a weight or bias of a layer, joined if it is held in part."""
     rows = getattr(module, "pieces", {}).get(name)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis import Record, read_history, response_histograms
-from analysis.recording.atomic_files import write_whole, writing
+from analysis import Record, response_histograms
+from analysis.recording.atomic_files import writing
 from analysis.recording.phrases import phrase
 from analysis.showing.matplotlib_figures import Undrawn
 from nets import cost
@@ -20,6 +17,7 @@ from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.keeping.checkpoint import save_checkpoint
 from training.keeping.nonfinite import check_losses, check_state
+from training.keeping.picture_files import reference_of
 from training.keeping.result_files import append_losses, append_metrics, append_record
 from training.keeping.run_folder import binding
 from training.keeping.run_state import Run
@@ -145,32 +143,3 @@ def line_of(record: Record, speed: float) -> str:
     for action in filter(adds_capacity, record.applied):
         parts.append(f"{phrase(action)}: {getattr(action, 'reason', '')}")
     return "  ".join(part for part in parts if part)
-
-
-def reference_of(folder: Path) -> list[Record]:
-    """Give the history of the largest static run with the same seed in the run's comparison.
-
-    Empty where there is no comparison, or no other static run in it that is finished and readable.
-    """
-    folder = folder.absolute()
-    comparison, static = folder.parent.parent, []
-    if not (comparison / "comparison.csv").exists():
-        return []
-    for path in comparison.glob(f"*/{folder.name}/summary.json"):
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            if summary["policy"] == "Never" and path.parent != folder:
-                static.append((summary["parameters"], read_history(path.parent)))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return max(static, key=lambda pair: pair[0])[1] if static else []
-
-
-def write_pictures(out: Path, pictures: Mapping[str, bytes]) -> None:
-    """Write PNG files into a folder; a ValueError if it cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, png in pictures.items():
-            write_whole(out / f"{name}.png", png)
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be written: {error.strerror}") from None

@@ -1,0 +1,39 @@
+"""The pictures of a run folder, and the run beside it that they compare it with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from analysis import Record, read_history
+from analysis.recording.atomic_files import write_whole
+
+
+def reference_of(folder: Path) -> list[Record]:
+    """Give the history of the largest static run with the same seed in the run's comparison.
+
+    Empty where there is no comparison, or no other static run in it that is finished and readable.
+    """
+    folder = folder.absolute()
+    comparison, static = folder.parent.parent, []
+    if not (comparison / "comparison.csv").exists():
+        return []
+    for path in comparison.glob(f"*/{folder.name}/summary.json"):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if summary["policy"] == "Never" and path.parent != folder:
+                static.append((summary["parameters"], read_history(path.parent)))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return max(static, key=lambda pair: pair[0])[1] if static else []
+
+
+def write_pictures(out: Path, pictures: Mapping[str, bytes]) -> None:
+    """Write PNG files into a folder; a ValueError if it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, png in pictures.items():
+            write_whole(out / f"{name}.png", png)
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be written: {error.strerror}") from None
