@@ -17,16 +17,7 @@ from torch import Tensor
 
 from nets.growing.assembly import assemble
 from nets.growing.channel_scores import kept_channels
-from nets.growing.entry_sources import (
-    Carried,
-    Sources,
-    Values,
-    chain,
-    is_same,
-    old_positions,
-    place_old,
-    sources_of,
-)
+from nets.growing.entry_sources import Carried, Sources, Values, chain, place_old, sources_of, stays
 from nets.growing.initializers import Draw, Edit, Initializer
 from nets.modules.random_draws import generator_of
 from nets.plan.actions import Action
@@ -114,7 +105,7 @@ def _carry_values(
     values = {}
     for name, shape in shapes_of(architecture).items():
         kept, source = old.get(name), sources[name]
-        if kept is not None and is_same(kept, source, shape):
+        if kept is not None and stays(kept, source, shape):
             values[name] = kept
             continue
         start = 0 if kept is None else kept.shape[0]
@@ -129,9 +120,8 @@ def _carry_values(
         value = value.to(like.device, like.dtype if value.is_floating_point() else None)
         if kept is not None:
             # a residual block born in this growth ends in a zero; a second keeps it asleep longer
-            if initializer.silent and kept.dim() > 1 and not name.startswith(asleep):
-                value[old_positions(source[0]).to(value.device)] = 0
-            place_old(value, kept, source)
+            silent = initializer.silent and kept.dim() > 1 and not name.startswith(asleep)
+            place_old(value, kept, source, silent)
         values[name] = value
     return values
 

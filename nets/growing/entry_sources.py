@@ -95,23 +95,25 @@ def chain(earlier: Sources, later: Sources) -> Sources:
     return chained
 
 
-def is_same(value: Tensor, source: tuple[Tensor, ...], shape: tuple[int, ...]) -> bool:
+def stays(value: Tensor, source: tuple[Tensor, ...], shape: tuple[int, ...]) -> bool:
     """Say whether an entry goes on unchanged."""
     return tuple(value.shape) == shape and all(
         torch.equal(index, torch.arange(len(index), device="cpu")) for index in source
     )
 
 
-def old_positions(index: Tensor) -> Tensor:
+def _old_positions(index: Tensor) -> Tensor:
     """Give the positions whose rows (or columns) are not new."""
     return torch.nonzero(index >= 0).flatten()
 
 
-def place_old(value: Tensor, old: Tensor, source: tuple[Tensor, ...]) -> None:
-    """Write the old rows and columns of an entry where they now stand."""
-    to = [old_positions(index) for index in source]
+def place_old(value: Tensor, old: Tensor, source: tuple[Tensor, ...], silent: bool = False) -> None:
+    """Write the old rows and columns where they now stand; `silent`: old rows get no new ones."""
+    to = [_old_positions(index) for index in source]
     of = [index[where] for index, where in zip(source, to)]
     to, of = ([index.to(value.device) for index in indices] for indices in (to, of))
+    if silent:
+        value[to[0]] = 0
     if len(source) == 1:
         value[to[0]] = old[of[0]]
     else:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nets.growing.entry_sources import place_old
+from nets.growing.entry_sources import Sources, place_old
 from nets.modules.as_built import is_plain
 from nets.modules.frozen_parts import split_entries
 from nets.modules.network import Network
+from nets.plan.layers import shapes_of
 
 State = dict[str, Any]
 _MEANS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
@@ -49,7 +50,34 @@ def parts_of(net: Network) -> dict[str, list[Part]]:
     return found
 
 
-def carry_state(
+def carry_states(
+    optimizer: torch.optim.Optimizer,
+    carried: torch.optim.Optimizer,
+    old: Network,
+    new: Network,
+    sources: Sources,
+) -> None:
+    """Give `carried`, which steps `new`, what `optimizer` knows of the entries of `old`."""
+    before, now = parts_of(old), parts_of(new)
+    ours = {id(part.parameter) for parts in before.values() for part in parts}
+    for parameter, state in optimizer.state.items():
+        if id(parameter) not in ours:
+            carried.state[parameter] = {key: own_copy(value) for key, value in state.items()}
+    shapes = [shapes_of(net.architecture) for net in (old, new)]
+    for entry, parts in now.items():
+        known = [
+            (part, optimizer.state[part.parameter])
+            for part in before.get(entry, [])
+            if part.parameter in optimizer.state
+        ]
+        if known:
+            old_shape, shape = (torch.Size(each[entry]) for each in shapes)
+            carried.state.update(_carry_entry(known, parts, sources[entry], old_shape, shape))
+    _start_newborns(carried, now)
+    _start_fused_momentum(carried)
+
+
+def _carry_entry(
     known: list[tuple[Part, dict[str, Any]]],
     parts: list[Part],
     source: tuple[Tensor, ...],
@@ -98,7 +126,7 @@ def _moved(
     return moved
 
 
-def start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[Part]]) -> None:
+def _start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[Part]]) -> None:
     """Let tensors without state begin in measure, where a sibling has some."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     known = {
@@ -164,7 +192,7 @@ def _of_adam(known: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
     return ((1 + first) / (1 - first)) ** 0.5 * mean * (1 - second) / second
 
 
-def start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:
+def _start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give new tensors a momentum of 0, with which their first step is as without one.
 
     Fused SGD fails on a group in which some tensors have a momentum and some have none.

@@ -13,19 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nets.growing.assembly import carried_hooks
 from nets.growing.entry_sources import Sources
-from nets.growing.optimizer_state import (
-    Part,
-    carry_state,
-    own_copy,
-    parts_of,
-    sibling_of,
-    start_fused_momentum,
-    start_newborns,
-)
+from nets.growing.optimizer_state import Part, carry_states, own_copy, parts_of, sibling_of
 from nets.growing.schedulers import follow_groups
 from nets.modules.as_built import is_plain
 from nets.modules.network import Network
-from nets.plan.layers import shapes_of
 
 _SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 _HOOKS = (
@@ -68,25 +59,8 @@ def carry_optimizer(
         known = ", ".join(each.__name__ for each in _SUPPORTED)
         module = "" if kind.__module__.startswith("torch.optim") else f" of {kind.__module__}"
         raise ValueError(f"optimizer must be one of {known}; got {kind.__name__}{module}")
-    before, now = parts_of(old), parts_of(new)
-    carried = _like(optimizer, _groups(optimizer, before, now))
-    ours = {id(part.parameter) for parts in before.values() for part in parts}
-    for parameter, state in optimizer.state.items():
-        if id(parameter) not in ours:
-            carried.state[parameter] = {key: own_copy(value) for key, value in state.items()}
-    shapes = [shapes_of(net.architecture) for net in (old, new)]
-    for entry, parts in now.items():
-        known = [
-            (part, optimizer.state[part.parameter])
-            for part in before.get(entry, [])
-            if part.parameter in optimizer.state
-        ]
-        if known:
-            old_shape, shape = (torch.Size(each[entry]) for each in shapes)
-            states = carry_state(known, parts, sources[entry], old_shape, shape)
-            carried.state.update(states)
-    start_newborns(carried, now)
-    start_fused_momentum(carried)
+    carried = _like(optimizer, _groups(optimizer, parts_of(old), parts_of(new)))
+    carry_states(optimizer, carried, old, new, sources)
     return carried
 
 
