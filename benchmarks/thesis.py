@@ -17,12 +17,11 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
-from time import perf_counter
 
 import torch
 
 from analysis.showing.tables import markdown
-from benchmarks.timing import training_arguments
+from benchmarks.timing import interleaved, training_arguments
 from nets import build
 from policies import Plateau
 from training.computing.evaluation import evaluate
@@ -36,8 +35,6 @@ from training.settings.train_settings import Train
 
 STEPS = 10
 """Steps a turn: as many as there are between two readings of the layers."""
-WARM = 2
-"""Rounds that are not counted."""
 Times = dict[str, list[float]]
 
 
@@ -79,15 +76,6 @@ def steps_of(run: Run) -> Callable[[], None]:
     return steps
 
 
-def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Time an action, with what it left for the device to do."""
-    started = perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter() - started
-
-
 def times_of(settings: Train, rounds: int, folder: str) -> tuple[Times, int]:
     """Give seconds a turn (of steps, a validation, a record) by name, and the steps of an epoch."""
     starts = {
@@ -102,18 +90,12 @@ def times_of(settings: Train, rounds: int, folder: str) -> tuple[Times, int]:
             told = {**vars(settings), "start": start, "ema": ema, "out": out}
             runs[name] = open_run(Train(**told))
             stack.enter_context(runs[name].observer)
-        full, device = runs["run"], runs["run"].precision.device
+        full = runs["run"]
         plain, again = Plain(full), Plain(full)
         turns: dict[str, Callable[[], object]] = {"plain": plain.steps, "plain again": again.steps}
         turns |= {name: steps_of(run) for name, run in runs.items()}
         turns |= {"validation": plain.validate, "record": lambda: record_and_grow(full, 0.0)}
-        found: Times = {name: [] for name in turns}
-        for round_ in range(WARM + rounds):
-            names = list(turns) if round_ % 2 else list(turns)[::-1]  # nobody is always first
-            for name in names:
-                taken = seconds(turns[name], device)
-                if round_ >= WARM:
-                    found[name].append(taken)
+        found = interleaved(turns, rounds)
         for run in runs.values():
             assert run.board is not None
             run.board.close()

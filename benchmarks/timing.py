@@ -28,13 +28,19 @@ def training_arguments(description: str, data: str, rounds: int) -> dict[str, An
     return vars(parser.parse_args())
 
 
-def interleaved(turns: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Give the seconds of every turn by name, after two rounds that do not count."""
+def interleaved(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Give the seconds of every turn by name, after two rounds that do not count.
+
+    Rounds go forwards and backwards in turn, so that nobody is always first; what a turn left for a
+    GPU to do is a part of it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 2):
-        for name, turn in turns.items():
+        for name in list(turns)[:: 1 if number % 2 else -1]:
             start = perf_counter()
-            turn()
+            turns[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if number >= 2:
                 seconds[name].append(perf_counter() - start)
     return seconds

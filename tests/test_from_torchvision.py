@@ -304,7 +304,7 @@ REFUSED = {
     ),
     "compiled part": (lambda: done(lambda model: model.layer1.compile()), "layer1 of model"),
     "traced": (lambda: torch.fx.symbolic_trace(plain()), "got torch.fx.graph_module.ResNet"),
-    "own class": (own_resnet, r"test_imported.ResNet"),
+    "own class": (own_resnet, r"test_from_torchvision.ResNet"),
     "own subclass": (lambda: OddResNet(BasicBlock, [1] * 4), "OddResNet; a subclass may do"),
     "its parts": (lambda: nn.Sequential(*plain().children()), "got .*Sequential"),
     "a name": (lambda: "resnet18", "got 'resnet18'"),
@@ -391,7 +391,7 @@ REFUSED = {
     ),
     "own convolution": (
         lambda: changed(layer1__0__conv1=OddConv(64, 64, 3, 1, 1, bias=False)),
-        "layer1.0.conv1 of model must be Conv2d, .* got test_imported.OddConv",
+        "layer1.0.conv1 of model must be Conv2d, .* got test_from_torchvision.OddConv",
     ),
     "stride of one path": (
         lambda: changed(layer4__0__conv1__stride=(1, 1)),

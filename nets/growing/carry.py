@@ -18,7 +18,7 @@ from torch import Tensor
 from nets.growing.assembly import assemble
 from nets.growing.channel_scores import kept_channels
 from nets.growing.entry_sources import Carried, Sources, Values, chain, place_old, sources_of, stays
-from nets.growing.initializers import Draw, Edit, Initializer
+from nets.growing.initializers import Distribution, Edit, Initializer
 from nets.modules.random_draws import generator_of
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
@@ -144,7 +144,7 @@ def _silent(architecture: Architecture, born: frozenset[str]) -> set[str]:
     return {f"{name}.weight" for name in last.values()}
 
 
-def fresh_values(architecture: Architecture, seed: int, draw: Draw) -> Values:
+def fresh_values(architecture: Architecture, seed: int, draw: Distribution) -> Values:
     """Give new values for every entry."""
     with torch.device("cpu"):  # the generators', whatever the default device is
         values = {
@@ -155,7 +155,7 @@ def fresh_values(architecture: Architecture, seed: int, draw: Draw) -> Values:
     return {name: value.to(device) for name, value in values.items()}
 
 
-def _fresh(name: str, shape: tuple[int, ...], start: int, draw: Draw, seed: int) -> Tensor:
+def _fresh(name: str, shape: tuple[int, ...], start: int, draw: Distribution, seed: int) -> Tensor:
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "weight" and len(shape) > 1:
         value = draw(shape, generator_of(seed, name, start))

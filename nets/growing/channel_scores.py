@@ -158,7 +158,8 @@ def _activity(net: Network, consumers: Mapping[str, str], probe: Any) -> dict[st
 
     def keep(axis: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
-            found[axis] = _share_above_zero(args[0])
+            x = args[0]  # (N, C, ...)
+            found[axis] = (x > 0).double().transpose(0, 1).flatten(1).mean(1)  # (C,)
 
         return hook
 
@@ -172,10 +173,6 @@ def _activity(net: Network, consumers: Mapping[str, str], probe: Any) -> dict[st
         for handle in handles:
             handle.remove()
     return found
-
-
-def _share_above_zero(x: Tensor) -> Tensor:
-    return (x > 0).double().transpose(0, 1).flatten(1).mean(1)  # (N, C, ...) -> (C,)
 
 
 def _curvature(x: Tensor, gradient: Tensor) -> Tensor:

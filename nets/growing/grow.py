@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nets.growing.assembly import assemble, hand_over
 from nets.growing.carry import carry, fresh_values, unknown_channels
 from nets.growing.entry_sources import begin
-from nets.growing.initializers import Draw, Initializer, initializer_of
+from nets.growing.initializers import Distribution, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
 from nets.modules.as_built import check_given
 from nets.modules.frozen_parts import join_values, split_values
@@ -30,7 +30,10 @@ from nets.plan.architecture import Architecture
 
 
 def build(
-    architecture: Architecture, seed: int = 0, *, initializer: str | Draw | Initializer = "he"
+    architecture: Architecture,
+    seed: int = 0,
+    *,
+    initializer: str | Distribution | Initializer = "he",
 ) -> Network:
     """Build the network on torch's default device; values depend on (seed, entry name) alone.
 
@@ -67,7 +70,7 @@ def grow(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     ema: nn.Module | None = None,
-    initializer: str | Draw | Initializer = "he",
+    initializer: str | Distribution | Initializer = "he",
     seed: int = 0,
     probe: Tensor | tuple[Tensor, Tensor] | None = None,
     loss: Loss | None = None,

@@ -17,7 +17,7 @@ from nets.plan.architecture import Architecture
 from nets.plan.blocks import Bands
 from nets.plan.layers import layer_specs
 
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Distribution = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Takes a weight's shape, (outputs, inputs, *kernel), and a CPU generator; gives float32."""
 SHARE = 0.3
 """What a copy takes of its original's outgoing weights. Equal halves would stay alike for ever."""
@@ -66,7 +66,7 @@ class Initializer:
         silent: whether old rows get zeros in their new columns, which keeps outputs.
     """
 
-    draw: Draw = he
+    draw: Distribution = he
     silent: bool = True
 
     def fill(self, edit: Edit) -> None:
@@ -178,7 +178,7 @@ _OBJECTS = (
 _BY_NAME = dict(zip(INITIALIZERS, _OBJECTS, strict=True))
 
 
-def initializer_of(choice: str | Draw | Initializer) -> Initializer:
+def initializer_of(choice: str | Distribution | Initializer) -> Initializer:
     """Give the initializer of that name; a function of (shape, generator) draws new weights.
 
     Raises:

@@ -63,7 +63,7 @@ def check_parts(model: Any) -> None:
             raise _refusal(stage, "Sequential of blocks from 0 on", ", ".join(blocks) or "none")
         for number, block in blocks.items():
             path = f"{stage}.{number}"
-            if not _is_torchvisions(block, tuple(_BLOCKS)):
+            if not _is_torchvisions(type(block), tuple(_BLOCKS)):
                 raise _refusal(path, "BasicBlock or Bottleneck of torchvision", _line(block))
             kinds.add(type(block).__name__)
             first = number == "0"
@@ -113,7 +113,7 @@ def entries(module: Any) -> dict[str, Tensor]:
 
 
 def _check_model(model: Any) -> None:
-    if _is_torchvisions(model, ("ResNet",)):
+    if _is_torchvisions(type(model), ("ResNet",)):
         return
     kind = type(model)
     if isinstance(model, type):
@@ -122,7 +122,7 @@ def _check_model(model: Any) -> None:
         inner = next((part for part in ("module", "_orig_mod") if hasattr(model, part)), "")
         got = f"{kind.__module__}.{kind.__name__}"
         advice = f"; pass model.{inner}" if inner else ""
-        if any(_is_resnet(base) for base in kind.__mro__):
+        if any(_is_torchvisions(base, ("ResNet",)) for base in kind.__mro__):
             advice = "; a subclass may do anything, so load its weights into such a ResNet"
     else:
         got = repr(model) if model is None or isinstance(model, str) else kind.__name__
@@ -130,12 +130,7 @@ def _check_model(model: Any) -> None:
     raise ValueError(f"model must be a ResNet of torchvision.models, got {got}{advice}")
 
 
-def _is_resnet(kind: type) -> bool:
-    return (kind.__module__, kind.__name__) == ("torchvision.models.resnet", "ResNet")
-
-
-def _is_torchvisions(module: Any, names: tuple[str, ...]) -> bool:
-    kind = type(module)
+def _is_torchvisions(kind: type, names: tuple[str, ...]) -> bool:
     return kind.__module__ == "torchvision.models.resnet" and kind.__name__ in names
 
 

@@ -184,7 +184,7 @@ class Architecture:
     def thawed(self) -> Architecture:
         """Give this architecture with nothing held fixed."""
         stages = tuple(
-            replace(stage, blocks=tuple(block.thawed() for block in stage.blocks))
+            replace(stage, blocks=tuple(replace(block, held=None) for block in stage.blocks))
             for stage in self.stages
         )
         return replace(self, stages=stages, frozen_stem=0, frozen_head=0)

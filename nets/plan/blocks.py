@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nets.checks import check_choice, check_count, check_fraction
 
@@ -101,10 +101,6 @@ class Block:
     def whole(self) -> bool:
         """Whether all that the block was when it was frozen is held fixed."""
         return self.held is not None and self.held.whole
-
-    def thawed(self) -> Block:
-        """Give this block with nothing held fixed."""
-        return replace(self, held=None)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Unfreeze(Action):
         if self.target == "head":
             return replace(architecture, frozen_head=0)
         for name in names:
-            architecture = architecture.with_block(architecture.blocks[name].thawed())
+            thawed = replace(architecture.blocks[name], held=None)
+            architecture = architecture.with_block(thawed)
         return architecture
 
 

@@ -105,10 +105,10 @@ def layer_specs(architecture: Architecture) -> tuple[LayerSpec, ...]:
                 specs.append(_plain(block, stream, before))
                 stream, before = Axis(f"{block.name}:1", block.width), block.held or NOTHING
                 continue
-            stride = stage.stride if block == stage.blocks[0] else 1
-            projects = stage.projection and block == stage.blocks[0]
+            first = block == stage.blocks[0]
+            stride = stage.stride if first else 1
             specs += _branch(architecture, block, (stream, outgoing), size, stride)
-            if projects:
+            if first and stage.projection:
                 specs += _shortcut(architecture, block, (stream, outgoing), size, stride)
             size, stream = _strided(size, stride), outgoing
     return (*specs, *_head(architecture, stream, size, before))
