@@ -138,7 +138,7 @@ def main() -> None:
         with run.observer:
             seconds = interleaved(turns, rounds)
         assert run.board is not None
-        run.board.close()
+        run.board.flush()
     print(f"{given['net']}, {given['data']}, batch {given['batch_size']}, {run.precision.dtype}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
     print(f"{rounds} rounds of {STEPS} steps\n\n{table_of(seconds, EPOCH // settings.batch_size)}")

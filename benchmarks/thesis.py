@@ -98,7 +98,7 @@ def times_of(settings: Train, rounds: int, folder: str) -> tuple[Times, int]:
         found = interleaved(turns, rounds)
         for run in runs.values():
             assert run.board is not None
-            run.board.close()
+            run.board.flush()
         return found, full.batches.per_epoch
 
 

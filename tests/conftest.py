@@ -40,7 +40,7 @@ def without_pictures():
 
 @pytest.fixture(scope="module")
 def plain_reports():
-    """Comparisons write reports without pictures, as above; test_report looks at them."""
+    """Comparisons write reports without pictures, as above; test_html_report looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("analysis.showing.html_report._pictures", lambda judgement: [])
         yield

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/gpu.md", "docs/thesis.md", "docs/policies.md", "docs/benchmarks.md")
 KINDS = r"(?:PYTHONPATH=\S+ )?(?:python|make|torchrun|pip|\.venv/bin/\S+)"
 STAND_INS = {
-    "torchrun --nproc-per-node 2": "python",  # test_ranks runs several processes
+    "torchrun --nproc-per-node 2": "python",  # test_distributed runs several processes
     "--data cifar100": "--data folder:PATH",
     "--net resnet20": "--net resnet8",
     # with two rows of its eight

@@ -80,7 +80,7 @@ def test_a_record_gives_every_promised_tag(tmp_path):
     board = Board(tmp_path)
     board.record(record(10), images_per_second=320.0, average=(3.5, 0.75))
     board.growth(10, [Widen("stage1.block1", 2)], [], 0.03125)
-    board.close()
+    board.flush()
     expected = {
         "loss/train": 1.5,
         "loss/validation": 2.5,
@@ -111,7 +111,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     board.record(record(3, **empty, layers={}, importance={}, train_loss=math.nan))
     board.growth(3, [Widen("stage1.block1", 2)], [], None)
     board.growth(3, [], [], 0.5)
-    board.close()
+    board.flush()
     scalars = scalars_of(tmp_path)
     assert set(scalars) == {
         "loss/train",
@@ -129,7 +129,7 @@ def test_growth_and_refusals_say_why(tmp_path):
     refused = [(Insert("stage2.block1", 8, reason="turn 2"), "the limit is 3")]
     board.growth(7, applied, refused, 1e-7)
     board.growth(9, [Insert("stage3.block1", 16)], [], 0.0)
-    board.close()
+    board.flush()
     assert texts_of(tmp_path, "growth") == [
         (
             7,
@@ -152,7 +152,7 @@ def test_flush_writes_what_is_waiting(tmp_path):
     board.record(record(1))
     board.flush()
     assert scalars_of(tmp_path)["loss/train"] == [(1, 1.5)]
-    board.close()
+    board.flush()
 
 
 @pytest.mark.parametrize("purge", [None, 21])
@@ -160,10 +160,10 @@ def test_a_resumed_board_hides_what_came_after(tmp_path, purge):
     board = Board(tmp_path)
     for step in (10, 20, 30, 40):
         board.record(record(step, train_loss=float(step)))
-    board.close()
+    board.flush()
     board = Board(tmp_path, purge_step=purge)
     board.record(record(30, train_loss=3.0))
-    board.close()
+    board.flush()
     before = [(10, 10.0), (20, 20.0), *([] if purge else [(30, 30.0), (40, 40.0)])]
     assert scalars_of(tmp_path)["loss/train"] == [*before, (30, 3.0)]
 
@@ -189,7 +189,7 @@ def test_110_layers_make_few_groups(tmp_path):
     layers = dict.fromkeys(preset("resnet110").blocks, LAYERS["stage1.block1.bn1"])
     board = Board(tmp_path)
     board.record(record(1, layers=layers, importance={}))
-    board.close()
+    board.flush()
     groups = {tag.partition("/")[0] for tag in scalars_of(tmp_path)}
     assert len(groups) == 4 + 3 * (len(STATISTICS) + 1)
     assert not [group for group in groups if group.startswith("stage") and group < "network"]
@@ -210,7 +210,7 @@ def test_the_layout_has_one_chart_per_statistic(tmp_path):
     board.record(record(0, layers={}))
     board.record(record(1))
     board.record(record(2))
-    board.close()
+    board.flush()
     (layout,) = layouts_of(tmp_path)
     (category,) = layout.category
     assert [chart.title for chart in category.chart] == [*STATISTICS, "rank"]
@@ -225,7 +225,7 @@ def test_the_layout_has_one_chart_per_statistic(tmp_path):
 def test_a_resumed_board_does_not_write_the_layout_again(tmp_path, purge, layouts):
     board = Board(tmp_path, purge_step=purge)
     board.record(record(2))
-    board.close()
+    board.flush()
     assert len(layouts_of(tmp_path)) == layouts
 
 
@@ -234,7 +234,7 @@ def test_histograms_keep_their_buckets(tmp_path):
     limits, counts = [0.0, 0.5, 2.0], [4.0, 0.0, 12.0]
     counted = Histogram(-1.0, 2.0, 16, 13.0, 19.75, limits, counts)
     board.histograms(5, {"stem": counted, "stage1.block1.bn1": counted})
-    board.close()
+    board.flush()
     events = events_of(tmp_path)
     assert set(events.Tags()["histograms"]) == {"stem/response", "stage1.response/block1.bn1"}
     (event,) = events.Histograms("stem/response")
@@ -248,7 +248,7 @@ def test_pictures_and_the_growth_so_far_stand_at_the_last_step(tmp_path):
     history = [record(10, applied=(Widen("stage1.block1", 2, reason="narrow"),)), record(20)]
     board = Board(tmp_path)
     board.pictures(history, reference=history[:1])
-    board.close()
+    board.flush()
     events = events_of(tmp_path)
     names = ["architecture", "response_std_by_layer", *(f"heat_map_{n}" for n in STATISTICS)]
     assert set(events.Tags()["images"]) == {f"pictures/{n}" for n in (*names, "heat_map_rank")}
@@ -267,14 +267,14 @@ def test_pictures_are_due_a_minute_after_the_last(tmp_path, monkeypatch):
         assert board.pictures_due is due
     board.pictures([record(1)])
     assert not board.pictures_due
-    board.close()
+    board.flush()
 
 
 def test_settings_stand_beside_the_final_metrics(tmp_path):
     board = Board(tmp_path)
     board.record(record(7))
     board.hyperparameters(7, {"policy": "Never", "lr": 0.1, "seed": 3})
-    board.close()
+    board.flush()
     events = events_of(tmp_path)
     data = {
         tag: HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content)
@@ -316,7 +316,7 @@ def test_a_scalar_takes_at_most_50_bytes_and_200_epochs_of_resnet20_50_MB(tmp_pa
             board.histograms(1, dict.fromkeys(read.layers, counted))
         if part == "pictures":
             board.pictures(history, history)
-        board.close()
+        board.flush()
         sizes.append(size_of(tmp_path / part))
     tags = len(scalars_of(tmp_path / "scalars"))
     per_scalar = sizes[0] / len(history) / tags

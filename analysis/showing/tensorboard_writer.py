@@ -165,8 +165,6 @@ class Board:
         """Write out what is waiting; no file is held open."""
         self._events.flush()
 
-    close = flush
-
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         values = [
             Summary.Value(tag=tag, simple_value=value)
