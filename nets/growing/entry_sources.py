@@ -102,14 +102,9 @@ def stays(value: Tensor, source: tuple[Tensor, ...], shape: tuple[int, ...]) -> 
     )
 
 
-def _old_positions(index: Tensor) -> Tensor:
-    """Give the positions whose rows (or columns) are not new."""
-    return torch.nonzero(index >= 0).flatten()
-
-
 def place_old(value: Tensor, old: Tensor, source: tuple[Tensor, ...], silent: bool = False) -> None:
     """Write the old rows and columns where they now stand; `silent`: old rows get no new ones."""
-    to = [_old_positions(index) for index in source]
+    to = [torch.nonzero(index >= 0).flatten() for index in source]  # rows, columns that are not new
     of = [index[where] for index, where in zip(source, to)]
     to, of = ([index.to(value.device) for index in indices] for indices in (to, of))
     if silent:
