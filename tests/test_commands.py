@@ -94,7 +94,7 @@ def workplace(tmp_path_factory):
     (folder / "experiments").mkdir()
     for path in (ROOT / "experiments").glob("*.yaml"):
         tiny_experiment(path, folder / "experiments" / path.name)
-    shutil.copy(ROOT / "experiments" / "pruning.py", folder / "experiments")
+    shutil.copy(ROOT / "experiments" / "growing.py", folder / "experiments")
     shutil.copy(ROOT / "examples" / "mine.py", folder)
     return folder
 
