@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nets.growing.assembly import assemble
 from nets.growing.channel_scores import kept_channels
-from nets.growing.entry_sources import Carried, Sources, Values, chain, place_old, sources_of, stays
+from nets.growing.entry_sources import Carried, Sources, Values, chain, place_old, sources_of
 from nets.growing.initializers import Distribution, Edit, Initializer
 from nets.modules.random_draws import generator_of
 from nets.plan.actions import Action
@@ -75,7 +75,9 @@ def unknown_channels(carried: Carried) -> dict[str, Tensor]:
     for spec in layer_specs(carried.architecture):
         if spec.kind != "norm":
             continue
-        (source,) = carried.sources[f"{spec.name}.running_mean"]
+        (source,) = carried.sources.get(
+            f"{spec.name}.running_mean", (torch.arange(*spec.shape, device="cpu"),)
+        )
         behind = carried.disturbed and spec.home in (*carried.disturbed, "head")
         found[spec.name] = torch.ones_like(source, dtype=torch.bool) if behind else source < 0
         found[spec.name][: spec.held_channels] = False
@@ -104,10 +106,10 @@ def _carry_values(
     asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
     values = {}
     for name, shape in shapes_of(architecture).items():
-        kept, source = old.get(name), sources[name]
-        if kept is not None and stays(kept, source, shape):
-            values[name] = kept
+        if name not in sources:
+            values[name] = old[name]
             continue
+        kept = old.get(name)
         start = 0 if kept is None else kept.shape[0]
         with torch.device("cpu"):  # the generators', whatever the default device is
             value = _fresh(name, shape, start, initializer.draw, seed)
@@ -121,7 +123,7 @@ def _carry_values(
         if kept is not None:
             # a residual block born in this growth ends in a zero; a second keeps it asleep longer
             silent = initializer.silent and kept.dim() > 1 and not name.startswith(asleep)
-            place_old(value, kept, source, silent)
+            place_old(value, kept, sources[name], silent)
         values[name] = value
     return values
 

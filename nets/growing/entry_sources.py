@@ -15,7 +15,7 @@ from nets.plan.architecture import Architecture
 from nets.plan.layers import axes_of, shapes_of
 
 Sources = dict[str, tuple[Tensor, ...]]
-"""By entry, for its rows and columns: where each came from, (size,) int64; -1 is new."""
+"""By entry that has changed, for rows and columns: where each came from, (size,) int64; -1: new."""
 Values = dict[str, Tensor]
 """By entry: its values, those that are held joined to the rest."""
 
@@ -51,14 +51,13 @@ def begin(
     origin: Network, values: list[Values], seed: int, probe: Any, loss: Loss | None
 ) -> Carried:
     """Start with the network as it is."""
-    sources = sources_of(values[0], origin.architecture, {})
-    return Carried(origin, origin.architecture, values, sources, seed, probe, loss)
+    return Carried(origin, origin.architecture, values, {}, seed, probe, loss)
 
 
 def sources_of(
     old: Mapping[str, Tensor], architecture: Architecture, kept: Mapping[str, Tensor]
 ) -> Sources:
-    """Say where the rows and columns of every entry of an architecture come from.
+    """Say where the rows and columns of every entry come from that an edit changes.
 
     Args:
         old: the values before the edit.
@@ -67,7 +66,9 @@ def sources_of(
     """
     axes, sources = axes_of(architecture), {}
     for name, shape in shapes_of(architecture).items():
-        before = old[name].shape if name in old else torch.Size([0] * len(shape))
+        before = tuple(old[name].shape) if name in old else (0,) * len(shape)
+        if name in old and before == shape:
+            continue
         found = []
         for dimension, size in enumerate(shape[:2]):
             axis = axes.get(name, ())[dimension : dimension + 1]
@@ -83,23 +84,13 @@ def sources_of(
 
 def chain(earlier: Sources, later: Sources) -> Sources:
     """Chain two edits: where entries come from across both."""
-    chained = {}
-    for name, source in later.items():
-        before = earlier.get(name)
+    chained = {**earlier, **later}
+    for name in earlier.keys() & later.keys():
         chained[name] = tuple(
-            torch.full_like(index, -1)
-            if before is None
-            else torch.where(index >= 0, before[dimension][index.clamp_min(0)], -1)
-            for dimension, index in enumerate(source)
+            torch.where(index >= 0, before[index.clamp_min(0)], -1)
+            for index, before in zip(later[name], earlier[name])
         )
     return chained
-
-
-def stays(value: Tensor, source: tuple[Tensor, ...], shape: tuple[int, ...]) -> bool:
-    """Say whether an entry goes on unchanged."""
-    return tuple(value.shape) == shape and all(
-        torch.equal(index, torch.arange(len(index), device="cpu")) for index in source
-    )
 
 
 def place_old(value: Tensor, old: Tensor, source: tuple[Tensor, ...], silent: bool = False) -> None:

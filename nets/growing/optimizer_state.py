@@ -72,7 +72,7 @@ def carry_states(
         ]
         if known:
             old_shape, shape = (torch.Size(each[entry]) for each in shapes)
-            carried.state.update(_carry_entry(known, parts, sources[entry], old_shape, shape))
+            carried.state.update(_carry_entry(known, parts, sources.get(entry), old_shape, shape))
     _start_newborns(carried, now)
     _start_fused_momentum(carried)
 
@@ -80,7 +80,7 @@ def carry_states(
 def _carry_entry(
     known: list[tuple[Part, dict[str, Any]]],
     parts: list[Part],
-    source: tuple[Tensor, ...],
+    source: tuple[Tensor, ...] | None,
     old_shape: torch.Size,
     shape: torch.Size,
 ) -> dict[Tensor, dict[str, Any]]:
@@ -113,7 +113,7 @@ def _carry_entry(
 def _moved(
     values: list[tuple[Part, Tensor]],
     fill: float,
-    source: tuple[Tensor, ...],
+    source: tuple[Tensor, ...] | None,
     old_shape: torch.Size,
     shape: torch.Size,
 ) -> Tensor:
@@ -121,6 +121,8 @@ def _moved(
     whole = values[0][1].new_full(old_shape, fill)
     for part, value in values:
         whole[part.place or ...] = value
+    if source is None:
+        return whole
     moved = whole.new_full(shape, fill)
     place_old(moved, whole, source)
     return moved
