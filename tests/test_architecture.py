@@ -272,6 +272,7 @@ def test_a_plain_net_refuses_what_it_cannot_do():
     ("make", "message"),
     [
         (lambda: Block("stage1.block1", 0), "width of stage1.block1 must be at least 1, got 0"),
+        (lambda: Block("stage1.block1", 4, held=(3, 4, 4)), "must be Frozen or None, got \\(3"),
         (
             lambda: Block("stage1.block1", 4, 1.5),
             "survival of stage1.block1 must be above 0 and at most 1",
