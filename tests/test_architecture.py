@@ -3,12 +3,13 @@
 import json
 import math
 import random
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 
 import pytest
 from makers import plain
 
 from nets import (
+    Action,
     Architecture,
     Block,
     Insert,
@@ -63,6 +64,13 @@ def test_an_edited_architecture_survives_json():
         assert through_json(edited) == edited
     assert edited.blocks["stage1.block2"] == Block("stage1.block2", 3, 0.5)
     assert edited.blocks["stage2.block1"].survival == 0.25
+
+
+def test_a_block_that_is_said_to_hold_nothing_is_one_that_holds_nothing():
+    architecture = preset("resnet8")
+    data = architecture.to_dict()
+    data["stages"][0]["blocks"][0] |= {"frozen": 0, "held": [0, 0, 0], "whole": False}
+    assert Architecture.from_dict(data) == architecture
 
 
 def test_equality_and_hash_follow_the_data():
@@ -264,6 +272,7 @@ def test_a_plain_net_refuses_what_it_cannot_do():
     ("make", "message"),
     [
         (lambda: Block("stage1.block1", 0), "width of stage1.block1 must be at least 1, got 0"),
+        (lambda: Block("stage1.block1", 4, held=(3, 4, 4)), "must be Frozen or None, got \\(3"),
         (
             lambda: Block("stage1.block1", 4, 1.5),
             "survival of stage1.block1 must be above 0 and at most 1",
@@ -408,6 +417,33 @@ def test_a_reason_and_an_initializer_are_not_compared():
     assert SetSurvival("stage1.block1", 0.5, reason="a") == SetSurvival("stage1.block1", 0.5)
     assert Widen("stage1.block1", 8) != Widen("stage1.block1", 9)
     assert Widen("stage1.block1", 8) != Insert("stage1.block1", 8)
+
+
+def test_an_action_begins_with_what_it_does():
+    """Where it is printed, taken apart or written; what is for logs comes last."""
+    action = Widen("stage1.block1", 8, initializer="he", reason="stalled")
+    shown = "Widen(block='stage1.block1', by=8, initializer='he', reason='stalled')"
+    assert repr(action) == shown
+    assert [field.name for field in fields(action)] == ["block", "by", "initializer", "reason"]
+    assert list(action_to_dict(action)) == ["action", "block", "by", "initializer", "reason"]
+
+
+def test_an_action_of_ones_own_says_its_reason_as_it_likes():
+    @dataclass(frozen=True)
+    class Halve(Action):
+        block: str
+        reason: str = ""
+
+    class Keep(Action):
+        reason = "as it is"
+
+    class Wait(Action):
+        def __init__(self, reason):
+            self.reason = reason
+
+    assert Halve("stage1.block1", "too\nwide").reason == "too wide"
+    assert Keep().reason == "as it is"
+    assert Wait("not yet").reason == "not yet"
 
 
 def test_an_initializer_function_is_written_by_its_name():

@@ -483,6 +483,19 @@ def test_new_channels_start_from_zero_and_one_without_a_probe():
     assert norm.running_var[3:].tolist() == [1, 1, 1]
 
 
+def test_an_action_is_asked_once_for_its_edit():
+    """One of the user's own may draw what it does."""
+    drawn = iter((2, 3))
+
+    class Draw(Action):
+        def edit(self, architecture):
+            return Widen("stage1.block1", next(drawn)).edit(architecture)
+
+    net = build(architecture_of("basic"))
+    width = net.architecture.blocks["stage1.block1"].width
+    assert grow(net, Draw()).network.architecture.blocks["stage1.block1"].width == width + 2
+
+
 def test_the_difference_is_tiny_for_exact_edits_and_seen_for_others():
     class Spoil(Action):
         """An edit that is not exact: the last block of the first stage disappears."""

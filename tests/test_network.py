@@ -1,5 +1,7 @@
 """Built networks: values from (seed, name), module paths, drop masks from (seed, step, block)."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import scipy.stats
@@ -8,11 +10,14 @@ from makers import architecture_of, normal, take_step
 from torch import nn
 
 from nets import (
+    Architecture,
+    Block,
     Freeze,
     Insert,
     LayerSpec,
     Network,
     SetSurvival,
+    Stage,
     build,
     grow,
     preset,
@@ -79,6 +84,15 @@ def test_building_and_running_leave_the_global_generator_alone():
     net = build(dropping(0.5), seed=1)
     net(images()).sum().backward()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_architecture_may_be_written_with_lists():
+    """JSON and YAML have no tuples."""
+    stage = Stage("stage1", 4, [Block("stage1.block1", 3)], births=1)  # pyright: ignore
+    listed = build(Architecture([stage], 3, [1, 4, 4], 4))  # pyright: ignore
+    stage = replace(stage, blocks=(Block("stage1.block1", 3),))
+    net = build(Architecture((stage,), 3, (1, 4, 4), 4))
+    assert all(map(torch.equal, listed.state_dict().values(), net.state_dict().values()))
 
 
 def test_a_built_net_knows_its_architecture_and_starts_in_train_mode():

@@ -29,14 +29,15 @@ _COUNTS = ("num_batches_tracked", "fade", "draw")
 """Leaves of entries that are integers."""
 
 
-def carry(carried: Carried, action: Action, initializer: Initializer) -> Carried:
-    """Carry out one action.
+def carry(
+    carried: Carried, action: Action, after: Architecture, initializer: Initializer
+) -> Carried:
+    """Carry out one action, which leads to the architecture `after`.
 
     Raises:
-        ValueError: the action does not fit, or needs a probe or a loss that is missing.
+        ValueError: it needs a probe or a loss that is missing.
     """
     before, old = carried.architecture, carried.values
-    after = before.apply(action)
     kept: Mapping[str, Tensor] = {}
     if isinstance(action, Narrow):
         present = assemble(carried.origin, before, old[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -112,17 +112,18 @@ def grow(
     old, old_ema = _ours("net", net), None if ema is None else _ours("ema", ema)
     if old_ema is not None and old_ema.architecture != old.architecture:
         raise ValueError("ema must have the architecture of net")
-    final = reduce(Architecture.apply, actions, old.architecture)  # all fit before anything is done
+    # all fit before anything is done
+    _, *architectures = accumulate(actions, Architecture.apply, initial=old.architecture)
     olds = [old] if old_ema is None else [old, old_ema]
     built = on_meta(old.architecture)
     own = [check_given(name, each, built) for name, each in zip(("net", "ema"), olds)]
     inputs = checked_inputs(old, probe)
     values = [join_values(each, each.state_dict()) for each in olds]
     carried = begin(old, values, seed, probe, loss)
-    for action in actions:
+    for action, after in zip(actions, architectures):
         choice = getattr(action, "initializer", None) or initializer
-        carried = carry(carried, action, initializer_of(choice))
-    news = [assemble(each, final, new) for each, new in zip(olds, carried.values)]
+        carried = carry(carried, action, after, initializer_of(choice))
+    news = [assemble(each, carried.architecture, new) for each, new in zip(olds, carried.values)]
     difference = None
     if inputs is not None:
         for made in news:

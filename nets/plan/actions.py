@@ -17,18 +17,17 @@ MOST_OF_A_REASON = 1000
 
 @dataclass(frozen=True)
 class Action:
-    """An edit; `reason` is for logs.
+    """An edit; `reason` is for logs, `initializer` overrides the one given to `grow`.
 
-    A reason is kept as one line of text of at most 1000 characters: None as nothing, another value
-    (a statistic, say) as it prints.
+    Each action has what it needs of the two, behind what it does. A reason is kept as one line of
+    text of at most 1000 characters: None as nothing, another value (a statistic, say) as it prints.
     """
 
-    reason: str = field(default="", compare=False, kw_only=True)
-
     def __post_init__(self) -> None:
-        reason: Any = self.reason
-        text = "" if reason is None else in_one_line(reason, MOST_OF_A_REASON)
-        object.__setattr__(self, "reason", text)
+        if hasattr(self, "reason"):
+            reason = self.reason  # pyright: ignore[reportAttributeAccessIssue]
+            text = "" if reason is None else in_one_line(reason, MOST_OF_A_REASON)
+            object.__setattr__(self, "reason", text)
 
     def edit(self, architecture: Architecture) -> Architecture:
         """Give the next architecture; a ValueError says why there is none."""
@@ -36,18 +35,13 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Addition(Action):
-    """An edit that makes the network larger; `initializer` overrides the one given to `grow`."""
-
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-
-
-@dataclass(frozen=True)
-class Widen(Addition):
+class Widen(Action):
     """Add `by` inner channels to a block; the outputs of the network stay the same."""
 
     block: str
     by: int
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
@@ -57,7 +51,7 @@ class Widen(Addition):
 
 
 @dataclass(frozen=True)
-class WidenStage(Addition):
+class WidenStage(Action):
     """Add `by` channels to a residual stream; the outputs of the network stay the same.
 
     One atomic edit through all that gives to the stream and takes from it. Stages that hand the
@@ -66,6 +60,8 @@ class WidenStage(Addition):
 
     stage: str
     by: int
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
@@ -89,7 +85,7 @@ class WidenStage(Addition):
 
 
 @dataclass(frozen=True)
-class Insert(Addition):
+class Insert(Action):
     """Add a block after one of the same stage; it gets the stage's next name.
 
     In a plain net the new layer starts as the identity, so it must be at least as wide as the layer
@@ -99,6 +95,8 @@ class Insert(Addition):
     after: str
     width: int
     survival: float = 1.0
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("width", self.width)
@@ -134,6 +132,7 @@ class SetSurvival(Action):
     block: str
     probability: float
     mode: str = "batch"
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_fraction("probability", self.probability)
@@ -150,7 +149,7 @@ class SetSurvival(Action):
 
 def adds_capacity(action: Action) -> bool:
     """Say whether the action makes the network larger."""
-    return isinstance(action, Addition)
+    return isinstance(action, Widen | WidenStage | Insert)
 
 
 def check_repeatable(architecture: Architecture, done: str) -> None:

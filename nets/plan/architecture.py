@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Protocol
 
 from nets.checks import check_choice, check_count
-from nets.plan.blocks import KERNELS, Block, Frozen, Stage
+from nets.plan.blocks import KERNELS, NOTHING, Block, Frozen, Stage
 
 ORDERS = ("post", "pre")
 ACTIVATIONS = ("relu", "gelu", "tanh")
@@ -251,7 +251,7 @@ def _block(values: Mapping[str, Any]) -> Block:
         widths = found.get("held", [0, 0, 0])
         widths = tuple(widths) if isinstance(widths, list | tuple) else widths
         held = Frozen(found.get("frozen", 0), widths, found.get("whole", False))
-    return _known(Block, {**rest, "held": held})
+    return _known(Block, {**rest, "held": None if held == NOTHING else held})
 
 
 def _known(kind: Any, values: Mapping[str, Any]) -> Any:

@@ -75,10 +75,12 @@ class Block:
         check_fraction(f"survival of {self.name}", self.survival)
         check_choice(f"drop of {self.name}", self.drop, DROPS)
         check_count(f"fade of {self.name}", self.fade, least=0)
-        if self.held:
+        if self.held is not None:
             self._check_held(self.held)
 
     def _check_held(self, held: Frozen) -> None:
+        if not isinstance(held, Frozen):
+            raise ValueError(f"held of {self.name} must be Frozen or None, got {held!r}")
         check_count(f"frozen of {self.name}", held.channels, least=0)
         if held.whole not in (True, False):
             raise ValueError(f"whole of {self.name} must be true or false, got {held.whole!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nets.checks import check_choice, check_count
 from nets.plan.actions import Action
@@ -26,6 +26,7 @@ class Freeze(Action):
 
     target: str
     channels: int | None = None
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         names = _blocks_of(architecture, self.target)
@@ -61,6 +62,7 @@ class Unfreeze(Action):
     """Let a block, a stage, the stem or the head train again, all of it."""
 
     target: str
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         names = _blocks_of(architecture, self.target)

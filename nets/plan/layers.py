@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -93,7 +92,6 @@ class LayerSpec:
         return self.weight_trains or (self.bias and self.held_channels < self.shape[0])
 
 
-@lru_cache(maxsize=256)
 def layer_specs(architecture: Architecture) -> tuple[LayerSpec, ...]:
     """List the layers in the order of the forward pass, a shortcut after the block's branch."""
     stem, stream, size = _stem(architecture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nets.checks import check_choice, check_count
 from nets.plan.actions import Action, check_repeatable
@@ -24,6 +24,7 @@ class Remove(Action):
 
     block: str
     steps: int = 0
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("steps", self.steps, least=0)
@@ -66,6 +67,7 @@ class Narrow(Action):
     block: str
     by: int
     saliency: str = "magnitude"
+    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
