@@ -19,8 +19,9 @@ _RARE = ("initializer", "reason", "mode", "channels")
 
 def action_to_dict(action: Action) -> dict[str, Any]:
     """Give the action as plain data, an initializer function by its name."""
-    values = {item.name: getattr(action, item.name) for item in fields(action)}
-    rare = {item.name: item.default for item in fields(action) if item.name in _RARE}
+    items = sorted(fields(action), key=lambda item: bool(item.kw_only))  # first what it does
+    values = {item.name: getattr(action, item.name) for item in items}
+    rare = {item.name: item.default for item in items if item.name in _RARE}
     initializer = values.get("initializer")
     if callable(initializer):
         values["initializer"] = getattr(initializer, "__name__", repr(initializer))

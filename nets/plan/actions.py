@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nets.checks import check_choice, check_count, check_fraction, in_one_line
@@ -17,15 +17,15 @@ MOST_OF_A_REASON = 1000
 
 @dataclass(frozen=True)
 class Action:
-    """An edit; `reason` is for logs, `initializer` overrides the one given to `grow`.
+    """An edit of an architecture.
 
-    Each action has what it needs of the two, behind what it does. A reason is kept as one line of
-    text of at most 1000 characters: None as nothing, another value (a statistic, say) as it prints.
+    Where it has a `reason`, for logs, that is kept as one line of text of at most 1000 characters:
+    None as nothing, another value (a statistic, say) as it prints.
     """
 
     def __post_init__(self) -> None:
         if hasattr(self, "reason"):
-            reason = self.reason  # pyright: ignore[reportAttributeAccessIssue]
+            reason: Any = self.reason  # pyright: ignore[reportAttributeAccessIssue]
             text = "" if reason is None else in_one_line(reason, MOST_OF_A_REASON)
             object.__setattr__(self, "reason", text)
 
@@ -35,13 +35,30 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Widen(Action):
+class Reasoned(Action):
+    """An edit in the box, with a `reason`; printed, it begins with what it does."""
+
+    reason: str = field(default="", compare=False, kw_only=True)
+
+    def __repr__(self) -> str:
+        items = sorted(fields(self), key=lambda item: bool(item.kw_only))
+        values = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in items)
+        return f"{type(self).__name__}({values})"
+
+
+@dataclass(frozen=True, repr=False)
+class Addition(Reasoned):
+    """An edit that makes the network larger; `initializer` overrides the one given to `grow`."""
+
+    initializer: Any = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, repr=False)
+class Widen(Addition):
     """Add `by` inner channels to a block; the outputs of the network stay the same."""
 
     block: str
     by: int
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
@@ -50,8 +67,8 @@ class Widen(Action):
         return architecture.with_block(replace(block, width=block.width + self.by))
 
 
-@dataclass(frozen=True)
-class WidenStage(Action):
+@dataclass(frozen=True, repr=False)
+class WidenStage(Addition):
     """Add `by` channels to a residual stream; the outputs of the network stay the same.
 
     One atomic edit through all that gives to the stream and takes from it. Stages that hand the
@@ -60,8 +77,6 @@ class WidenStage(Action):
 
     stage: str
     by: int
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
@@ -84,8 +99,8 @@ class WidenStage(Action):
         return replace(architecture, stages=wider, stem_width=stem_width)
 
 
-@dataclass(frozen=True)
-class Insert(Action):
+@dataclass(frozen=True, repr=False)
+class Insert(Addition):
     """Add a block after one of the same stage; it gets the stage's next name.
 
     In a plain net the new layer starts as the identity, so it must be at least as wide as the layer
@@ -95,8 +110,6 @@ class Insert(Action):
     after: str
     width: int
     survival: float = 1.0
-    initializer: Any = field(default=None, compare=False, kw_only=True)
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("width", self.width)
@@ -120,8 +133,8 @@ class Insert(Action):
         return architecture.with_stage(replace(stage, blocks=blocks, births=stage.births + 1))
 
 
-@dataclass(frozen=True)
-class SetSurvival(Action):
+@dataclass(frozen=True, repr=False)
+class SetSurvival(Reasoned):
     """Set the probability in (0, 1] with which a block's branch is kept in training.
 
     Kept branches are scaled by 1/probability, as in torchvision.ops.StochasticDepth (Huang et al.
@@ -132,7 +145,6 @@ class SetSurvival(Action):
     block: str
     probability: float
     mode: str = "batch"
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_fraction("probability", self.probability)
@@ -149,7 +161,7 @@ class SetSurvival(Action):
 
 def adds_capacity(action: Action) -> bool:
     """Say whether the action makes the network larger."""
-    return isinstance(action, Widen | WidenStage | Insert)
+    return isinstance(action, Addition)
 
 
 def check_repeatable(architecture: Architecture, done: str) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from nets.checks import check_choice, check_count
-from nets.plan.actions import Action
+from nets.plan.actions import Reasoned
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Block, Frozen
 
 
-@dataclass(frozen=True)
-class Freeze(Action):
+@dataclass(frozen=True, repr=False)
+class Freeze(Reasoned):
     """Hold a block, a stage, the stem or the head fixed: no optimizer can move it.
 
     What is frozen becomes buffers; its BatchNorm entries keep and use their running statistics in
@@ -26,7 +26,6 @@ class Freeze(Action):
 
     target: str
     channels: int | None = None
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         names = _blocks_of(architecture, self.target)
@@ -57,12 +56,11 @@ class Freeze(Action):
         )
 
 
-@dataclass(frozen=True)
-class Unfreeze(Action):
+@dataclass(frozen=True, repr=False)
+class Unfreeze(Reasoned):
     """Let a block, a stage, the stem or the head train again, all of it."""
 
     target: str
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         names = _blocks_of(architecture, self.target)

@@ -94,22 +94,30 @@ class LayerSpec:
 
 def layer_specs(architecture: Architecture) -> tuple[LayerSpec, ...]:
     """List the layers in the order of the forward pass, a shortcut after the block's branch."""
+    kept = vars(architecture)  # beside its cached properties
+    if "layer_specs" not in kept:
+        kept["layer_specs"] = tuple(_layers(architecture))
+    return kept["layer_specs"]
+
+
+def _layers(architecture: Architecture) -> Iterator[LayerSpec]:
     stem, stream, size = _stem(architecture)
-    specs, before = [*stem], NOTHING
+    yield from stem
+    before = NOTHING
     for stage in architecture.stages:
         outgoing = Axis(stage.name, stage.width) if stage.projection else stream
         for block in stage.blocks:
             if architecture.block == "plain":
-                specs.append(_plain(block, stream, before))
+                yield _plain(block, stream, before)
                 stream, before = Axis(f"{block.name}:1", block.width), block.held or NOTHING
                 continue
             first = block == stage.blocks[0]
             stride = stage.stride if first else 1
-            specs += _branch(architecture, block, (stream, outgoing), size, stride)
+            yield from _branch(architecture, block, (stream, outgoing), size, stride)
             if first and stage.projection:
-                specs += _shortcut(architecture, block, (stream, outgoing), size, stride)
+                yield from _shortcut(architecture, block, (stream, outgoing), size, stride)
             size, stream = _strided(size, stride), outgoing
-    return (*specs, *_head(architecture, stream, size, before))
+    yield from _head(architecture, stream, size, before)
 
 
 def axes_of(architecture: Architecture) -> dict[str, tuple[str, ...]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from nets.checks import check_choice, check_count
-from nets.plan.actions import Action, check_repeatable
+from nets.plan.actions import Reasoned, check_repeatable
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Block
 
 SALIENCIES = ("magnitude", "activation", "obd")
 
 
-@dataclass(frozen=True)
-class Remove(Action):
+@dataclass(frozen=True, repr=False)
+class Remove(Reasoned):
     """Take a block away, at once or after its branch has faded.
 
     With `steps`, the branch is scaled from 1 down to 0 over so many training forwards, and a second
@@ -24,7 +24,6 @@ class Remove(Action):
 
     block: str
     steps: int = 0
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("steps", self.steps, least=0)
@@ -49,8 +48,8 @@ class Remove(Action):
         return architecture.with_stage(replace(stage, blocks=blocks))
 
 
-@dataclass(frozen=True)
-class Narrow(Action):
+@dataclass(frozen=True, repr=False)
+class Narrow(Reasoned):
     """Take the `by` least useful inner channels of a block away, of those that are not frozen.
 
     Exact for channels whose outgoing weights are 0. A bottleneck loses so many at both places.
@@ -67,7 +66,6 @@ class Narrow(Action):
     block: str
     by: int
     saliency: str = "magnitude"
-    reason: str = field(default="", compare=False, kw_only=True)
 
     def edit(self, architecture: Architecture) -> Architecture:
         check_count("by", self.by)
