@@ -103,7 +103,7 @@ def _carry_values(
         initializer: draws new weights.
         seed: with the entry's name and the first new row it determines the new values.
     """
-    zero = _silent(architecture, born)
+    zero = _zero_at_birth(architecture, born)
     asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
     values = {}
     for name, shape in shapes_of(architecture).items():
@@ -136,7 +136,7 @@ def _sibling(old: Values, new: Tensor) -> Tensor:
     return [*alike, *floating][0]
 
 
-def _silent(architecture: Architecture, born: frozenset[str]) -> set[str]:
+def _zero_at_birth(architecture: Architecture, born: frozenset[str]) -> set[str]:
     """Name the weight that is zero in each newborn block, so that its branch starts at exactly 0.
 
     It is that of the last layer of the branch, or of the norm behind it.

@@ -12,7 +12,8 @@ from nets.growing.assembly import assemble
 from nets.growing.channel_scores import best_rows
 from nets.growing.entry_sources import Carried, Sources, Values
 from nets.modules.random_draws import generator_of
-from nets.plan.actions import INITIALIZERS, Action, Widen, WidenStage
+from nets.plan.actions import INITIALIZERS as NAMES
+from nets.plan.actions import Action, Widen, WidenStage
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import Bands
 from nets.plan.layers import layer_specs
@@ -168,14 +169,14 @@ def _share_column(value: Tensor, copy: int, original: int, bands: Bands) -> None
     value[:, original] -= part
 
 
-_OBJECTS = (
-    Initializer(),
-    Initializer(xavier),
-    Net2Net(),
-    GradMax(),
-    Initializer(xavier, silent=False),
-)
-_BY_NAME = dict(zip(INITIALIZERS, _OBJECTS, strict=True))
+INITIALIZERS = {
+    "he": Initializer(),
+    "xavier": Initializer(xavier),
+    "net2net": Net2Net(),
+    "gradmax": GradMax(),
+    "xavier-outgoing": Initializer(xavier, silent=False),
+}
+assert tuple(INITIALIZERS) == NAMES  # which are known without torch
 
 
 def initializer_of(choice: str | Distribution | Initializer) -> Initializer:
@@ -188,7 +189,7 @@ def initializer_of(choice: str | Distribution | Initializer) -> Initializer:
         return choice
     if callable(choice):
         return Initializer(choice)
-    if not isinstance(choice, str) or choice not in _BY_NAME:
+    if not isinstance(choice, str) or choice not in INITIALIZERS:
         known = ", ".join(INITIALIZERS)
         raise ValueError(f"initializer must be one of {known}, or a function; got {choice!r}")
-    return _BY_NAME[choice]
+    return INITIALIZERS[choice]

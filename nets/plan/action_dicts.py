@@ -18,12 +18,12 @@ _RARE = ("initializer", "reason", "mode", "channels")
 
 
 def action_to_dict(action: Action) -> dict[str, Any]:
-    """Give the action as plain data, an initializer function by its name."""
+    """Give the action as plain data, an initializer of one's own by its name."""
     items = sorted(fields(action), key=lambda item: bool(item.kw_only))  # first what it does
     values = {item.name: getattr(action, item.name) for item in items}
     rare = {item.name: item.default for item in items if item.name in _RARE}
     initializer = values.get("initializer")
-    if callable(initializer):
+    if initializer is not None and not isinstance(initializer, str):
         values["initializer"] = getattr(initializer, "__name__", repr(initializer))
     kept = {name: value for name, value in values.items() if rare.get(name, ...) != value}
     return {"action": type(action).__name__, **kept}

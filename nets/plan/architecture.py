@@ -16,7 +16,7 @@ ACTIVATIONS = ("relu", "gelu", "tanh")
 STEMS = ("cifar", "imagenet", "dense", "none")
 
 
-class Edit(Protocol):
+class HasEdit(Protocol):
     """What `Architecture.apply` takes: an Action, see nets.plan.actions."""
 
     def edit(self, architecture: Architecture) -> Architecture: ...
@@ -164,7 +164,7 @@ class Architecture:
                 return stage
         raise ValueError(f"block must be one of {', '.join(self.blocks)}; got {block!r}")
 
-    def apply(self, action: Edit) -> Architecture:
+    def apply(self, action: HasEdit) -> Architecture:
         """Give the architecture after `action`; a ValueError says what is wrong with it."""
         if isinstance(action, type) or not hasattr(action, "edit"):
             raise ValueError(f"action must be an Action such as Widen or Insert, got {action!r}")
