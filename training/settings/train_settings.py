@@ -51,8 +51,8 @@ class Common:
             where the device computes it natively.
         nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or
             skip the step, which then changes nothing (asks the device at every step).
-        save_every: seconds after a checkpoint from which a record writes the next one, if no growth,
-            end or signal has; 0: at every record. A kill costs what came after the last.
+        save_every: seconds after a checkpoint from which a record writes the next one, if no
+            growth, end or signal has; 0: at every record. A kill costs what came after the last.
         ema: largest decay a step of a running average of the weights, judged beside them at every
             record (metrics.csv); 0 for none.
         device: a torch device; auto takes the GPU if there is one.
