@@ -77,6 +77,8 @@ def together(function: Callable[..., None], *given: Any, count: int = 2) -> list
         process.start()
     for process in processes:
         process.join(60)
+        process.kill()  # it waits for another
+        process.join()
     return [process.exitcode for process in processes]
 
 
