@@ -130,6 +130,7 @@ def main() -> None:
             epochs=10_000,
             policy=Plateau(),
             start=Start(1, None),
+            save_every=0,  # what a record costs at most
             out=folder,
         )
         run = open_run(settings)

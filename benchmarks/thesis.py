@@ -87,7 +87,7 @@ def times_of(settings: Train, rounds: int, folder: str) -> tuple[Times, int]:
         runs: dict[str, Run] = {}
         for name, (start, ema) in starts.items():
             out = f"{folder}/{len(runs)}"
-            told = {**vars(settings), "start": start, "ema": ema, "out": out}
+            told = {**vars(settings), "start": start, "ema": ema, "out": out, "save_every": 0}
             runs[name] = open_run(Train(**told))
             stack.enter_context(runs[name].observer)
         full = runs["run"]

@@ -25,6 +25,7 @@ def quiet(_: object) -> None:
 def short_run(folder: Path | str, policy: Policy | None = None, **changes: Any) -> Train:
     """Settings of a run on the digits, whose length the changes give."""
     given = {"net": "resnet8", "batch_size": 32, "device": "cpu", "out": str(folder)}
+    given["save_every"] = 0.0  # a checkpoint at every record
     return Train(**{**given, "policy": policy or Never(), **changes})
 
 

@@ -132,6 +132,7 @@ CASES = [
     (TRAIN + f"--accumulate {10**22}", f"batch_size must be at least {2 * 10**22}, got 32"),
     (TRAIN + "--weight_decay -1", "weight_decay must be at least 0 and finite, got -1.0"),
     (TRAIN + "--momentum .inf", "momentum must be at least 0 and finite, got inf"),
+    (TRAIN + "--save_every -1", "save_every must be at least 0 and finite, got -1.0"),
     (TRAIN + "--ema 1", "ema must be at least 0 and below 1, got 1.0"),
     (TRAIN + "--threads 0", "threads must be at least 1, got 0"),
     (TRAIN + "--threads 100000", "threads must be at most 1024, got 100000"),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from runs import csv_rows
 from torch import Tensor
 
 import run
+import training.running.loop
 import training.running.step
 from analysis import read_history
 from analysis.showing.tensorboard_writer import Board
@@ -75,6 +77,8 @@ def together(function: Callable[..., None], *given: Any, count: int = 2) -> list
         process.start()
     for process in processes:
         process.join(60)
+        process.kill()  # it waits for another
+        process.join()
     return [process.exitcode for process in processes]
 
 
@@ -265,6 +269,25 @@ def test_a_run_of_two_processes_resumes_exactly_whichever_is_interrupted(tmp_pat
     assert len(list(stopped.glob("events*"))) == 4  # of rank 0
     history = read_history(stopped)
     assert sum(map(len, (record.applied for record in history))) >= 3
+
+
+def run_with_two_clocks(arguments: list[str]) -> None:
+    """Run the command; on rank 1 a thousand seconds pass between any two looks at the clock."""
+    calls = 0
+
+    def clock() -> float:
+        nonlocal calls
+        calls += 1
+        return time.perf_counter() + 1000 * calls * distributed.rank()
+
+    training.running.loop.perf_counter = clock
+    run_until(arguments, 0)
+
+
+def test_processes_save_together_whatever_their_clocks_say(tmp_path):
+    words = command(tmp_path, "--policy", "Never", "--save-every", "60", "--records", "3")
+    assert together(run_with_two_clocks, words) == [0, 0]
+    assert len(read_history(tmp_path)) == 3
 
 
 def test_what_one_process_refuses_all_refuse(tmp_path):

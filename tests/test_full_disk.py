@@ -22,7 +22,7 @@ from test_resume import PROCESSES, command, exit_code
 
 import run
 from analysis import read_history
-from analysis.recording.atomic_files import Unwritten, append, write_whole
+from analysis.recording.atomic_files import Unwritten, append, to_disk, write_whole
 from policies import Never
 from training.comparing.comparison import compare
 from training.settings.compare_settings import Cell, Compare
@@ -161,14 +161,21 @@ def test_a_write_that_fails_changes_nothing_and_names_the_file(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        for write in (write_whole, append):
+        for write in (lambda: write_whole(path, "second\n"), lambda: to_disk(path)):
             with pytest.raises(Unwritten) as refused:
-                write(path, "second\n")
+                write()
             assert str(refused.value) == f"{path} cannot be written: {os.strerror(ENOSPC)}"
             assert (refused.value.errno, refused.value.filename) == (ENOSPC, str(path))
             assert path.read_text() == "first\n"
-        with pytest.raises(Unwritten):
-            append(tmp_path / "new", "text")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, most[1]))
+    try:
+        for name, size in (("file", 6), ("new", 0)):
+            with pytest.raises(Unwritten, match=f"{name} cannot be written: File too large"):
+                append(tmp_path / name, "more than that\n")
+            assert (tmp_path / name).stat().st_size == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
     append(path, "second\n")
     assert path.read_text() == "first\nsecond\n"
     with pytest.raises(Unwritten, match="inside cannot be written: Not a directory"):

@@ -127,6 +127,7 @@ def test_resuming_may_change_what_does_not_change_the_run(tmp_path):
     claim_as(tmp_path, Train())
     before = bytes_of(tmp_path)
     other = {"out": "elsewhere", "final": True, "device": "cpu", "threads": 1, "data_dir": "/data"}
+    other["save_every"] = 5.0
     claim_as(tmp_path, Train(resume=True, **other))
     assert bytes_of(tmp_path) == before
 

@@ -52,6 +52,10 @@ REFUSED = [
     ("momentum", -0.1, "momentum must be at least 0 and finite, got -0.1"),
     ("momentum", nan, "momentum must be at least 0 and finite, got nan"),
     ("weight_decay", inf, "weight_decay must be at least 0 and finite, got inf"),
+    ("save_every", -1.0, "save_every must be at least 0 and finite, got -1.0"),
+    ("save_every", inf, "save_every must be at least 0 and finite, got inf"),
+    ("save_every", nan, "save_every must be at least 0 and finite, got nan"),
+    ("save_every", None, "save_every must be a number, got None"),
     ("seed", -1, "seed must be at least 0, got -1"),
     ("seed", 2**63, "seed must be below 2[*][*]63, got 9223372036854775808"),
 ]

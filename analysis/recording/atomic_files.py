@@ -49,7 +49,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(path.name + ".part")
     with writing(path):
         try:
-            _write(temporary, "wb", content)
+            with temporary.open("wb") as file:
+                file.write(_encoded(content))
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
@@ -58,7 +61,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, content: str | bytes) -> None:
-    """Add to the end of a file, made if it is not there, and flush it to the disk.
+    """Add to the end of a file, made if it is not there.
+
+    It outlives the process at once, and the machine after `to_disk`.
 
     Raises:
         Unwritten: the disk is full, say; the file is as it was.
@@ -66,17 +71,24 @@ def append(path: Path, content: str | bytes) -> None:
     with writing(path):
         size = path.stat().st_size if path.exists() else 0
         try:
-            _write(path, "ab", content)
+            with path.open("ab") as file:
+                file.write(_encoded(content))
         except OSError:
             with suppress(OSError):
                 os.truncate(path, size)
             raise
 
 
-def _write(path: Path, mode: str, content: str | bytes) -> None:
-    """Write and flush to the disk; text in UTF-8, and what cannot be, in a name, is escaped."""
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    with path.open(mode) as file:
-        file.write(data)
-        file.flush()
+def to_disk(path: Path) -> None:
+    """Flush a file to the disk with all that was added to it, if it is there.
+
+    Raises:
+        Unwritten: the disk is full, say.
+    """
+    with writing(path), suppress(FileNotFoundError), path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def _encoded(content: str | bytes) -> bytes:
+    """Give text in UTF-8; what cannot be, in a name, is escaped."""
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from analysis.recording.atomic_files import append
+from analysis.recording.atomic_files import append, to_disk
 
 _VERSION = "brain.Event:2"
 _PREFIX = "events.out.tfevents."
@@ -52,6 +52,10 @@ class EventFile:
         waiting, self._waiting = self._waiting.getvalue(), BytesIO()
         if waiting:
             append(self._path, waiting)
+
+    def to_disk(self) -> None:
+        """Flush the file to the disk, as far as it is written out."""
+        to_disk(self._path)
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -165,6 +165,10 @@ class Board:
         """Write out what is waiting; no file is held open."""
         self._events.flush()
 
+    def to_disk(self) -> None:
+        """Flush to the disk what is written out: it outlives the machine then."""
+        self._events.to_disk()
+
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
         values = [
             Summary.Value(tag=tag, simple_value=value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Record
-from analysis.recording.atomic_files import append, write_whole
+from analysis.recording.atomic_files import append, to_disk, write_whole
 
 _SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("data", "net", "policy"), str),
@@ -70,6 +70,16 @@ def append_losses(folder: Path, before: int, losses: Sequence[float | None]) -> 
     values = ("nan" if loss is None else repr(loss) for loss in losses)
     lines = [f"{step},{value}\n" for step, value in enumerate(values, start=before + 1)]
     append(path, "".join(header + lines))
+
+
+def results_to_disk(folder: Path) -> None:
+    """Flush to the disk what the functions above have added: a checkpoint is about to count on it.
+
+    Raises:
+        Unwritten: the disk is full, say.
+    """
+    for name in ("history.jsonl", "metrics.csv", "losses.csv"):
+        to_disk(folder / name)
 
 
 def cut_back(folder: Path, records: int, steps: int) -> None:

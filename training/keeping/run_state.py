@@ -53,6 +53,7 @@ class Run:
     history: list[Record] = field(default_factory=list)
     board: Board | None = None
     held: ExitStack = field(default_factory=ExitStack)  # the folder's lock, the process's settings
+    saved: float = 0.0  # progress.seconds at the last checkpoint, the same in all processes
     stateful: bool = False  # whether the policy was seen to change, which is told once
 
     @property
@@ -64,3 +65,11 @@ class Run:
     def record_due(self) -> bool:
         """Whether another part of the budget has been spent since the last record."""
         return int(self.spent * self.settings.record_count) > self.progress.boundary
+
+    @property
+    def ended(self) -> bool:
+        """Whether the budget is spent and the last record made.
+
+        A probe or a growth may use up what was left for that record.
+        """
+        return self.spent >= 1 and not self.record_due

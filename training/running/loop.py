@@ -7,6 +7,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+from analysis import Record
 from training.computing import distributed
 from training.computing.optimizer import slow_settings
 from training.computing.signals import Interrupted, Interrupts
@@ -37,7 +38,7 @@ def train(settings: Train, say: Say = print, advance: Advance | None = None) -> 
     Raises:
         ValueError: settings, data or folder cannot be used, or another process uses the folder.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
-        PolicyFailed: the policy failed; the checkpoint is that of the record before.
+        PolicyFailed: the policy failed; the last checkpoint is as it was.
         NonFinite: a loss or a weight is NaN or infinite; the last checkpoint is as it was.
         Unwritten: the disk is full, say; the last checkpoint is as it was.
     """
@@ -58,8 +59,7 @@ def _train(run: Run, say: Say, advance: Advance | None) -> None:
     started = perf_counter() - run.progress.seconds
     since = perf_counter(), run.progress.images
     with run.observer, Interrupts() as interrupts:
-        # A probe or a growth may use up what was left for the last record.
-        while run.spent < 1 or run.record_due:
+        while not run.ended:
             take_step(run)
             run.progress.seconds = distributed.greatest(perf_counter() - started)
             if run.record_due:
@@ -79,10 +79,21 @@ def record_and_grow(run: Run, speed: float) -> str:
     run.history.append(record)
     run.progress.records += 1
     notes += write_record(run, record, averaged, difference, speed)
-    save(run)
+    _save_if_due(run, record)
     if run.progress.skipped:
         notes.append(f"{run.progress.skipped} steps skipped")
     return "  ".join([line_of(record, speed), *notes])
+
+
+def _save_if_due(run: Run, record: Record) -> None:
+    """Write a checkpoint if the run has grown or ended, or `save_every` seconds have passed.
+
+    The time is that of the last step, which all processes have agreed on: they decide alike.
+    """
+    waited = run.progress.seconds - run.saved
+    if record.applied or run.ended or waited >= run.settings.save_every:
+        save(run)
+        run.saved = run.progress.seconds
 
 
 def _stop_if_asked(run: Run, interrupts: Interrupts) -> None:

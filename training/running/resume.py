@@ -67,6 +67,7 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     if state is not None:
         saved = run.net, run.optimizer, run.scaler, run.observer, run.window
         run.progress = restore(state, path, *saved)
+        run.saved = run.progress.seconds
         run.trace = [run.window.clone()]
     progress = run.progress
     run.history = read_history(folder, progress.records) if progress.records else []

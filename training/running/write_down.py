@@ -18,7 +18,12 @@ from training.computing import distributed
 from training.keeping.checkpoint import save_checkpoint
 from training.keeping.nonfinite import check_losses, check_state
 from training.keeping.picture_files import reference_of
-from training.keeping.result_files import append_losses, append_metrics, append_record
+from training.keeping.result_files import (
+    append_losses,
+    append_metrics,
+    append_record,
+    results_to_disk,
+)
 from training.keeping.run_folder import binding
 from training.keeping.run_state import Run
 from training.running.prepare import CHECKED
@@ -31,13 +36,18 @@ _MOST = 2000
 def save(run: Run, name: str = "checkpoint.pt") -> None:
     """Write the state to a file of the run folder; all processes call it, rank 0 writes.
 
+    What the run has told of itself is flushed to the disk first: whoever resumes can cut back what
+    a checkpoint does not know, but not bring back what it does.
+
     Raises:
         NonFinite: a part of the state is NaN or infinite; nothing is written then.
     """
     check_state(run)
     window = distributed.total(run.window)
-    if distributed.rank() > 0:
+    if run.board is None:  # not rank 0
         return
+    results_to_disk(run.folder)
+    run.board.to_disk()
     path = run.folder / name
     with writing(path):
         path.parent.mkdir(exist_ok=True)
@@ -85,13 +95,12 @@ def write_record(
     board.record(record, speed, averaged)
     board.growth(record.step, record.applied, record.refused, difference)
     board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
-    at_end = run.spent >= 1 and not run.record_due
-    if at_end or (any(map(adds_capacity, record.applied)) and board.pictures_due):
+    if run.ended or (any(map(adds_capacity, record.applied)) and board.pictures_due):
         try:
             board.pictures(run.history, reference_of(run.folder))
         except Undrawn as failure:
             notes.append(str(failure))
-    if at_end:
+    if run.ended:
         if (size := cost(run.net.architecture)) != record.cost:  # a block has faded
             board.size(record.step, size)
         board.hyperparameters(record.step, _hyperparameters(run))

@@ -51,7 +51,7 @@ def check_common(settings: Any) -> None:
         raise ValueError(f"threads must be at most {MOST_THREADS}, got {settings.threads}")
     if settings.lr is not None and not 0 < settings.lr < inf:
         raise ValueError(f"lr must be above 0 and finite, got {settings.lr}")
-    for name in ("momentum", "weight_decay"):
+    for name in ("momentum", "weight_decay", "save_every"):
         if not 0 <= getattr(settings, name) < inf:
             raise ValueError(f"{name} must be at least 0 and finite, got {getattr(settings, name)}")
     _check_net(settings.net)

@@ -51,6 +51,8 @@ class Common:
             where the device computes it natively.
         nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or
             skip the step, which then changes nothing (asks the device at every step).
+        save_every: seconds after a checkpoint from which a record writes the next one, if no
+            growth, end or signal has; 0: at every record. A kill costs what came after the last.
         ema: largest decay a step of a running average of the weights, judged beside them at every
             record (metrics.csv); 0 for none.
         device: a torch device; auto takes the GPU if there is one.
@@ -84,6 +86,7 @@ class Common:
     validation_images: int = 2000
     precision: str = "auto"
     nonfinite: str = "stop"
+    save_every: float = 60.0
     ema: float = 0.999
     device: str = "auto"
     deterministic: bool = False
