@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _WrappedHook
 
-from nets.modules.as_built import HOOKS, Own, stays_behind
 from nets.modules.frozen_parts import split_entries, split_values
 from nets.modules.network import Network
+from nets.modules.user_changes import HOOKS, Own, stays_behind
 from nets.plan.architecture import Architecture
 
 

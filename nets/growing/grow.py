@@ -15,7 +15,6 @@ from nets.growing.carry import carry, fresh_values, unknown_channels
 from nets.growing.entry_sources import begin
 from nets.growing.initializers import Distribution, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
-from nets.modules.as_built import check_given
 from nets.modules.frozen_parts import join_values, split_values
 from nets.modules.network import Network, on_meta
 from nets.modules.probe_batch import (
@@ -25,6 +24,7 @@ from nets.modules.probe_batch import (
     run_apart,
     without_hooks,
 )
+from nets.modules.user_changes import check_given
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
 

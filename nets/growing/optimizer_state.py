@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nets.growing.entry_sources import Sources, place_old
-from nets.modules.as_built import is_plain
 from nets.modules.frozen_parts import split_entries
 from nets.modules.network import Network
+from nets.modules.user_changes import is_plain
 from nets.plan.layers import shapes_of
 
 State = dict[str, Any]

@@ -15,8 +15,8 @@ from nets.growing.assembly import carried_hooks
 from nets.growing.entry_sources import Sources
 from nets.growing.optimizer_state import Part, carry_states, own_copy, parts_of, sibling_of
 from nets.growing.schedulers import follow_groups
-from nets.modules.as_built import is_plain
 from nets.modules.network import Network
+from nets.modules.user_changes import is_plain
 
 _SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 _HOOKS = (

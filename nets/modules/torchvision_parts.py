@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.modules.as_built import HOOKS, tensor_hooks
+from nets.modules.user_changes import HOOKS, tensor_hooks
 
 Kinds = Mapping[str, tuple[type | None, ...]]
 

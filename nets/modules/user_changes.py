@@ -1,4 +1,4 @@
-"""Whether a network still is what its architecture says: `grow` carries that, and little else."""
+"""What users have changed on a network: `grow` carries some of it, and refuses the rest by name."""
 
 from __future__ import annotations
 
