@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import torch
 
 from analysis import Observer, Record
 from analysis.showing.tables import markdown
-from benchmarks.timing import interleaved, random_batch, ratios, step_of
+from benchmarks.timing import counts, interleaved, random_batch, ratios, step_of
 from nets import Architecture, Narrow, Widen, build, cost, grow, preset, seed_of
 from policies import RandomSite
 from training.deciding.call_policy import ask
@@ -108,21 +107,10 @@ def alternate(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--edits", type=int, default=200)
-    parser.add_argument("--wide-batch", type=int, default=128, help="images a step of wrn-28-10")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    print(
-        f"torch {torch.__version__}, {chosen.threads} threads of {os.cpu_count()} cores, float32\n"
-    )
-    rows = []
-    limit = preset("resnet20", classes=10)
-    found, memory = alternate(
-        limit, random_batch(limit, 32), chosen.edits
-    )  # first: others hold more
+    chosen = counts(__doc__ or "", rounds=15, edits=200, wide_batch=128)
+    rows, limit = [], preset("resnet20", classes=10)
+    # first: others hold more memory
+    found, memory = alternate(limit, random_batch(limit, 32), chosen.edits)
     for name, size, rounds in (
         ("resnet20", 128, chosen.rounds),
         ("wrn-28-10", chosen.wide_batch, max(3, chosen.rounds // 5)),

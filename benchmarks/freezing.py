@@ -5,11 +5,9 @@ python -m benchmarks.freezing --rounds 25
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
-from benchmarks.timing import interleaved, random_batch, ratios, step_of
+from benchmarks.timing import counts, interleaved, random_batch, ratios, step_of
 from nets import Architecture, Freeze, build, grow, preset, train_flops
 
 
@@ -32,27 +30,14 @@ def plans_of(architecture: Architecture) -> dict[str, list[Freeze]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--layout", choices=["nchw", "channels_last"], default="channels_last")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    architecture = preset(chosen.net)
-    layout = torch.channels_last if chosen.layout == "channels_last" else torch.contiguous_format
-    batch = random_batch(architecture, chosen.batch, layout)
+    chosen, architecture = counts(__doc__ or "", batch=128, rounds=25), preset("resnet20")
+    batch = random_batch(architecture, chosen.batch)
     steps, flops = {}, {}
     for name, plan in plans_of(architecture).items():
-        net = grow(build(architecture).to(memory_format=layout), plan).network
+        net = grow(build(architecture).to(memory_format=torch.channels_last), plan).network
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
         steps[name], flops[name] = step_of(net, optimizer, *batch), train_flops(net.architecture)
     seconds = interleaved(steps, chosen.rounds)
-    print(
-        f"{chosen.net}, batch {chosen.batch}, {chosen.layout}, {chosen.threads} threads, "
-        f"{chosen.rounds} rounds, torch {torch.__version__}"
-    )
     base = next(iter(steps))
     print(f"{'frozen':40} {'best ms':>9} {'best':>6} {'median':>7} {'FLOPs':>6}")
     for name in steps:

@@ -1,6 +1,6 @@
 """What a growth step costs in training steps, and what it does to the outputs; gromo beside it.
 
-python -m benchmarks.growth --rounds 10
+python -m benchmarks.growth --rounds 10 --batches 40
 
 Both widen a block of a pre-activation ResNet with inner layers of half width. Ours uses one batch
 as a probe; gromo 0.1.0 (pip install '.[bench]') gathers statistics over `--batches` batches first,
@@ -9,7 +9,6 @@ as its method asks for, and is left out where it is not installed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.util import find_spec
@@ -19,18 +18,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.timing import interleaved, ratios, step_of
+from benchmarks.timing import counts, interleaved, random_batch, ratios, step_of
 from nets import Widen, build, grow, preset, seed_of
 from nets.growing.grow import output_difference
 
 BY = 8
+ARCHITECTURE = seed_of(preset("resnet20", order="pre"), width=0.5, blocks=None)
 Growth = Callable[[], nn.Module]
 
 
 def ours(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[nn.Module, Growth]:
     """Give a net with some steps behind it, and its growth."""
-    architecture = seed_of(preset("resnet20", order="pre"), width=0.5, blocks=None)
-    net = build(architecture)
+    net = build(ARCHITECTURE)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     warm_up(net, optimizer, inputs, targets)
     probe = inputs, targets
@@ -83,35 +82,21 @@ def row(
 ) -> str:
     """Measure steps and growths in turn, and give a line of the table."""
     optimizer = torch.optim.SGD(net.parameters(), 0.0, momentum=0.9)  # time, but no movement
-    nets, moved = list[nn.Module](), list[float]()
-    turns = {
-        "step": step_of(net, optimizer, inputs, *targets),
-        "growth": lambda: nets.append(grown()),
-        "compare": lambda: moved.append(output_difference(net, nets.pop(), inputs)),
-    }
-    seconds = interleaved(turns, rounds)
+    seconds = interleaved(
+        {"step": step_of(net, optimizer, inputs, *targets), "growth": grown}, rounds
+    )
+    moved = output_difference(net, grown(), inputs)
     best = [min(seconds[turn]) for turn in ("step", "growth")]
     times = f"{1000 * best[0]:9.1f} {1000 * best[1]:10.1f}"
     figures = "".join(f" {ratio:7.2f}" for ratio in ratios(seconds, "growth", "step"))
-    return f"{name:36} {times}{figures} {max(moved):11.2g}"
+    return f"{name:36} {times}{figures} {moved:11.2g}"
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--batches", type=int, default=40, help="of gromo's statistics")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    inputs = torch.randn(chosen.batch, 3, 32, 32)
-    targets = torch.randint(10, (chosen.batch,))
-    print(
-        f"widening by {BY}, batch {chosen.batch}, {chosen.threads} threads, {chosen.rounds} rounds,"
-        f" torch {torch.__version__}"
-    )
+    chosen = counts(__doc__ or "", batch=128, rounds=10, batches=40)
+    inputs, targets = random_batch(ARCHITECTURE, chosen.batch, torch.contiguous_format)
+    print(f"widening by {BY}")
     print(f"{'':36} {'step ms':>9} {'growth ms':>10} {'best':>7} {'median':>7} {'outputs':>11}")
     print(row("growthrings", *ours(inputs, targets), chosen.rounds, inputs, targets))
     if find_spec("gromo") is None:

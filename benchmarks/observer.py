@@ -126,7 +126,7 @@ def times_of(
 
 
 def repeated(step: Callable[[], None]) -> Callable[[], None]:
-    """Give a turn of as many steps as the observer keeps before it works out its statistics."""
+    """Give a turn of consecutive steps, as in a training loop."""
 
     def turn() -> None:
         for _ in range(STEPS):

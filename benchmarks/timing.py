@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from statistics import median
@@ -28,17 +29,28 @@ def training_arguments(description: str, data: str, rounds: int) -> dict[str, An
     return vars(parser.parse_args())
 
 
+def counts(description: str, **defaults: int) -> argparse.Namespace:
+    """Read numbers from the command line, set the threads, and say with what is measured."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, default in {**defaults, "threads": torch.get_num_threads()}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    told = ", ".join(f"{name} {value}" for name, value in vars(chosen).items())
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, float32, {told}\n")
+    return chosen
+
+
 def interleaved(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Give the seconds of every turn by name, after two rounds that do not count.
 
-    Rounds go forwards and backwards in turn, so that nobody is always first; what a turn left for a
-    GPU to do is a part of it.
+    What a turn left for a GPU to do is a part of it.
     """
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 2):
-        for name in list(turns)[:: 1 if number % 2 else -1]:
+        for name, turn in turns.items():
             start = perf_counter()
-            turns[name]()
+            turn()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= 2:
