@@ -16,7 +16,7 @@ from analysis.observing.hooks import Hooks
 from analysis.observing.watched_layers import parameters_of, rows_of, unwrap
 from analysis.observing.watched_network import layers_while
 from nets.modules.network import Network
-from nets.modules.probe_batch import mode
+from nets.modules.probe_batch import in_mode
 from nets.modules.residual import ResidualBlock
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +54,7 @@ def block_importance(net: Network, inputs: Tensor, targets: Tensor, loss: Loss) 
         if isinstance(module, ResidualBlock):
             end = module.norms[-1] if module.post else module.layers[-1]
             branches[name] = module.get_submodule(end)
-    with mode(net, training=False):
+    with in_mode(net, training=False):
         losses = [loss(net(inputs), targets)]
         for branch in branches.values():
             handle = branch.register_forward_hook(
@@ -165,7 +165,7 @@ def gradient_signal_to_noise(
                     total[index] += gradient
                     squares[index] += gradient.double().square()
 
-    with mode(net, training=False), torch.enable_grad():
+    with in_mode(net, training=False), torch.enable_grad():
         layers = layers_while(net, run)
     signal = {id(p): (s / parts).square().sum() for p, s in zip(parameters, total)}
     power = {id(p): s.sum() / parts for p, s in zip(parameters, squares)}
@@ -210,7 +210,7 @@ def _read_outputs(
         finally:
             hooks.remove()
 
-    with mode(net, training=False):
+    with in_mode(net, training=False):
         layers = layers_while(net, run)
     values = {layer.path: found.get(layer.path) for layer in layers}
     return {path: value for path, value in values.items() if value is not None}

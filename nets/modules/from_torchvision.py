@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from nets.checks import check_count
 from nets.modules.network import Network
-from nets.modules.probe_batch import mode
+from nets.modules.probe_batch import in_mode
 from nets.modules.residual import ResidualBlock
 from nets.modules.torchvision_parts import check_layers, check_parts, entries, pair
 from nets.plan.architecture import Architecture
@@ -179,7 +179,7 @@ def _outputs(net: nn.Module, inputs: Tensor) -> list[Tensor]:
     }
     outputs = []
     for training in (False, True):
-        with mode(net, training), torch.random.fork_rng([]):
+        with in_mode(net, training), torch.random.fork_rng([]):
             outputs.append(functional_call(net, values, (inputs,)))
     return outputs
 

@@ -17,7 +17,7 @@ End = tuple[str, str]
 
 
 @contextmanager
-def mode(net: nn.Module, training: bool, survival: float | None = None) -> Iterator[None]:
+def in_mode(net: nn.Module, training: bool, survival: float | None = None) -> Iterator[None]:
     """Put every module into train or eval mode, and back again.
 
     With `survival`, blocks survive with that chance and dropout is off.
@@ -44,7 +44,7 @@ def mode(net: nn.Module, training: bool, survival: float | None = None) -> Itera
 def run_apart(net: nn.Module, inputs: Tensor, training: bool) -> Tensor:
     """Run the network on a batch and leave it as it was; nothing is dropped."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    with mode(net, training, survival=1.0):
+    with in_mode(net, training, survival=1.0):
         return functional_call(net, buffers, (inputs,))
 
 
@@ -156,7 +156,7 @@ def estimate_statistics(network: nn.Module, inputs: Tensor, unknown: Mapping[str
     for norm in norms.values():
         norm.momentum = 1.0
     try:
-        with mode(network, training=True, survival=1.0):
+        with in_mode(network, training=True, survival=1.0):
             functional_call(network, buffers, (inputs,))
     finally:
         for name, norm in norms.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nets.modules.probe_batch import mode
+from nets.modules.probe_batch import in_mode
 from training.computing import distributed
 from training.computing.optimizer import Precision
 from training.data.batches import evaluation_batches
@@ -58,7 +58,7 @@ def evaluate(
     device = precision.device
     at_once = IN_CACHE if device.type == "cpu" else 500
     batches = evaluation_batches(images, mean, std, device, at_once) if len(images) else ()
-    with mode(net, training=False):
+    with in_mode(net, training=False):
         for inputs, targets in batches:
             with precision.autocast():
                 outputs = net(inputs)

@@ -58,12 +58,12 @@ def check_state(run: Run) -> None:
         tensors |= {f"average of {name}": value for name, value in run.ema.state_dict().items()}
     for name, values in optimizer_state(run.net, run.optimizer)["state"].items():
         tensors |= {f"{key} of {name}": value for key, value in values.items()}
-    broken = first_broken(tensors)
+    broken = first_nonfinite(tensors)
     if broken:
         raise NonFinite(f"{broken} is not finite at step {run.progress.step}, {_told(run)}")
 
 
-def first_broken(tensors: Mapping[str, Tensor]) -> str | None:
+def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name the first tensor that is not finite; one question to the device for all of them."""
     import torch
 
