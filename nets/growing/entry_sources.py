@@ -47,13 +47,6 @@ class Carried:
     disturbed: frozenset[str] = frozenset()
 
 
-def begin(
-    origin: Network, values: list[Values], seed: int, probe: Any, loss: Loss | None
-) -> Carried:
-    """Start with the network as it is."""
-    return Carried(origin, origin.architecture, values, {}, seed, probe, loss)
-
-
 def sources_of(
     old: Mapping[str, Tensor], architecture: Architecture, kept: Mapping[str, Tensor]
 ) -> Sources:

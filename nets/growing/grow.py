@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nets.growing.assembly import assemble, hand_over
 from nets.growing.carry import carry, fresh_values, unknown_channels
-from nets.growing.entry_sources import begin
+from nets.growing.entry_sources import Carried
 from nets.growing.initializers import Distribution, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
 from nets.modules.frozen_parts import join_values, split_values
@@ -119,15 +119,16 @@ def grow(
     own = [check_given(name, each, built) for name, each in zip(("net", "ema"), olds)]
     inputs = checked_inputs(old, probe)
     values = [join_values(each, each.state_dict()) for each in olds]
-    carried = begin(old, values, seed, probe, loss)
+    carried = Carried(old, old.architecture, values, {}, seed, probe, loss)
     for action, after in zip(actions, architectures):
         choice = getattr(action, "initializer", None) or initializer
         carried = carry(carried, action, after, initializer_of(choice))
     news = [assemble(each, carried.architecture, new) for each, new in zip(olds, carried.values)]
     difference = None
     if inputs is not None:
+        unknown = unknown_channels(carried)
         for made in news:
-            estimate_statistics(made, inputs, unknown_channels(carried))
+            estimate_statistics(made, inputs, unknown)
         with without_hooks(old):
             difference = output_difference(old, news[0], inputs)
     for each, made, attributes in zip(olds, news, own):

@@ -143,10 +143,8 @@ def _originals(edit: Edit) -> dict[str, Tensor]:
             held[spec.axes[0]] = max(held[spec.axes[0]], spec.held_channels)
     for axis, size in old.items():
         if new[axis] > size > held[axis]:
-            generator, count = (
-                generator_of(edit.before.seed, "net2net", axis, size),
-                (new[axis] - size,),
-            )
+            generator = generator_of(edit.before.seed, "net2net", axis, size)
+            count = (new[axis] - size,)
             originals[axis] = torch.randint(held[axis], size, count, generator=generator)
     return originals
 
