@@ -285,7 +285,7 @@ def test_readings_again_without_a_step_are_the_same():
 
 
 def read_moments(x, near_zero=False):
-    (found,) = moments_of([row_sums(x, near_zero)])
+    (found,) = moments_of([row_sums(x, near_zero)], {})
     return found
 
 

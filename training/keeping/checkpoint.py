@@ -19,6 +19,9 @@ from training.computing.optimizer import UNSCALED
 from training.keeping.run_folder import binding, completed
 
 
+_CAPTURABLE = "capturable"
+
+
 def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Give options and state by parameter name, so that a grown network finds its own again."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
@@ -26,6 +29,8 @@ def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         {**group, "params": [names[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
+    for group in groups:
+        group["lr"] = float(group["lr"])  # a run's own is a tensor, of its clock
     state = {names[parameter]: dict(values) for parameter, values in optimizer.state.items()}
     return {"groups": groups, "state": state}
 
@@ -42,12 +47,14 @@ def load_optimizer_state(
         _check_shapes(name, parameters[name], values)
     names = [name for group in saved["groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
+    here = optimizer.param_groups[0].get(_CAPTURABLE)  # as the device wants it, not the saved one
+    own = {} if here is None else {_CAPTURABLE: here}
     optimizer.param_groups = [
-        {**group, "params": [parameters[name] for name in group["params"]]}
+        {**group, **own, "params": [parameters[name] for name in group["params"]]}
         for group in saved["groups"]
     ]
     groups = [
-        {**group, "params": [numbers[name] for name in group["params"]]}
+        {**group, **own, "params": [numbers[name] for name in group["params"]]}
         for group in saved["groups"]
     ]
     # torch knows which state belongs on the device: `step` does if the step is fused or captured

@@ -13,6 +13,7 @@ from nets import Architecture
 from nets.checks import check_count
 from nets.modules.random_draws import generator_of
 from training.computing import distributed
+from training.computing.cuda_graphs import check_graph
 from training.computing.evaluation import LOSSES, Loss
 from training.computing.optimizer import Precision
 from training.data.augmenting import augment_of
@@ -57,6 +58,7 @@ def prepare(settings: Train) -> Prepared:
         ValueError: the data or the settings cannot be used.
     """
     precision = Precision.of(settings)
+    check_graph(settings, precision.device)
     least = 2 * settings.accumulate * distributed.size()  # BatchNorm needs two images
     check_count("batch_size", settings.batch_size, least)
     splits = load(settings.data, settings.data_dir)
