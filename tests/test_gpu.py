@@ -22,8 +22,8 @@ from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.splits import channel_statistics, load
 from training.keeping.checkpoint import load_optimizer_state, optimizer_state
-from training.running.step import average, train_step
 from training.settings.train_settings import Common, Train
+from training.stepping.step import average, train_step
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

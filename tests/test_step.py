@@ -21,8 +21,8 @@ from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.images import Images
 from training.data.splits import channel_statistics, load
-from training.running.step import average, take_step, train_step, weight_in_average
 from training.settings.train_settings import Train
+from training.stepping.step import average, take_step, train_step, weight_in_average
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))

@@ -67,9 +67,10 @@ def batchnorm_moments(
 def _constants(
     norms: tuple[tuple[int, float], ...], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give, for (channels, eps) of norms: the eps of all channels, (channels,); which channels are each
-    norm's, (norms, most), those of narrower ones filled up with the number of all; how many these
-    are, (norms,).
+    """Give, for (channels, eps) of norms, what places their channels among all.
+
+    The eps of all channels, (channels,); which channels are each norm's, (norms, most), those of
+    narrower ones filled up with the number of all; how many these are, (norms,).
     """
     widths = [width for width, _ in norms]
     eps = [eps for width, eps in norms for _ in range(width)]

@@ -89,7 +89,8 @@ class Responses:
     def end_forward(self) -> None:
         """Look at what waited for the forward pass to end, before anything changes it."""
         if self._norms:
-            self._told.append(batchnorm_moments(*zip(*self._norms), self._known))
+            norms, inverses = zip(*self._norms)
+            self._told.append(batchnorm_moments(norms, inverses, self._known))
             self._norms.clear()
         self._look_for_dead()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from training.computing.cuda_graphs import obstacle
+from training.computing import distributed
 from training.settings.train_settings import Common
 
 
@@ -44,6 +45,7 @@ def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 UNSCALED = torch.amp.GradScaler(enabled=False)
 
 
@@ -118,6 +120,24 @@ class Precision:
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         scaler.scale(torch.zeros((), device=self.device))  # what it holds there it makes now
         return scaler
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Say why steps on a device can't be captured, or None."""
+    if device.type != "cuda":
+        return f"{device.type} has no CUDA graphs"
+    if distributed.size() > 1:
+        return "there are several processes"
+    if any("expandable_segments:True" in os.environ.get(name, "") for name in _ALLOCATOR):
+        return f"{_ALLOCATOR[0]} asks for expandable_segments"
+    return None
+
+
+def check_graph(settings: Common, device: torch.device) -> None:
+    """Raise a ValueError if steps must be captured and can't be."""
+    why = obstacle(device)
+    if settings.graphs == "true" and why:
+        raise ValueError(f"graph must be auto or false here, got true: {why}")
 
 
 def slow_settings(settings: Common, precision: Precision) -> list[str]:

@@ -26,8 +26,9 @@ _FIXED_WORKSPACES = (":4096:8", ":16:8")
 def own_process(settings: Common) -> Iterator[None]:
     """Set threads and, for `deterministic`, torch as a run wants them; put back all at the end.
 
-    A GPU's work goes to a stream of its own. What is put back: the number of threads, the global generators of the CPU and, where CUDA runs,
-    of all GPUs, torch's flags of determinism and precision, and the environment's variables.
+    A GPU's work goes to a stream of its own. What is put back: the number of threads, the global
+    generators of the CPU and, where CUDA runs, of all GPUs, torch's flags of determinism and
+    precision, and the environment's variables.
 
     Raises:
         ValueError: the device is not there, or it is too late for `deterministic`.

@@ -18,7 +18,6 @@ from training.computing.budget import Progress
 from training.computing.optimizer import UNSCALED
 from training.keeping.run_folder import binding, completed
 
-
 _CAPTURABLE = "capturable"
 
 
@@ -47,16 +46,15 @@ def load_optimizer_state(
         _check_shapes(name, parameters[name], values)
     names = [name for group in saved["groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
-    here = optimizer.param_groups[0].get(_CAPTURABLE)  # as the device wants it, not the saved one
-    own = {} if here is None else {_CAPTURABLE: here}
+    groups = [dict(group) for group in saved["groups"]]
+    device = next(iter(parameters.values())).device.type
+    for group in groups:
+        if _CAPTURABLE in group and device in ("cpu", "cuda"):  # of a run from another device
+            group[_CAPTURABLE] = device == "cuda"
     optimizer.param_groups = [
-        {**group, **own, "params": [parameters[name] for name in group["params"]]}
-        for group in saved["groups"]
+        {**group, "params": [parameters[name] for name in group["params"]]} for group in groups
     ]
-    groups = [
-        {**group, **own, "params": [numbers[name] for name in group["params"]]}
-        for group in saved["groups"]
-    ]
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
     # torch knows which state belongs on the device: `step` does if the step is fused or captured
     state = {numbers[name]: values for name, values in saved["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})

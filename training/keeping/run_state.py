@@ -22,7 +22,6 @@ from training.data.images import Images
 from training.data.splits import Splits
 from training.settings.train_settings import Train
 
-
 ROWS = 4097
 
 
@@ -30,7 +29,7 @@ class CapturedStep(Protocol):
     """A run's step, captured once and replayed."""
 
     def step(self, run: Run) -> None:
-        """Do what `training.running.step.step_on_device` does."""
+        """Do what `training.stepping.step.step_on_device` does."""
         ...
 
     def forget(self) -> None:

@@ -15,10 +15,10 @@ from training.keeping.run_state import Run
 from training.running.decide_and_grow import decide_and_grow
 from training.running.finished import finish, finished
 from training.running.resume import open_run
-from training.running.step import take_step
 from training.running.take_record import take_record
 from training.running.write_down import line_of, save, write_losses, write_record
 from training.settings.train_settings import Train
+from training.stepping.step import take_step
 
 Say = Callable[[str], None]
 Advance = Callable[[float], None]

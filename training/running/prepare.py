@@ -13,9 +13,8 @@ from nets import Architecture
 from nets.checks import check_count
 from nets.modules.random_draws import generator_of
 from training.computing import distributed
-from training.computing.cuda_graphs import check_graph
 from training.computing.evaluation import LOSSES, Loss
-from training.computing.optimizer import Precision
+from training.computing.optimizer import Precision, check_graph
 from training.data.augmenting import augment_of
 from training.data.batches import Batches, evaluation_batches
 from training.data.identity import difference, identity_of

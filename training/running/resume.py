@@ -33,10 +33,10 @@ from training.keeping.folder_lock import alone
 from training.keeping.result_files import cut_back
 from training.keeping.run_folder import binding, claim
 from training.keeping.run_state import ROWS, Run
-from training.running.captured_step import captured_of
 from training.running.prepare import Prepared, check_processes, prepare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
 from training.settings.train_settings import Train
+from training.stepping.captured_step import captured_of
 
 
 def open_run(settings: Train) -> Run:

@@ -16,9 +16,9 @@ from training.computing import distributed
 from training.computing.evaluation import Loss, at_least_float32, sums_of
 from training.computing.learning_rate import learning_rate
 from training.computing.optimizer import UNSCALED, Precision
-from training.computing.update import not_finite, tensors_of, update
 from training.computing.wrapped_model import apart
 from training.keeping.run_state import Run
+from training.stepping.update import not_finite, tensors_of, update
 
 
 def take_step(run: Run) -> None:

@@ -1,8 +1,7 @@
-"""Work on a GPU captured as CUDA graphs, which share their memory, and what stands against it."""
+"""Work on a GPU captured as CUDA graphs, which share their memory."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,7 @@ import torch
 from torch import nn
 
 from analysis.observing.hooks import Hook
-from training.computing import distributed
-from training.settings.train_settings import Common
 
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _OF_MODULES = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -45,24 +41,6 @@ class CudaGraphs:
         finally:
             graph.capture_end()
         return graph.replay
-
-
-def obstacle(device: torch.device) -> str | None:
-    """Say why steps on a device can't be captured, or None."""
-    if device.type != "cuda":
-        return f"{device.type} has no CUDA graphs"
-    if distributed.size() > 1:
-        return "there are several processes"
-    if any("expandable_segments:True" in os.environ.get(name, "") for name in _ALLOCATOR):
-        return f"{_ALLOCATOR[0]} asks for expandable_segments"
-    return None
-
-
-def check_graph(settings: Common, device: torch.device) -> None:
-    """Raise a ValueError if steps must be captured and can't be."""
-    why = obstacle(device)
-    if settings.graphs == "true" and why:
-        raise ValueError(f"graph must be auto or false here, got true: {why}")
 
 
 def foreign_hook(net: nn.Module) -> str | None:

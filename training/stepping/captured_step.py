@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.computing.cuda_graphs import CudaGraphs, Replay, foreign_hook, obstacle
-from training.computing.update import tensors_of
+from training.computing.optimizer import obstacle
 from training.keeping.run_state import Run
-from training.running.step import step_on_device
 from training.settings.train_settings import Common
+from training.stepping.cuda_graphs import CudaGraphs, Replay, foreign_hook
+from training.stepping.step import step_on_device
+from training.stepping.update import tensors_of
 
 Counts = list[int]
 
