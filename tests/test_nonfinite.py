@@ -14,6 +14,7 @@ import torch
 from makers import differences
 from runs import csv_rows, quiet
 from test_resume import ending, small
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import run
 import training.running.finished
@@ -25,7 +26,7 @@ from nets import Widen
 from policies import Never, Policy
 from training.computing.evaluation import LOSSES
 from training.computing.optimizer import Precision, make_optimizer
-from training.keeping.nonfinite import NonFinite, finite_readings
+from training.keeping.nonfinite import NonFinite, finite_readings, first_nonfinite
 from training.keeping.result_files import append_record, write_json
 from training.running.loop import train
 from training.stepping.step import train_step
@@ -337,3 +338,51 @@ def test_a_growth_whose_outputs_are_not_finite_stops_the_run(tmp_path):
     assert is_finite(state)
     assert not list((tmp_path / "growth").glob("*.pt")) if (tmp_path / "growth").exists() else True
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
+
+
+def tensors_of_all_kinds(device: str) -> dict[str, torch.Tensor]:
+    """Weights in two layouts, numbers, half precision at its largest, nothing, whole numbers."""
+    kinds = {
+        "weight": torch.ones(300, 3, 3, 3).to(memory_format=torch.channels_last),
+        "step": torch.tensor(5.0),
+        "half": torch.full((5000,), 65504.0, dtype=torch.float16),
+        "bf16": torch.full((70,), -3e38, dtype=torch.bfloat16),
+        "empty": torch.empty(0, 3),
+        "count": torch.tensor(3),
+        "double": torch.full((2, 70_000), 1e300, dtype=torch.float64),
+        "bias": torch.zeros(7),
+    }
+    return {name: value.to(device) for name, value in kinds.items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_first_tensor_that_is_not_finite_is_named(device):
+    tensors = tensors_of_all_kinds(device)
+    assert first_nonfinite(tensors) is None
+    assert first_nonfinite({name: tensors[name] for name in ("empty", "count")}) is None
+    for name in ("weight", "step", "half", "bf16", "double", "bias"):
+        for value in (math.nan, math.inf, -math.inf):
+            for place in (0, -1):
+                broken = tensors[name].clone()
+                broken[(place,) * broken.dim()] = value
+                spoilt = {**tensors, name: broken}
+                assert first_nonfinite(spoilt) == name
+                assert first_nonfinite({**spoilt, "bias": broken}) == name
+                assert first_nonfinite(dict(reversed({"bias": broken, **spoilt}.items()))) == name
+
+
+def test_all_tensors_of_a_kind_are_one_question():
+    class Counted(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for number in (3, 50):
+        tensors = {str(n): torch.ones(4) for n in range(number)}
+        with Counted() as counted:
+            first_nonfinite(tensors)
+        counts.append(counted.calls)
+    assert counts[0] == counts[1]

@@ -210,9 +210,11 @@ def test_effective_rank_counts_directions():
     assert rank == pytest.approx(3.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("buckets", [30, 4])
-def test_histograms_count_every_response_once(buckets):
+def test_histograms_count_every_response_once(buckets, device):
     net, _, inputs, _ = trained(probed("basic"))
+    net, inputs = net.to(device, memory_format=torch.channels_last), inputs.to(device)
     found = response_histograms(net, inputs, buckets)
     for path, output in outputs_of(net, inputs, found).items():
         histogram, entries = found[path], output.flatten()
@@ -225,6 +227,14 @@ def test_histograms_count_every_response_once(buckets):
         below = [(entries <= limit).sum().item() for limit in histogram.bucket_limits[:-1]]
         running = torch.tensor(histogram.bucket_counts).cumsum(0)[:-1]
         assert running.tolist() == pytest.approx(below, abs=1)
+
+
+def test_histograms_are_read_from_the_device_at_once(monkeypatch):
+    net, _, inputs, _ = trained(probed("basic"))
+    reads, read = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or read(self))
+    assert len(response_histograms(net, inputs)) > 5
+    assert len(reads) == 1
 
 
 def test_histograms_of_equal_responses_and_of_no_buckets():

@@ -15,7 +15,14 @@ from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
 from training.computing.budget import Progress
 from training.computing.clock import Clock
-from training.computing.evaluation import LOSSES, evaluate, means_of
+from training.computing.evaluation import (
+    IN_CACHE,
+    LOSSES,
+    MOST,
+    evaluate,
+    images_at_once,
+    means_of,
+)
 from training.computing.optimizer import DTYPES, UNSCALED, Precision, make_optimizer, slow_settings
 from training.data.augmenting import Augment
 from training.data.batches import Batches
@@ -321,3 +328,23 @@ def test_what_crawls_is_said_once_and_first(monkeypatch):
     assert not slow_settings(Train(), Precision(cpu, torch.float32))
     (line,) = slow_settings(Train(compile=True), Precision(cpu, torch.float32))
     assert line.startswith("slow: --compile takes ")
+
+
+def test_a_gpu_judges_as_many_images_at_once_as_its_memory_holds(monkeypatch):
+    def at_once(name: str, images: int, gib: int) -> int:
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda device: SimpleNamespace(total_memory=gib * 2**30),
+        )
+        with torch.device("meta"):
+            return images_at_once(Network(preset(name)), images, torch.device("cuda"))
+
+    assert at_once("resnet20", 10_000, 80) == MOST
+    assert at_once("resnet20", 300, 80) == 300
+    assert at_once("resnet20", 0, 80) == MOST
+    few = at_once("wrn-28-10", 10_000, 8)
+    # 160 channels of 32 x 32 and 32 bytes for each entry, in an eighth of the memory
+    assert few * 160 * 1024 * 32 <= 2**30 < (few + 20) * 160 * 1024 * 32
+    assert at_once("resnet20", MOST + 1, 80) == MOST / 2 + 1  # parts of one size
+    assert images_at_once(build(SMALL), 10_000, torch.device("cpu")) == IN_CACHE

@@ -5,7 +5,7 @@ Probes run in eval mode; buffers, modes, gradients and the global generator stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ from nets.modules.residual import ResidualBlock
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BUCKETS = 30
+LANES = 64
+"""Places of every bucket on a GPU, whose threads wait for each other to add to the same one."""
 
 
 class Histogram(NamedTuple):
@@ -94,7 +96,7 @@ def effective_rank(net: nn.Module, inputs: Tensor) -> dict[str, float]:
         return torch.special.entr(shares).sum().exp() * shares.sum().round()
 
     read = _read_outputs(net, inputs, rank)
-    return dict(zip(read, torch.stack(list(read.values())).tolist())) if read else {}
+    return _on_host(read)
 
 
 def response_histograms(
@@ -111,17 +113,24 @@ def response_histograms(
         raise ValueError(f"buckets must be at least 1, got {buckets}")
 
     def count(module: nn.Module, output: Tensor) -> Tensor:
-        entries = output.double().flatten()
-        sums = torch.stack([entries.min(), entries.max(), entries.sum(), entries.square().sum()])
-        width = (sums[1] - sums[0]) / buckets
-        index = ((entries - sums[0]) / width.where(width > 0, 1.0)).long().clamp_(0, buckets - 1)
+        strides = output.stride()
+        order = sorted(range(output.dim()), key=lambda axis: -strides[axis])
+        entries = output.permute(order).flatten().double()  # as they lie in memory
+        least, largest = entries.aminmax()
+        sums = torch.stack([least, largest, entries.sum(), entries.square().sum()])
+        width = (largest - least) / buckets
+        index = entries.sub(least).div_(width.where(width > 0, 1.0)).long()
+        index = index.clamp_(0, buckets - 1)
+        lanes = LANES if index.is_cuda else 1
+        if lanes > 1:
+            index.mul_(lanes).add_(torch.arange(len(index), device=index.device).remainder_(lanes))
         # as torch.histc, which has no deterministic form on a GPU; sums of ones are exact
-        counts = entries.new_zeros(buckets).index_add_(0, index, torch.ones_like(entries))
-        return torch.cat([sums, counts])
+        counts = entries.new_zeros(buckets * lanes).index_add_(0, index, torch.ones_like(entries))
+        return torch.cat([sums, counts.view(buckets, lanes).sum(1)])
 
     histograms = {}
-    for path, numbers in _read_outputs(net, inputs, count).items():
-        least, largest, total, squares, *counts = numbers.tolist()
+    for path, numbers in _on_host(_read_outputs(net, inputs, count)).items():
+        least, largest, total, squares, *counts = numbers
         width = (largest - least) / buckets or 1.0
         limits = [least + width * (bucket + 1) for bucket in range(buckets)]
         size = int(sum(counts))
@@ -176,6 +185,11 @@ def gradient_signal_to_noise(
             mean = torch.stack([signal[key] for key in owned]).sum()
             spread = torch.stack([power[key] for key in owned]).sum() - mean
             found[layer.path] = mean / (spread * parts / (parts - 1))
+    return _on_host(found)
+
+
+def _on_host(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Give what was found by layer, of one shape, as numbers or lists: one copy from the device."""
     return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
 
 

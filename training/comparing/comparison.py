@@ -12,6 +12,7 @@ from typing import Any
 from analysis.recording.atomic_files import Unwritten
 from analysis.recording.phrases import result_of
 from training.comparing.comparison_files import write_csv, write_judged
+from training.comparing.gpu_share import runs_a_gpu
 from training.comparing.job_queue import Engine, Here, run_jobs, stays_here
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
@@ -132,7 +133,7 @@ def _engine(settings: Compare, cells: int) -> Engine:
     if settings.engine == "ray":
         from training.comparing.ray_cluster import Cluster
 
-        return Cluster(settings.address, bool(gpus_of(settings)), settings.per_gpu)
+        return Cluster(settings.address, bool(gpus_of(settings)), runs_a_gpu(settings))
     workers = workers_of(settings)
     return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.recording.atomic_files import Unwritten, write_whole
 from policies import Yoked
+from training.comparing.gpu_share import runs_a_gpu
 from training.computing.signals import Interrupted
 from training.deciding.user_errors import PolicyFailed
 from training.keeping.folder_lock import wait_for
@@ -78,7 +79,7 @@ def workers_of(settings: Compare) -> int:
     if settings.workers is not None:
         return settings.workers
     cells = len(settings.cells) * len(settings.seeds)
-    slots = len(gpus_of(settings)) * settings.per_gpu or cores() // (settings.threads or 1)
+    slots = len(gpus_of(settings)) * runs_a_gpu(settings) or cores() // (settings.threads or 1)
     return max(1, min(cells, slots))
 
 

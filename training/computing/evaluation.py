@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nets import Network, layer_specs
 from nets.modules.probe_batch import in_mode
 from training.computing import distributed
 from training.computing.optimizer import Precision
@@ -20,6 +22,8 @@ LOSSES: dict[str, Loss] = {
     "regression": functional.mse_loss,
 }
 IN_CACHE = 125  # images judged at a time on a CPU: what is made of more leaves its cache
+MOST = 2000  # judged at a time on a GPU
+_SHARE, _BYTES = 1 / 8, 32  # of its memory; per entry of the largest response: 8 of float32 at once
 
 
 def at_least_float32(outputs: Tensor) -> Tensor:
@@ -44,6 +48,20 @@ def means_of(window: Tensor, classification: bool) -> tuple[float | None, float 
     return total / count, correct / count if classification else None
 
 
+def images_at_once(net: nn.Module, images: int, device: torch.device) -> int:
+    """Give how many of so many images are judged at a time; it hangs on the kind of device alone.
+
+    On a GPU as many as its memory has room for, in parts of one size; on others few.
+    """
+    if device.type != "cuda" or not isinstance(net, Network):
+        return IN_CACHE
+    specs = layer_specs(net.architecture)
+    entries = max(spec.shape[0] * prod(spec.size) for spec in specs)  # of one image's responses
+    memory = torch.cuda.get_device_properties(device).total_memory
+    most = max(1, min(MOST, int(memory * _SHARE / (_BYTES * entries))))
+    return ceil(images / ceil(images / most)) if images else most
+
+
 @torch.no_grad()
 def evaluate(
     net: nn.Module, images: Images, mean: Tensor, std: Tensor, loss: Loss, precision: Precision
@@ -56,7 +74,7 @@ def evaluate(
         images = images.take(torch.arange(distributed.rank(), len(images), distributed.size()))
     sums = torch.zeros(3, dtype=torch.float64, device=precision.device)
     device = precision.device
-    at_once = IN_CACHE if device.type == "cpu" else 500
+    at_once = images_at_once(net, len(images), device)
     batches = evaluation_batches(images, mean, std, device, at_once) if len(images) else ()
     with in_mode(net, training=False):
         for inputs, targets in batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def to(self, device: torch.device) -> Images:
+        """Give the images on a device, themselves if they are there."""
+        return Images(self.pixels.to(device), self.targets.to(device))
 
     def take(self, chosen: Tensor) -> Images:
         """Give the images that a boolean mask or indices choose."""

@@ -10,6 +10,7 @@ from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from analysis import Observer
 from analysis.recording.atomic_files import write_whole
@@ -106,8 +107,17 @@ def save_checkpoint(
         "identity": identity,
     }
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_on_host(state, window.device), buffer)
     write_whole(path, buffer.getvalue())
+
+
+def _on_host(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Give a state whose tensors lie on the CPU; all are copied before the host waits, once."""
+    if device.type != "cuda":
+        return state
+    copied = tree_map_only(torch.Tensor, lambda value: value.to("cpu", non_blocking=True), state)
+    torch.cuda.current_stream(device).synchronize()
+    return copied
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

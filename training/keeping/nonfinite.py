@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from math import isfinite
+from dataclasses import replace
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from analysis import LayerReading
@@ -64,19 +64,26 @@ def check_state(run: Run) -> None:
 
 
 def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name the first tensor that is not finite; one question to the device for all of them."""
+    """Name the first tensor that is not finite; one question to the device for all of them.
+
+    The largest size of a tensor's entries is NaN or infinite if one of them is, in any precision.
+    """
     import torch
 
-    floating = {
-        name: value
-        for name, value in tensors.items()
-        if torch.is_tensor(value) and value.is_floating_point()
-    }
-    if not floating:
+    kinds: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if torch.is_tensor(value) and value.is_floating_point() and value.numel():
+            kinds.setdefault((value.device, value.dtype), {})[name] = value
+    if not kinds:
         return None
-    device = next(iter(floating.values())).device
-    sound = torch.stack([value.isfinite().all().to(device) for value in floating.values()])
-    return next((name for name, good in zip(floating, sound.tolist()) if not good), None)
+    largest = [
+        torch.stack(torch._foreach_norm(list(alike.values()), inf)).isfinite()
+        for alike in kinds.values()  # of one kind: many in one kernel
+    ]
+    names = [name for alike in kinds.values() for name in alike]
+    sound = torch.cat([part.to(largest[0].device) for part in largest]).tolist()
+    broken = {name for name, good in zip(names, sound, strict=True) if not good}
+    return next((name for name in tensors if name in broken), None)
 
 
 def finite(value: float | None) -> float | None:
@@ -92,7 +99,7 @@ def finite_readings(layers: Mapping[str, LayerReading]) -> dict[str, LayerReadin
     """
     found = {}
     for path, reading in layers.items():
-        values = {k: v for k, v in asdict(reading).items() if isinstance(v, float)}
+        values = {k: v for k, v in vars(reading).items() if isinstance(v, float)}
         broken = {name: None for name, value in values.items() if not isfinite(value)}
         extra = {name: value for name, value in reading.extra.items() if isfinite(value)}
         found[path] = replace(reading, **broken, extra=extra)

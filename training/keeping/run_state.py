@@ -50,7 +50,7 @@ class Run:
     folder: Path
     precision: Precision
     splits: Splits
-    judged: Images  # of the validation split: what records look at
+    judged: Images  # of the validation split, on the device: what records look at
     statistics: tuple[Tensor, Tensor]  # mean and std by channel
     batches: Batches
     loss: Loss

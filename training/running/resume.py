@@ -86,15 +86,14 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
 def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | None) -> Run:
     """Give the run as it is before its first step."""
     splits, model = prepared.splits, model_of(net, settings)
-    optimizer = make_optimizer(net, settings)
-    device = prepared.precision.device
+    optimizer, device = make_optimizer(net, settings), prepared.precision.device
     window = torch.zeros(3, dtype=torch.float64, device=device)
     return Run(
         settings=settings,
         folder=settings.folder,
         precision=prepared.precision,
         splits=splits,
-        judged=part_of(splits.validation, settings.validation_images),
+        judged=part_of(splits.validation, settings.validation_images).to(device),
         statistics=prepared.statistics,
         batches=prepared.batches,
         loss=prepared.loss,

@@ -34,12 +34,12 @@ def take_record(run: Run) -> tuple[Record, Means]:
     run.window.zero_()
     run.trace[0].zero_()
     distributed.share_buffers(run.net, run.ema)
-    validated = _validate(run, run.net)
+    validated = validate(run, run.net)
     check_validation(run, validated[0])
     check_state(run)
     measured = measure_probes(run)
     record = with_probes(_capture(run, trained, validated), measured)
-    loss, accuracy = (None, None) if run.ema is None else _validate(run, run.ema)
+    loss, accuracy = (None, None) if run.ema is None else validate(run, run.ema)
     return record, (finite(loss), accuracy)
 
 
@@ -62,7 +62,8 @@ def _capture(run: Run, trained: Means, validated: Means) -> Record:
     return replace(record, layers=finite_readings(record.layers))
 
 
-def _validate(run: Run, net: Network) -> Means:
+def validate(run: Run, net: Network) -> Means:
+    """Give loss and accuracy of a network on what records look at."""
     return evaluate(net, run.judged, *run.statistics, run.loss, run.precision)
 
 

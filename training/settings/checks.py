@@ -81,7 +81,8 @@ def check_compare(settings: Any) -> None:
         raise ValueError(f"address must be left out without --engine ray, got {settings.address!r}")
     if settings.workers is not None:
         check_count("workers", settings.workers)
-    check_count("per_gpu", settings.per_gpu)
+    if settings.per_gpu is not None:
+        check_count("per_gpu", settings.per_gpu)
     _ = settings.folder  # refuses what is none
     if settings.primary is not None:
         _check_pair(settings)

@@ -77,9 +77,10 @@ class Compare(Common):
         out: the folder; it holds ROW/seedN/, comparison.csv, comparison.md and report.html. What is
             finished in it is not run again.
         engine: pool (processes on this machine) or ray.
-        workers: runs at a time, without ray; by default one a GPU, or on CPUs as many as there are
-            cores for their threads. 1 runs them in this process.
-        per_gpu: runs at a time on each GPU.
+        workers: runs at a time, without ray; by default per_gpu on every GPU, or on CPUs as many as
+            there are cores for their threads. 1 runs them in this process.
+        per_gpu: runs at a time on each GPU; by default 1, since processes take turns on a GPU, and
+            where NVIDIA's MPS runs, so that they need not, 4 of nets as small as resnet56.
         address: of a Ray cluster to join, such as auto or HOST:6379; by default Ray runs here.
         dry_run: print the matrix and what it will take, and run nothing.
     """
@@ -90,7 +91,7 @@ class Compare(Common):
     out: str = "runs/comparison"
     engine: str = "pool"
     workers: int | None = None
-    per_gpu: int = 1
+    per_gpu: int | None = None
     address: str | None = None
     dry_run: bool = False
 
