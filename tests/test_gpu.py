@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from makers import differences
+from test_captured_step import WAYS, opened, same, spoil
+from test_captured_step import train as train_as_told
 from test_kill import all_of, killed
 from test_resume import command
 
@@ -23,7 +25,7 @@ from training.data.batches import Batches
 from training.data.splits import channel_statistics, load
 from training.keeping.checkpoint import load_optimizer_state, optimizer_state
 from training.settings.train_settings import Common, Train
-from training.stepping.step import average, train_step
+from training.stepping.step import average, take_step, train_step
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -153,3 +155,45 @@ def test_the_gpus_generator_is_saved(tmp_path):
     assert not killed(command(tmp_path, "Never", "--device", "cuda"))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["cuda_generator"].dtype == torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", WAYS, ids=lambda ways: "-".join(map(str, ways.values())))
+def test_a_run_of_replays_is_a_run_of_steps_bit_for_bit(tmp_path, options):
+    """Over 200 steps and more, through three growths, a freeze, a thaw, a fade and a resume."""
+    ways = {"device": "cuda", "deterministic": True, "epochs": 52, **options}
+    change = spoil if options.get("nonfinite") else None
+    steps = opened(tmp_path / "steps", graph="false", **ways)
+    assert steps.captured is None
+    train_as_told(steps, change)
+    replays = opened(tmp_path / "replays", graph="true", **ways)
+    assert replays.captured is not None
+    train_as_told(replays, change, until=83)
+    replays = opened(tmp_path / "replays", graph="true", **ways)
+    train_as_told(replays, change)
+    assert steps.progress.step > 200
+    same(steps, replays)
+
+
+@pytest.mark.gpu
+def test_a_user_s_hook_keeps_a_run_from_being_captured(tmp_path):
+    run, called = opened(tmp_path, device="cuda"), []
+    run.net.stem.register_forward_hook(lambda *_: called.append(1))
+    with pytest.warns(UserWarning, match="steps are not captured: stem has a hook"):
+        train_as_told(run, until=3)
+    assert len(called) >= 3
+    run = opened(tmp_path / "true", device="cuda", graph="true")
+    run.net.stem.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="graph must be auto or false here, got true: stem has a"):
+        train_as_told(run, until=3)
+
+
+@pytest.mark.gpu
+def test_replays_wait_for_nothing(tmp_path):
+    run = opened(tmp_path, device="cuda")
+    with run.held, run.observer:
+        for _ in range(8):
+            take_step(run)
+        with alarm("cuda"):
+            for _ in range(4):
+                take_step(run)
