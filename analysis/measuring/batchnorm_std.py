@@ -9,12 +9,12 @@ to 1e-5 where v is at least eps / 100. Running statistics and momentum play no p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from analysis.measuring.channel_means import means_by_layer
 
 _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # a subclass may normalise otherwise
 _AUTOGRAD: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,33 +53,13 @@ def batchnorm_moments(
     device = parts[0].device
     numbers = torch.cat([part.to(device) for part in parts]).double()
     inverse, weight, bias = numbers.view(3, -1).unbind()  # of the channels of all norms
-    key = "norms", tuple((norm.num_features, norm.eps) for norm in norms), device
+    widths = [norm.num_features for norm in norms]
+    key = "eps", *(norm.eps for norm in norms), *widths, device
     if key not in known:
-        known[key] = _constants(*key[1:])
-    eps, channels, widths = known[key]
-    share = (1 - eps * inverse.square()).clamp_min(0)  # v / (v + eps)
+        eps = [norm.eps for norm in norms for _ in range(norm.num_features)]
+        known[key] = torch.tensor(eps, dtype=torch.float64, device=device)
+    share = (1 - known[key] * inverse.square()).clamp_min(0)  # v / (v + eps)
     power = weight.square() * share
-    filled = functional.pad(torch.stack([bias, power + bias.square()]), (0, 1))
-    mean, square = filled[:, channels].sum(-1) / widths
+    means = means_by_layer(torch.stack([bias, power + bias.square()]), widths, known)
+    mean, square = means.unbind()
     return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], -1)
-
-
-def _constants(
-    norms: tuple[tuple[int, float], ...], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give, for (channels, eps) of norms, what places their channels among all.
-
-    The eps of all channels, (channels,); which channels are each norm's, (norms, most), those of
-    narrower ones filled up with the number of all; how many these are, (norms,).
-    """
-    widths = [width for width, _ in norms]
-    eps = [eps for width, eps in norms for _ in range(width)]
-    channels = [
-        [*range(end - width, end), *[len(eps)] * (max(widths) - width)]
-        for end, width in zip(accumulate(widths), widths)
-    ]
-    return (
-        torch.tensor(eps, dtype=torch.float64, device=device),
-        torch.tensor(channels, device=device),
-        torch.tensor(widths, device=device),
-    )

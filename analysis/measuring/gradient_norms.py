@@ -157,6 +157,8 @@ class ParameterCopies:
             sizes.setdefault(max(NARROW, parameter.numel()), []).append(index)
         # of the norms
         self.order = tuple(members[k] for indices in sizes.values() for k in indices)
+        if parameters[0].is_cuda:
+            self.order = members
         dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
         wide = torch.promote_types(dtype, torch.float64)
         total = sum(size * len(indices) for size, indices in sizes.items())
@@ -183,4 +185,6 @@ class ParameterCopies:
 
     def norms(self) -> list[Tensor]:
         """Give the L2 norms of what is here of each parameter, in parts; see `order`."""
+        if self.entries.is_cuda:  # where one operation for all costs less than one a size
+            return [torch.stack(torch._foreach_norm(list(self._views.values())))]
         return [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows, dtype in self._rows]

@@ -38,7 +38,7 @@ class Responses:
 
     def __init__(self) -> None:
         # kept as long as this: steps that are captured read them where they lie
-        self._known: dict[Any, Any] = {}
+        self.known: dict[Any, Any] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -79,7 +79,7 @@ class Responses:
         The output must not be changed in place, unless by that relu.
         """
         self._doubtful.append((slot, output))
-        if output.device.type != "cpu" or len(self._doubtful) == TOGETHER:
+        if output.device.type == "cpu" and len(self._doubtful) == TOGETHER:
             self._look_for_dead()
 
     def share(self, slot: int, dead: Tensor) -> None:
@@ -90,14 +90,18 @@ class Responses:
         """Look at what waited for the forward pass to end, before anything changes it."""
         if self._norms:
             norms, inverses = zip(*self._norms)
-            self._told.append(batchnorm_moments(norms, inverses, self._known))
+            self._told.append(batchnorm_moments(norms, inverses, self.known))
             self._norms.clear()
         self._look_for_dead()
 
     def _look_for_dead(self) -> None:
         if self._doubtful:
-            slots, outputs = zip(*self._doubtful)
-            self._dead.append((slots, dead_fractions(outputs)))
+            by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+            for slot, output in self._doubtful:
+                by_device.setdefault(output.device, []).append((slot, output))
+            for several in by_device.values():
+                slots, outputs = zip(*several)
+                self._dead.append((slots, dead_fractions(outputs, self.known)))
             self._doubtful.clear()
 
     def take(self) -> list[tuple[Slots, Tensor]]:
@@ -109,7 +113,7 @@ class Responses:
             self._begin()
 
     def _statistics(self) -> list[tuple[Slots, Tensor]]:
-        parts = [*self._told, moments_of(self._read, self._known)] if self._read else self._told
+        parts = [*self._told, moments_of(self._read, self.known)] if self._read else self._told
         table = torch.cat([part.to(parts[0].device) for part in parts])  # (responses, 2)
         start = {True: 0, False: sum(map(len, self._told))}
 
@@ -128,6 +132,6 @@ class Responses:
 
     def _index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         """Send what stays the same from step to step to the device once."""
-        if (rows, device) not in self._known:
-            self._known[rows, device] = torch.tensor(rows, device=device)
-        return self._known[rows, device]
+        if (rows, device) not in self.known:
+            self.known[rows, device] = torch.tensor(rows, device=device)
+        return self.known[rows, device]

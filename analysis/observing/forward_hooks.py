@@ -212,7 +212,7 @@ class ForwardHooks:
         if axis is None or follows is False or not x.numel():
             return
         # now, for others may work on it in place
-        share = dead_fractions([by_channel(x.detach(), axis)])
+        share = dead_fractions([by_channel(x.detach(), axis)], self._responses.known)
         if follows:
             self._responses.share(slot, share)
         else:

@@ -98,13 +98,13 @@ class Precision:
         )
 
     @contextmanager
-    def searching(self) -> Iterator[None]:
+    def searching(self, wanted: bool = True) -> Iterator[None]:
         """Let cuDNN look for its fastest algorithms; what it finds it keeps, by shape.
 
-        For training steps alone: elsewhere shapes are met too rarely to pay for the search.
+        For training steps whose shapes stay: others are met too rarely to pay for the search.
         """
         before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = before or self.searches
+        torch.backends.cudnn.benchmark = before or (wanted and self.searches)
         try:
             yield
         finally:

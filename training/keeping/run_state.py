@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from analysis import Observer, Record
 from analysis.showing.tensorboard_writer import Board
 from nets import Cost, Network
+from policies import Never
 from training.computing.budget import Budget, Progress
 from training.computing.clock import Clock
 from training.computing.evaluation import Loss
@@ -84,6 +85,16 @@ class Run:
     def record_due(self) -> bool:
         """Whether another part of the budget has been spent since the last record."""
         return int(self.spent * self.settings.record_count) > self.progress.boundary
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing grows any more, so that looking for the fastest algorithms pays.
+
+        Measured on an H200, the search takes 0.4 s or more for a new ResNet-20, and saves 0.35 ms
+        of its captured step.
+        """
+        static = isinstance(self.settings.policy, Never)
+        return static or self.spent > self.settings.grow_until
 
     @property
     def ended(self) -> bool:

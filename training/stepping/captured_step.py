@@ -34,10 +34,14 @@ class Captured:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._replays: dict[bool, tuple[Replay, Counts]] = {}
+        self._replays: dict[bool, tuple[Replay, Counts]] = {}  # by whether the layers are read
+        self._settled = False  # whether nothing grew any more when these were captured
 
     def step(self, run: Run) -> None:
         """Do what `step_on_device` does."""
+        if run.settled != self._settled:
+            self.forget()
+            self._settled = run.settled
         read = run.observer.due
         if read not in self._replays:
             if self._hindered(run):

@@ -48,7 +48,7 @@ def step_on_device(run: Run) -> None:
     inputs, targets = run.batches.at(run.clock.position)
     how = run.loss, run.precision, run.window, run.settings.accumulate, run.scaler
     skip = run.settings.nonfinite == "skip"
-    with run.precision.searching():
+    with run.precision.searching(run.settled):
         skipped = train_step(run.model, run.optimizer, inputs, targets, *how, skip)
     if run.ema is not None:
         weight = run.clock.weight
