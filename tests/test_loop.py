@@ -126,13 +126,13 @@ def test_records_look_at_a_part_of_the_validation_split_and_the_summary_at_all(
     tmp_path, monkeypatch
 ):
     seen: list[int] = []
-    evaluate = training.running.take_record.evaluate
+    sums_over = training.running.take_record.sums_over
 
     def counted(net: Any, images: Any, *rest: Any) -> Any:
         seen.append(len(images))
-        return evaluate(net, images, *rest)
+        return sums_over(net, images, *rest)
 
-    monkeypatch.setattr(training.running.take_record, "evaluate", counted)
+    monkeypatch.setattr(training.running.take_record, "sums_over", counted)
     whole = train(small(tmp_path / "whole"), quiet)
     assert seen == [143] * 16  # the net and its average
     seen.clear()

@@ -118,19 +118,19 @@ def test_an_interrupted_run_writes_no_checkpoint_of_a_broken_state(tmp_path, mon
 
 
 def test_a_validation_loss_or_a_weight_that_broke_stops_the_run(tmp_path, monkeypatch):
-    evaluate = training.running.take_record.evaluate
+    validate = training.running.take_record.validate
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.take_record, "evaluate", lambda net, *rest: (math.inf, 0.0))
+        patch.setattr(training.running.take_record, "validate", lambda run, net: (math.inf, 0.0))
         with pytest.raises(NonFinite, match=r"^the validation loss is inf at step \d+, every"):
             train(small(tmp_path / "loss"), quiet)
     assert not (tmp_path / "loss" / "history.jsonl").exists()
 
-    def spoilt(net: Any, *rest: Any) -> Any:
-        read = evaluate(net, *rest)
+    def spoilt(run: Any, net: Any) -> Any:
+        read = validate(run, net)
         next(net.parameters()).data.view(-1)[0] = math.nan
         return read
 
-    monkeypatch.setattr(training.running.take_record, "evaluate", spoilt)
+    monkeypatch.setattr(training.running.take_record, "validate", spoilt)
     with pytest.raises(NonFinite, match=r"^stem.conv.weight is not finite at step \d+, every"):
         train(small(tmp_path / "weight", policy=Never()), quiet)
     assert not (tmp_path / "weight" / "history.jsonl").exists()
@@ -301,15 +301,15 @@ def test_json_is_strict(tmp_path):
 
 
 def test_an_average_or_a_test_loss_that_is_not_finite_is_none(tmp_path, monkeypatch):
-    evaluate = training.running.take_record.evaluate
+    validate = training.running.take_record.validate
     nets: list[Any] = []
 
-    def spoilt(net: Any, *rest: Any) -> Any:
+    def spoilt(run: Any, net: Any) -> Any:
         nets.append(net)
-        loss, accuracy = evaluate(net, *rest)
+        loss, accuracy = validate(run, net)
         return (loss if next(net.parameters()).requires_grad else math.inf), accuracy
 
-    monkeypatch.setattr(training.running.take_record, "evaluate", spoilt)
+    monkeypatch.setattr(training.running.take_record, "validate", spoilt)
     monkeypatch.setattr(training.running.finished, "evaluate", lambda *_: (math.nan, 0.5))
     summary = train(small(tmp_path, final=True), quiet)
     assert strict((tmp_path / "summary.json").read_text()) == summary

@@ -242,7 +242,7 @@ def test_ctrl_c_ends_the_real_command_with_one_line(tmp_path):
 
 CRASHED = [
     ({}, "training.stepping.step.train_step", 9),
-    ({}, "training.running.take_record.evaluate", 2),
+    ({}, "training.running.take_record.validate", 2),
     ({}, "training.running.decide_and_grow.grow", 1),
     ({}, "training.running.decide_and_grow.grow", 3),
     ({}, "training.running.write_down.append_record", 2),

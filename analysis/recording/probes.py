@@ -109,6 +109,14 @@ def response_histograms(
         inputs: of a fixed batch.
         buckets: 30 buckets keep a histogram at 0.6 kB in TensorBoard's files.
     """
+    return histograms_of(response_counts(net, inputs, buckets))
+
+
+def response_counts(net: nn.Module, inputs: Tensor, buckets: int = BUCKETS) -> dict[str, Tensor]:
+    """Give what `response_histograms` needs, by layer, (4 + buckets,) float64 on the device.
+
+    Smallest and largest response, their sum and sum of squares, and how many are in each bucket.
+    """
     if buckets < 1:
         raise ValueError(f"buckets must be at least 1, got {buckets}")
 
@@ -128,11 +136,16 @@ def response_histograms(
         counts = entries.new_zeros(buckets * lanes).index_add_(0, index, torch.ones_like(entries))
         return torch.cat([sums, counts.view(buckets, lanes).sum(1)])
 
+    return _read_outputs(net, inputs, count)
+
+
+def histograms_of(found: Mapping[str, Tensor]) -> dict[str, Histogram]:
+    """Give the histograms by layer of what `response_counts` gave: one copy from the device."""
     histograms = {}
-    for path, numbers in _on_host(_read_outputs(net, inputs, count)).items():
+    for path, numbers in _on_host(found).items():
         least, largest, total, squares, *counts = numbers
-        width = (largest - least) / buckets or 1.0
-        limits = [least + width * (bucket + 1) for bucket in range(buckets)]
+        width = (largest - least) / len(counts) or 1.0
+        limits = [least + width * (bucket + 1) for bucket in range(len(counts))]
         size = int(sum(counts))
         histograms[path] = Histogram(least, largest, size, total, squares, limits, counts)
     return histograms

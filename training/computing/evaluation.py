@@ -62,7 +62,6 @@ def images_at_once(net: nn.Module, images: int, device: torch.device) -> int:
     return ceil(images / ceil(images / most)) if images else most
 
 
-@torch.no_grad()
 def evaluate(
     net: nn.Module, images: Images, mean: Tensor, std: Tensor, loss: Loss, precision: Precision
 ) -> tuple[float | None, float | None]:
@@ -70,6 +69,15 @@ def evaluate(
 
     Several processes share the images; all must call it, and all get the same.
     """
+    sums = sums_over(net, images, mean, std, loss, precision)
+    return means_of(distributed.total(sums), not images.targets.is_floating_point())
+
+
+@torch.no_grad()
+def sums_over(
+    net: nn.Module, images: Images, mean: Tensor, std: Tensor, loss: Loss, precision: Precision
+) -> Tensor:
+    """Give (summed loss, correct, images) of this process's part, (3,) float64; see `evaluate`."""
     if distributed.size() > 1:
         images = images.take(torch.arange(distributed.rank(), len(images), distributed.size()))
     sums = torch.zeros(3, dtype=torch.float64, device=precision.device)
@@ -81,4 +89,4 @@ def evaluate(
             with precision.autocast():
                 outputs = net(inputs)
             sums += sums_of(loss(at_least_float32(outputs), targets), outputs, targets)
-    return means_of(distributed.total(sums), not images.targets.is_floating_point())
+    return sums

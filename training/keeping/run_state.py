@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from training.data.splits import Splits
 from training.settings.train_settings import Train
 
 ROWS = 4097
+T = TypeVar("T")
 
 
 class CapturedStep(Protocol):
@@ -31,6 +33,10 @@ class CapturedStep(Protocol):
 
     def step(self, run: Run) -> None:
         """Do what `training.stepping.step.step_on_device` does."""
+        ...
+
+    def repeated(self, name: str, work: Callable[[], T]) -> T:
+        """Do some other work on the device, which changes nothing there."""
         ...
 
     def forget(self) -> None:
@@ -75,6 +81,13 @@ class Run:
     held: ExitStack = field(default_factory=ExitStack)  # the folder's lock, the process's settings
     saved: float = 0.0  # progress.seconds at the last checkpoint, the same in all processes
     stateful: bool = False  # whether the policy was seen to change, which is told once
+
+    def repeated(self, name: str, work: Callable[[], T]) -> T:
+        """Do work that changes nothing, and is the same until the network grows, as a replay.
+
+        The tensors that it gives are there until the next such work or step.
+        """
+        return work() if self.captured is None else self.captured.repeated(name, work)
 
     @property
     def spent(self) -> float:

@@ -94,7 +94,7 @@ def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | Non
         precision=prepared.precision,
         splits=splits,
         judged=part_of(splits.validation, settings.validation_images).to(device),
-        statistics=prepared.statistics,
+        statistics=tuple(value.to(device) for value in prepared.statistics),
         batches=prepared.batches,
         loss=prepared.loss,
         limit=cost(prepared.limit),

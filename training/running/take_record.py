@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis import Record, block_importance, effective_rank
 from nets import Network, cost
 from training.computing import distributed
-from training.computing.evaluation import evaluate, means_of
+from training.computing.evaluation import means_of, sums_over
 from training.computing.learning_rate import learning_rate
 from training.keeping.nonfinite import check_state, check_validation, finite, finite_readings
 from training.keeping.run_state import Run
@@ -64,7 +64,10 @@ def _capture(run: Run, trained: Means, validated: Means) -> Record:
 
 def validate(run: Run, net: Network) -> Means:
     """Give loss and accuracy of a network on what records look at."""
-    return evaluate(net, run.judged, *run.statistics, run.loss, run.precision)
+    how = run.judged, *run.statistics, run.loss, run.precision
+    name = "network judged" if net is run.net else "average judged"
+    sums = run.repeated(name, lambda: sums_over(net, *how))
+    return means_of(distributed.total(sums), run.splits.task == "classification")
 
 
 def measure_probes(run: Run) -> Mapping[str, Mapping[str, float]]:

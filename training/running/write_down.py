@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from analysis import Record, response_histograms
+from analysis import Record
 from analysis.recording.atomic_files import writing
 from analysis.recording.phrases import phrase
+from analysis.recording.probes import histograms_of, response_counts
 from analysis.showing.matplotlib_figures import Undrawn
 from nets import cost
 from nets.checks import in_one_line
@@ -97,7 +98,8 @@ def write_record(
     append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
     board.record(record, speed, averaged)
     board.growth(record.step, record.applied, record.refused, difference)
-    board.histograms(record.step, response_histograms(run.net, run.probe[0][:CHECKED]))
+    counts = run.repeated("histograms", lambda: response_counts(run.net, run.probe[0][:CHECKED]))
+    board.histograms(record.step, histograms_of(counts))
     if run.ended or (any(map(adds_capacity, record.applied)) and board.pictures_due):
         try:
             board.pictures(run.history, reference_of(run.folder))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from training.stepping.step import step_on_device
 from training.stepping.update import tensors_of
 
 Counts = list[int]
+T = TypeVar("T")
 
 
 class Recorder(Protocol):
@@ -35,6 +37,7 @@ class Captured:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._replays: dict[bool, tuple[Replay, Counts]] = {}  # by whether the layers are read
+        self._repeated: dict[str, tuple[Replay, Any] | None] = {}
         self._settled = False  # whether nothing grew any more when these were captured
 
     def step(self, run: Run) -> None:
@@ -52,9 +55,23 @@ class Captured:
         replay()
         run.observer.count(counts)
 
+    def repeated(self, name: str, work: Callable[[], T]) -> T:
+        """Do some other work, which changes nothing: a replay from the second time on."""
+        if name not in self._repeated:
+            self._repeated[name] = None
+            return work()
+        known = self._repeated[name]
+        if known is None:
+            found: list[T] = []
+            replay = self._recorder.record(lambda: found.append(work()))
+            known = self._repeated[name] = replay, found[0]
+        known[0]()
+        return known[1]
+
     def forget(self) -> None:
         """Drop what was captured, of a network that has grown."""
         self._replays.clear()
+        self._repeated.clear()
 
     def _hindered(self, run: Run) -> bool:
         """Say whether the network has hooks that replays would not call; a warning tells."""
