@@ -16,6 +16,7 @@ from typing import Any
 
 from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, cores, one_line_of, run_job
+from training.computing.process_memory import keep_memory
 
 RETRIES = 3
 """Times that a cell is started again because its node or process died."""
@@ -96,6 +97,7 @@ def _work(cell: bytes, comparison: str, folder: str, path: list[str]) -> str | N
     """
     if not Path(folder, comparison, "config.yaml").exists():
         return f"out: a node does not see {comparison} in {folder}; nodes must share a file system"
+    keep_memory()
     os.chdir(folder)
     sys.path[:] = path + [each for each in sys.path if each not in path]
     return run_job(pickle.loads(cell))
