@@ -33,9 +33,9 @@ from training.data.splits import part_of
 from training.keeping.run_state import Run
 from training.running.loop import record_and_grow
 from training.running.resume import open_run
-from training.running.step import take_step
 from training.settings.start_settings import Start
 from training.settings.train_settings import Train
+from training.stepping.step import take_step
 
 STEPS = 10
 """Steps a turn: as many as there are between two readings of the layers."""

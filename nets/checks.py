@@ -59,13 +59,16 @@ def check_fraction(name: str, value: object) -> None:
 def check_kinds(settings: Any) -> None:
     """Raise a ValueError unless a dataclass holds text, numbers and flags where it says so."""
     for item in fields(settings):
-        kind, _, other = str(item.type).partition(" | ")
-        value = getattr(settings, item.name)
-        if kind not in _KINDS or (value is None and other == "None"):
+        kinds, value = str(item.type).split(" | "), getattr(settings, item.name)
+        if kinds[0] not in _KINDS or (value is None and "None" in kinds):
             continue
-        allowed, words = _KINDS[kind]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-            raise ValueError(f"{item.name} must be {words}, got {value!r}")
+        if not any(_is_a(value, kind) for kind in kinds):
+            raise ValueError(f"{item.name} must be {_KINDS[kinds[0]][1]}, got {value!r}")
+
+
+def _is_a(value: object, kind: str) -> bool:
+    allowed, _ = _KINDS.get(kind, ((), ""))
+    return isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool))
 
 
 def in_one_line(value: object, most: int) -> str:

@@ -54,7 +54,8 @@ def test_a_run_gets_what_its_setting_says():
         assert ground.data["augmentation"] == str(ground.batches.augment)
     plain = prepare(Train(data="digits", net="resnet8", augment="none", device="cpu")).batches
     inputs, _ = plain.batch(0, 0)
-    chosen = load("digits").train.pixels[plain.epoch(0)[0, 0]].float()
+    plain.begin(0)
+    chosen = load("digits").train.pixels[plain.draws[0, 0]].float()
     assert torch.equal(inputs, ((chosen - plain.mean) / plain.std).permute(0, 3, 1, 2))
 
 

@@ -13,8 +13,8 @@ from runs import quiet, short_run
 
 import training.running.decide_and_grow
 import training.running.loop
-import training.running.step
 import training.running.take_record
+import training.stepping.step
 from analysis import Record, read_history
 from nets import Action, Insert, SetSurvival, Widen, cost, preset, train_flops
 from nets.plan.actions import adds_capacity
@@ -50,7 +50,7 @@ class Log:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Count FLOPs beside the loop: steps by what was trained, growths by what they ran."""
     log = Log()
-    step, grow = training.running.step.train_step, training.running.decide_and_grow.grow
+    step, grow = training.stepping.step.train_step, training.running.decide_and_grow.grow
     probe = training.running.take_record.block_importance
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> None:
@@ -58,7 +58,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         log.total += len(inputs) * train_flops(net.architecture)
         log.images.append(len(inputs))
         log.flops.append(log.total)
-        log.rates.append(optimizer.param_groups[0]["lr"])
+        log.rates.append(float(optimizer.param_groups[0]["lr"]))
 
     def grown(net: Any, *rest: Any, **options: Any) -> Any:
         result = grow(net, *rest, **options)
@@ -70,7 +70,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         log.total += (1 + len(net.architecture.blocks)) * PROBE * cost(net.architecture).flops
         return probe(net, *rest)
 
-    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.stepping.step, "train_step", stepped)
     monkeypatch.setattr(training.running.decide_and_grow, "grow", grown)
     monkeypatch.setattr(training.running.take_record, "block_importance", probed)
     return log

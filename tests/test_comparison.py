@@ -15,7 +15,7 @@ from runs import bytes_of, csv_rows, quiet, short_comparison, short_run
 import analysis.showing.html_report
 import run
 import training.running.loop
-import training.running.step
+import training.stepping.step
 from analysis import read_history
 from policies import Never, Periodic, Plateau
 from training.comparing.comparison import Outcome, compare
@@ -166,7 +166,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
     class Crash(BaseException):
         pass
 
-    step, calls = training.running.step.train_step, []
+    step, calls = training.stepping.step.train_step, []
 
     def stepped(*values: Any) -> None:
         calls.append(1)
@@ -175,7 +175,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
         step(*values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.step, "train_step", stepped)
+        patch.setattr(training.stepping.step, "train_step", stepped)
         with pytest.raises(Crash):
             compare(small(tmp_path), quiet)
     reached = len(opened)
@@ -244,13 +244,13 @@ def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, m
 
 
 def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
-    step = training.running.step.train_step
+    step = training.stepping.step.train_step
 
     def broken(*values: Any) -> None:
         raise OSError("no\nspace")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.step, "train_step", broken)
+        patch.setattr(training.stepping.step, "train_step", broken)
         outcome = compare(small(tmp_path, seeds=[0]), quiet)
     assert outcome.failures == (
         "static  seed 0  failed: OSError: no space",
@@ -258,7 +258,7 @@ def test_a_failed_cell_runs_again(tmp_path, monkeypatch):
     )
     assert "raise OSError" in (tmp_path / "static/seed0/error.txt").read_text()
     assert rows_of(tmp_path) == []
-    assert training.running.step.train_step is step
+    assert training.stepping.step.train_step is step
     assert not compare(small(tmp_path, seeds=[0]), quiet).failures
     assert not (tmp_path / "static/seed0/error.txt").exists()
     assert len(rows_of(tmp_path)) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from runs import quiet, short_run
 
-import training.running.step
+import training.stepping.step
 from analysis import Record, read_history
 from nets import Action, Insert, Widen
 from policies import Never, Policy
@@ -64,14 +64,14 @@ def small(folder: Path, **changes: Any) -> Train:
 
 def test_a_run_that_grows_ten_times_is_compiled_to_its_end(tmp_path, graphs, monkeypatch):
     steps: list[tuple[int, int]] = []
-    step = training.running.step.train_step
+    step = training.stepping.step.train_step
 
     def stepped(*values: Any) -> None:
         before = list(graphs)
         step(*values)
         steps.append((graphs[0] - before[0], graphs[1] - before[1]))
 
-    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.stepping.step, "train_step", stepped)
     train(small(tmp_path, policy=Growing()), quiet)
     history = read_history(tmp_path)
     assert sum(bool(record.applied) for record in history) == GROWTHS

@@ -43,6 +43,12 @@ def some_batches(
     return Batches(images, size, seed, "cpu", augment, *channel_statistics(images))
 
 
+def draws_of(batches: Batches, epoch: int) -> torch.Tensor:
+    """Give what an epoch draws, (3, steps, batch)."""
+    batches.begin(epoch)
+    return batches.draws.transpose(0, 1)
+
+
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Write 200 + 100 images in CIFAR-100's format, and tell torchvision their checksums."""
     from torchvision.datasets import CIFAR100
@@ -414,7 +420,7 @@ def test_positions_epochs_and_augmentations_out_of_range():
     with pytest.raises(ValueError, match=r"position must be in 0 \.\. 3, got 4"):
         batches.batch(0, 4)
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
-        batches.epoch(-1)
+        batches.begin(-1)
     with pytest.raises(ValueError, match="pad must be at least 0, got -1"):
         Augment(pad=-1)
     with pytest.raises(ValueError, match=r"augment must be Augment\(\) for flat inputs"):
@@ -436,7 +442,7 @@ def test_a_batch_equals_cropping_and_mirroring_by_hand(augment: Augment, channel
     batches = some_batches(images, augment=augment)
     pad = augment.pad
     for position, (inputs, targets) in enumerate(batches.steps(3)):
-        for row, (image, corner, flip) in enumerate(batches.epoch(3)[:, position].T.tolist()):
+        for row, (image, corner, flip) in enumerate(draws_of(batches, 3)[:, position].T.tolist()):
             top, left = divmod(corner - image * (6 + 2 * pad) * (5 + 2 * pad), 5 + 2 * pad)
             wide = np.pad(images.pixels[image].numpy(), ((pad, pad), (pad, pad), (0, 0)))
             crop = wide[top : top + 6, left : left + 5]
@@ -448,12 +454,12 @@ def test_a_batch_equals_cropping_and_mirroring_by_hand(augment: Augment, channel
 def test_every_crop_and_both_directions_are_drawn():
     images = some_images(count=400, size=(4, 4, 1))
     batches = some_batches(images, size=100, augment=Augment(pad=1, flip=True))
-    image, corner, flip = batches.epoch(0).flatten(1)
+    image, corner, flip = draws_of(batches, 0).flatten(1)
     offsets = (corner - image * 36).tolist()
     everywhere = {(top, left) for top in range(3) for left in range(3)}
     assert {divmod(offset, 6) for offset in offsets} == everywhere
     assert 150 < flip.sum() < 250
-    assert not some_batches(images, augment=Augment(pad=1)).epoch(0)[2].any()
+    assert not draws_of(some_batches(images, augment=Augment(pad=1)), 0)[2].any()
 
 
 def test_the_same_seed_epoch_and_position_give_the_same_batch():
@@ -473,10 +479,10 @@ def test_the_same_seed_epoch_and_position_give_the_same_batch():
 
 def test_epochs_and_seeds_have_orders_of_their_own():
     images = some_images()
-    order = some_batches(images, seed=1).epoch(0)[0]
-    assert not torch.equal(order, some_batches(images, seed=1).epoch(1)[0])
-    assert not torch.equal(order, some_batches(images, seed=2).epoch(0)[0])
-    assert torch.equal(order, some_batches(images, seed=1, augment=Augment()).epoch(0)[0])
+    order = draws_of(some_batches(images, seed=1), 0)[0]
+    assert not torch.equal(order, draws_of(some_batches(images, seed=1), 1)[0])
+    assert not torch.equal(order, draws_of(some_batches(images, seed=2), 0)[0])
+    assert torch.equal(order, draws_of(some_batches(images, seed=1, augment=Augment()), 0)[0])
 
 
 def test_every_image_comes_once_an_epoch_and_an_incomplete_batch_is_dropped():
@@ -484,10 +490,10 @@ def test_every_image_comes_once_an_epoch_and_an_incomplete_batch_is_dropped():
     batches = some_batches(images)
     assert batches.per_epoch == 4
     for epoch in range(2):
-        assert batches.epoch(epoch)[0].flatten().sort().values.tolist() == list(range(20))
+        assert draws_of(batches, epoch)[0].flatten().sort().values.tolist() == list(range(20))
     short = some_batches(images, size=6)
     assert short.per_epoch == 3
-    assert short.epoch(0)[0].unique().numel() == 18
+    assert draws_of(short, 0)[0].unique().numel() == 18
     assert [len(targets) for _, targets in short.steps(0)] == [6, 6, 6]
 
 
@@ -505,7 +511,7 @@ def test_sine_batches_are_flat():
     mean, std = channel_statistics(images)
     batches = some_batches(images, size=64, augment=augment_of("sine"))
     inputs, targets = batches.batch(0, 1)
-    chosen = batches.epoch(0)[0, 1]
+    chosen = draws_of(batches, 0)[0, 1]
     assert torch.equal(inputs, (images.pixels[chosen] - mean) / std)
     assert torch.equal(targets, images.targets[chosen])
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import run
 import training.running.loop
-import training.running.step
+import training.stepping.step
 from analysis import read_history
 from analysis.showing.tensorboard_writer import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
@@ -37,8 +37,8 @@ from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.images import Images
 from training.running.loop import train
-from training.running.step import train_step
 from training.settings.train_settings import Train
+from training.stepping.step import train_step
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = Precision(torch.device("cpu"), torch.float64)
@@ -234,7 +234,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 def run_until(arguments: list[str], number: int, only: int | None = None, count: int = 5) -> None:
     """Run the command; at its count-th step a signal comes to one process, or to all."""
-    step, calls = training.running.step.train_step, 0
+    step, calls = training.stepping.step.train_step, 0
 
     def stepped(*values: Any) -> None:
         nonlocal calls
@@ -243,7 +243,7 @@ def run_until(arguments: list[str], number: int, only: int | None = None, count:
             os.kill(os.getpid(), number)
         step(*values)
 
-    training.running.step.train_step = stepped
+    training.stepping.step.train_step = stepped
     Board.pictures = lambda *_: None  # as conftest does in the tests' own process
     sys.exit(run.main(arguments))
 

@@ -98,7 +98,7 @@ def test_two_real_commands_and_the_first_killed(tmp_path):
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=1200)
     resumed = [*words, "--resume"]
-    assert exit_code(resumed, "training.running.step.train_step", 3, signal.SIGINT) == 130
+    assert exit_code(resumed, "training.stepping.step.train_step", 3, signal.SIGINT) == 130
 
 
 def test_a_folder_that_cannot_be_held_is_refused(tmp_path):

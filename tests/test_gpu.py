@@ -22,8 +22,8 @@ from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.splits import channel_statistics, load
 from training.keeping.checkpoint import load_optimizer_state, optimizer_state
-from training.running.step import average, train_step
 from training.settings.train_settings import Common, Train
+from training.stepping.step import average, train_step
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -59,7 +59,7 @@ def test_a_step_with_observer_and_average_never_waits_for_the_host(device, preci
     def step(position):
         batch = batches.batch(0, position)
         train_step(net, optimizer, *batch, loss, precision, window, 2, scaler)
-        average(ema, net, 0.999, position + 1)
+        average(ema, net, torch.full((), 0.01, device=device))
 
     with Observer(net, optimizer) as observer:
         for position in range(2):  # the first steps set things up

@@ -16,8 +16,8 @@ from runs import csv_rows, quiet, short_run
 
 import training.running.decide_and_grow
 import training.running.finished
-import training.running.step
 import training.running.take_record
+import training.stepping.step
 from analysis import Record, read_history
 from nets import Action, Architecture, Insert, SetSurvival, Widen, build, cost, preset, seed_of
 from policies import Never, Periodic, Policy, StochasticDepth
@@ -65,13 +65,13 @@ def test_the_same_seed_gives_the_same_run(tmp_path, precision):
 
 def test_the_first_weights_are_those_of_the_initializer(tmp_path, monkeypatch):
     first: list[torch.Tensor] = []
-    step = training.running.step.train_step
+    step = training.stepping.step.train_step
 
     def stepped(net: Any, *rest: Any) -> Any:
         first.append(net.stem.conv.weight.detach().clone())
         return step(net, *rest)
 
-    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.stepping.step, "train_step", stepped)
     train(small(tmp_path, initializer="xavier"), quiet)
     expected = build(seed_of(LIMIT), initializer="xavier").stem.conv.weight
     assert torch.equal(first[0], expected)
@@ -88,13 +88,13 @@ def test_another_seed_gives_another_run(tmp_path):
 
 def test_growing_shifts_no_data_order(tmp_path, monkeypatch):
     seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-    step = training.running.step.train_step
+    step = training.stepping.step.train_step
 
     def stepped(net: Any, optimizer: Any, inputs: Any, targets: Any, *rest: Any) -> None:
         seen[-1].append((inputs, targets))
         step(net, optimizer, inputs, targets, *rest)
 
-    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.stepping.step, "train_step", stepped)
     for policy in (Planned(), Never(), StochasticDepth()):
         seen.append([])
         train(

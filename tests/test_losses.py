@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import quiet, short_run
 
-import training.running.step
+import training.stepping.step
 from analysis import read_history
 from analysis.judging.loss_after_growth import read_losses
 from policies import Periodic
@@ -56,7 +56,7 @@ def test_a_run_that_was_interrupted_or_killed_has_the_same_losses(whole, tmp_pat
         with pytest.raises(Interrupted):
             train(small(tmp_path), quiet, interrupt)
     assert len(read_losses(tmp_path)) == 8
-    step = training.running.step.train_step
+    step = training.stepping.step.train_step
 
     def crash(*values) -> None:
         if len(read_history(tmp_path)) == 4:
@@ -64,7 +64,7 @@ def test_a_run_that_was_interrupted_or_killed_has_the_same_losses(whole, tmp_pat
         step(*values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.step, "train_step", crash)
+        patch.setattr(training.stepping.step, "train_step", crash)
         with pytest.raises(KeyError):
             train(small(tmp_path), quiet)
     append_losses(

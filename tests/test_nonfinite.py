@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import run
 import training.running.finished
-import training.running.step
 import training.running.take_record
 import training.running.write_down
+import training.stepping.step
 from analysis import LayerReading, read_history
 from nets import Widen
 from policies import Never, Policy
@@ -29,14 +29,14 @@ from training.computing.optimizer import Precision, make_optimizer
 from training.keeping.nonfinite import NonFinite, finite_readings, first_nonfinite
 from training.keeping.result_files import append_record, write_json
 from training.running.loop import train
-from training.running.step import train_step
+from training.stepping.step import train_step
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math.nan) -> None:
     """Make the images of these steps, counted from 1 over all runs, NaN or infinite."""
-    step, calls = training.running.step.train_step, 0
+    step, calls = training.stepping.step.train_step, 0
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> bool:
         nonlocal calls
@@ -44,7 +44,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math
         inputs = inputs.clone().fill_(value) if calls in steps else inputs
         return step(net, optimizer, inputs, *rest)
 
-    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.stepping.step, "train_step", stepped)
 
 
 def is_finite(state: Any) -> bool:
@@ -137,7 +137,7 @@ def test_a_validation_loss_or_a_weight_that_broke_stops_the_run(tmp_path, monkey
 
 
 def test_the_readings_tell_where_it_began(tmp_path, monkeypatch):
-    step, calls = training.running.step.train_step, 0
+    step, calls = training.stepping.step.train_step, 0
 
     def stepped(net: Any, *rest: Any) -> bool:
         nonlocal calls
@@ -146,7 +146,7 @@ def test_the_readings_tell_where_it_began(tmp_path, monkeypatch):
             net.get_parameter("stage2.block1.conv1.weight").data.fill_(math.inf)
         return step(net, *rest)
 
-    monkeypatch.setattr(training.running.step, "train_step", stepped)
+    monkeypatch.setattr(training.stepping.step, "train_step", stepped)
     with pytest.raises(NonFinite) as stop:
         train(small(tmp_path, observe_every=1, policy=Never()), quiet)
     assert "at step 5, in the layers' readings first" in str(stop.value)

@@ -285,7 +285,7 @@ def test_readings_again_without_a_step_are_the_same():
 
 
 def read_moments(x, near_zero=False):
-    (found,) = moments_of([row_sums(x, near_zero)])
+    (found,) = moments_of([row_sums(x, near_zero)], {})
     return found
 
 
@@ -945,8 +945,8 @@ def test_a_failure_while_statistics_are_worked_out_counts_no_step_twice(monkeypa
     optimizer = sgd(net)
     moments_of, calls = analysis.measuring.responses.moments_of, []
 
-    def failing(layers):
-        found = moments_of(layers)
+    def failing(layers, known):
+        found = moments_of(layers, known)
         calls.append(found)
         if len(calls) == 3:
             raise RuntimeError("out of memory")

@@ -24,7 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import run
 import training.running.loop
-import training.running.step
+import training.stepping.step
 from analysis import read_history
 from analysis.showing.tensorboard_writer import Board
 from policies import Never, Periodic, Plateau, StochasticDepth
@@ -154,12 +154,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 KILLED = [
-    ("Periodic", "training.running.step.train_step", 2),  # before the first record
-    ("Periodic", "training.running.step.train_step", 13),  # between two records, after a growth
+    ("Periodic", "training.stepping.step.train_step", 2),  # before the first record
+    ("Periodic", "training.stepping.step.train_step", 13),  # between two records, after a growth
     # a record is written, its checkpoint is not
     ("Periodic", "training.running.write_down.save_checkpoint", 3),
     ("Periodic", "os.fsync", 11),  # a file is written, but not in its place
-    ("StochasticDepth", "training.running.step.train_step", 17),
+    ("StochasticDepth", "training.stepping.step.train_step", 17),
     (
         "StochasticDepth",
         "training.running.write_down.append_metrics",
@@ -191,7 +191,7 @@ def test_an_interrupted_run_has_its_checkpoint_at_the_very_step(tmp_path, whole,
     for number in signals:
         resume = ["--resume"] if step else []
         code = exit_code(
-            command(tmp_path, policy, *resume), "training.running.step.train_step", 5, number
+            command(tmp_path, policy, *resume), "training.stepping.step.train_step", 5, number
         )
         assert code == (-number if number == signal.SIGKILL else 128 + number)
         if number != signal.SIGKILL:
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_the_real_command_with_one_line(tmp_path):
 
 
 CRASHED = [
-    ({}, "training.running.step.train_step", 9),
+    ({}, "training.stepping.step.train_step", 9),
     ({}, "training.running.take_record.evaluate", 2),
     ({}, "training.running.decide_and_grow.grow", 1),
     ({}, "training.running.decide_and_grow.grow", 3),
@@ -250,34 +250,34 @@ CRASHED = [
     ({}, "training.running.write_down.save_checkpoint", 5),
     ({}, "training.running.loop.finish", 1),
     ({}, "training.running.finished.write_json", 1),
-    ({"optimizer": "adamw"}, "training.running.step.train_step", 18),
+    ({"optimizer": "adamw"}, "training.stepping.step.train_step", 18),
     (
         {"policy": StochasticDepth(), "optimizer": "adam", "epochs": 0.5},
-        "training.running.step.train_step",
+        "training.stepping.step.train_step",
         14,
     ),
     (
         {"policy": Plateau(patience=1), "schedule": "hold"},
-        "training.running.step.train_step",
+        "training.stepping.step.train_step",
         20,
     ),
     (
         {"precision": "bf16", "policy": Never(), "momentum": 0.0},
-        "training.running.step.train_step",
+        "training.stepping.step.train_step",
         7,
     ),
     (
         {"precision": "fp16", "optimizer": "rmsprop", "accumulate": 3},
-        "training.running.step.train_step",
+        "training.stepping.step.train_step",
         14,
     ),
-    ({"ema": 0.0}, "training.running.step.train_step", 14),
+    ({"ema": 0.0}, "training.stepping.step.train_step", 14),
     (
         {"observe_every": 100, "budget": "epochs", "epochs": 1.1},
-        "training.running.step.train_step",
+        "training.stepping.step.train_step",
         43,
     ),
-    ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.running.step.train_step", 40),
+    ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.stepping.step.train_step", 40),
 ]
 
 
@@ -310,7 +310,7 @@ def test_a_run_that_crashed_ends_as_one_that_did_not(
 
 def test_stale_files_and_torn_lines_are_harmless(tmp_path, monkeypatch, alone):
     settings = small(tmp_path)
-    crash(settings, monkeypatch, "training.running.step.train_step", 16)
+    crash(settings, monkeypatch, "training.stepping.step.train_step", 16)
     for name in (
         "checkpoint.pt.part",
         "history.jsonl.part",
@@ -335,7 +335,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
 
 def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alone):
     steps = alone()["summary"]["steps"]
-    settings, step = small(tmp_path), training.running.step.train_step
+    settings, step = small(tmp_path), training.stepping.step.train_step
     calls = 0
 
     def stepped(*values: Any) -> None:
@@ -347,7 +347,7 @@ def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alon
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(training.running.step, "train_step", stepped)
+        patch.setattr(training.stepping.step, "train_step", stepped)
         with pytest.raises(Interrupted) as stop:
             train(settings, quiet)
     assert stop.value.code == 143
@@ -435,7 +435,7 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     where = "training.running.write_down.save_checkpoint"
     assert exit_code(command(tmp_path), where, 4, signal.SIGKILL) == -signal.SIGKILL
     resumed = command(tmp_path, "Periodic", "--resume")
-    assert exit_code(resumed, "training.running.step.train_step", 6, signal.SIGINT) == 130
+    assert exit_code(resumed, "training.stepping.step.train_step", 6, signal.SIGINT) == 130
     assert exit_code(resumed) == 0
     files = list(tmp_path.glob("events*"))
     assert len(files) == 3

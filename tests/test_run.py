@@ -214,7 +214,7 @@ def test_what_takes_seconds_to_import_comes_after_the_first_step(tmp_path):
         "def stop(*values):\n"
         "    late = {'matplotlib', 'PIL.ImageDraw', 'scipy', 'sklearn', 'torchvision'}\n"
         "    sys.exit(f'first step with {late & set(sys.modules)}')\n"
-        "training.running.step.train_step = stop\n"
+        "training.stepping.step.train_step = stop\n"
         f"run.main(['train', '--data', 'digits', '--out', {str(tmp_path)!r}])\n"
     )
     done = subprocess.run(

@@ -33,7 +33,7 @@ from training.running.loop import train
 pytestmark = pytest.mark.usefixtures("without_pictures")
 NEVER = 1e9
 """Seconds: no checkpoint that a growth, the end or a signal has not asked for."""
-STEP = "training.running.step.train_step"
+STEP = "training.stepping.step.train_step"
 
 
 def seldom(out: Path, policy: str = "Periodic", *more: str) -> list[str]:

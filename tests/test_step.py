@@ -14,6 +14,7 @@ from torch.nn import functional
 from analysis import Observer
 from nets import Network, SetSurvival, build, preset, seed_of
 from training.computing.budget import Progress
+from training.computing.clock import Clock
 from training.computing.evaluation import (
     IN_CACHE,
     LOSSES,
@@ -27,8 +28,8 @@ from training.data.augmenting import Augment
 from training.data.batches import Batches
 from training.data.images import Images
 from training.data.splits import channel_statistics, load
-from training.running.step import average, take_step, train_step
 from training.settings.train_settings import Train
+from training.stepping.step import average, take_step, train_step, weight_in_average
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 SMALL = seed_of(LIMIT).apply(SetSurvival("stage2.block1", 0.5))
@@ -82,7 +83,10 @@ def test_a_step_with_observer_and_average_reads_nothing_from_the_device(accumula
         loss=LOSSES["classification"],
         precision=CPU,
         window=zeros("meta"),
-        trace=[],
+        trace=torch.zeros(9, 3, dtype=torch.float64, device="meta"),
+        clock=Clock("meta"),
+        captured=None,
+        untold=0,
         spent=0.25,
     )
     with observer:
@@ -282,7 +286,7 @@ def test_the_average_is_taken_over_weights_and_running_statistics():
     optimizer = make_optimizer(net, Train())
     for step in range(1, 31):
         train_step(net, optimizer, *some_batch(), LOSSES["classification"], CPU, zeros())
-        average(ema, net, 0.6, step)
+        average(ema, net, torch.tensor(weight_in_average(0.6, step)))
         decay = min(0.6, (1 + step) / (10 + step))
         for name, value in net.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()

@@ -9,7 +9,6 @@ to 1e-5 where v is at least eps / 100. Running statistics and momentum play no p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -43,15 +42,21 @@ def saved_inverse_std(norm: Any, output: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def batchnorm_moments(norms: Sequence[Any], inverses: Sequence[Tensor]) -> Tensor:
-    """Give mean and std of norms' outputs, (norms, 2) float64, from `saved_inverse_std` of each."""
+def batchnorm_moments(
+    norms: Sequence[Any], inverses: Sequence[Tensor], known: dict[Any, Any]
+) -> Tensor:
+    """Give mean and std of norms' outputs, (norms, 2) float64, from `saved_inverse_std` of each.
+
+    `known` keeps what stays the same from step to step, which is sent to the device once.
+    """
     parts = [*inverses, *(norm.weight for norm in norms), *(norm.bias for norm in norms)]
     device = parts[0].device
     numbers = torch.cat([part.to(device) for part in parts]).double()
     inverse, weight, bias = numbers.view(3, -1).unbind()  # of the channels of all norms
-    eps, channels, widths = _constants(
-        tuple((norm.num_features, norm.eps) for norm in norms), device
-    )
+    key = "norms", tuple((norm.num_features, norm.eps) for norm in norms), device
+    if key not in known:
+        known[key] = _constants(*key[1:])
+    eps, channels, widths = known[key]
     share = (1 - eps * inverse.square()).clamp_min(0)  # v / (v + eps)
     power = weight.square() * share
     filled = functional.pad(torch.stack([bias, power + bias.square()]), (0, 1))
@@ -59,15 +64,13 @@ def batchnorm_moments(norms: Sequence[Any], inverses: Sequence[Tensor]) -> Tenso
     return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], -1)
 
 
-@lru_cache(maxsize=64)
 def _constants(
     norms: tuple[tuple[int, float], ...], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Send what stays the same from step to step to the device once.
+    """Give, for (channels, eps) of norms, what places their channels among all.
 
-    For (channels, eps) of norms: the eps of all channels, (channels,); which channels are each
-    norm's, (norms, most), those of narrower ones filled up with the number of all; how many these
-    are, (norms,).
+    The eps of all channels, (channels,); which channels are each norm's, (norms, most), those of
+    narrower ones filled up with the number of all; how many these are, (norms,).
     """
     widths = [width for width, _ in norms]
     eps = [eps for width, eps in norms for _ in range(width)]

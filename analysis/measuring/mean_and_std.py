@@ -64,13 +64,19 @@ def row_sums(x: Tensor, small_mean: bool = False) -> RowSums:
 
 
 @torch.no_grad()
-def moments_of(layers: Sequence[RowSums]) -> Tensor:
-    """Give mean and standard deviation over all entries of layers, (layers, 2) float64."""
+def moments_of(layers: Sequence[RowSums], known: dict[Any, Any]) -> Tensor:
+    """Give mean and standard deviation over all entries of layers, (layers, 2) float64.
+
+    `known` keeps what stays the same from step to step, which is sent to the device once.
+    """
     parts = [part for _, sums, norms in layers for part in (*sums, *norms)]
     device = parts[0].device
     numbers = torch.cat([part.to(device) for part in parts]).double()
     found = []
-    kinds, order = _constants(tuple(layer.rows for layer in layers), device)
+    key = "rows", tuple(layer.rows for layer in layers), device
+    if key not in known:
+        known[key] = _constants(*key[1:])
+    kinds, order = known[key]
     for rows, places, lengths in kinds:
         sums, norms = numbers[places].unbind(1)  # (layers, rows)
         entries = lengths * rows.count
@@ -82,11 +88,10 @@ def moments_of(layers: Sequence[RowSums]) -> Tensor:
     return torch.cat(found)[order]
 
 
-@lru_cache(maxsize=64)
 def _constants(
     layers: tuple[Rows, ...], device: torch.device
 ) -> tuple[list[tuple[Rows, Tensor, Tensor]], Tensor]:
-    """Send what stays the same from step to step to the device once.
+    """Say how layers are finished together.
 
     For each kind of layers, which are finished together: one of it, where its numbers are among
     all, a layer's sums and then its norms, (alike, 2, rows), and how long the rows are; then where

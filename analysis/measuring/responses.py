@@ -7,8 +7,7 @@ all else is read from the outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,8 @@ class Responses:
     """
 
     def __init__(self) -> None:
+        # kept as long as this: steps that are captured read them where they lie
+        self._known: dict[Any, Any] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -88,7 +89,8 @@ class Responses:
     def end_forward(self) -> None:
         """Look at what waited for the forward pass to end, before anything changes it."""
         if self._norms:
-            self._told.append(batchnorm_moments(*zip(*self._norms)))
+            norms, inverses = zip(*self._norms)
+            self._told.append(batchnorm_moments(norms, inverses, self._known))
             self._norms.clear()
         self._look_for_dead()
 
@@ -107,12 +109,12 @@ class Responses:
             self._begin()
 
     def _statistics(self) -> list[tuple[Slots, Tensor]]:
-        parts = [*self._told, moments_of(self._read)] if self._read else self._told
+        parts = [*self._told, moments_of(self._read, self._known)] if self._read else self._told
         table = torch.cat([part.to(parts[0].device) for part in parts])  # (responses, 2)
         start = {True: 0, False: sum(map(len, self._told))}
 
         def of(responses: Sequence[Response]) -> Tensor:
-            return _index(tuple(start[r.told] + r.index for r in responses), table.device)
+            return self._index(tuple(start[r.told] + r.index for r in responses), table.device)
 
         responses, firsts = zip(*self._slots)
         slots = tuple(place for slot in firsts for place in (slot, slot + 1))
@@ -124,8 +126,8 @@ class Responses:
             found.append((slots, above / below))
         return found
 
-
-@lru_cache(maxsize=256)
-def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """Send what stays the same from step to step to the device once."""
-    return torch.tensor(rows, device=device)
+    def _index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
+        """Send what stays the same from step to step to the device once."""
+        if (rows, device) not in self._known:
+            self._known[rows, device] = torch.tensor(rows, device=device)
+        return self._known[rows, device]

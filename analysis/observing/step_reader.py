@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from analysis.measuring.gradient_norms import ParameterStatistics
 from analysis.measuring.update_ratios import Update
@@ -17,7 +18,7 @@ from analysis.observing.optimizer_steps import OptimizerSteps
 from analysis.observing.reading import STATISTICS
 from analysis.observing.watched_layers import unwrap
 from analysis.observing.watched_network import WatchedNetwork
-from analysis.observing.window import Values
+from analysis.observing.window import Values, defined_of
 
 _GONE = (
     "the gradient of {} was gone when the backward pass had made it, so gradient_norm is None; "
@@ -40,6 +41,37 @@ class StepReader:
         self._attached = False
         self._updates = OptimizerSteps(self._concerns, self._before, self._look, self._after)
         self._doubts: dict[str, str] = {}  # what to warn of, by kind; empty once it was
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step is to be read."""
+        return self._attached and (self.step - self._window_start) % self.every == 0
+
+    def tensors(self) -> list[Tensor]:
+        """Give the sums on the device to which a step that is read adds, in place."""
+        return self._watched.window.tensors()
+
+    def rehearse(self, step: Callable[[], object]) -> list[int]:
+        """Run a step that counts for nothing, to capture it, and give what it would have counted.
+
+        For loops that replay a captured step (a CUDA graph): a replay adds to `tensors`, and
+        `count` says so. What the step has added to `tensors` is the caller's to put back.
+        """
+        self._prepare()
+        number, usual, counted = self.step, self._usual, self._watched.window.counted()
+        self._usual = sys.maxsize  # else what is read lies aside where it did not before
+        try:
+            step()
+        finally:
+            found = self._watched.window.uncount(counted)
+            self.step, self._usual = number, usual
+        return found
+
+    def count(self, counts: Sequence[int]) -> None:
+        """Count a replay of the step of which `rehearse` gave the counts."""
+        if self.due:
+            self._watched.window.count(counts)
+        self._begin_step()
 
     def _aim(self, net: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Begin to read a network."""
@@ -86,7 +118,7 @@ class StepReader:
 
     def _prepare(self) -> None:
         """Listen to the forwards to come if their step is to be read."""
-        due = self._attached and (self.step - self._window_start) % self.every == 0
+        due = self.due
         if due and not self._watched.hooks.on and not self._watched.members.same_modules():
             self._survey_again()
         self._watched.hooks.listen(due)
@@ -205,12 +237,16 @@ class StepReader:
             found = self._watched.parameters.of_updates(updates)
             if found is not None and found.unheld is not None:
                 self._doubt("unheld", _UNHELD.format(found.unheld))
-            self._add(values, found)
+            left_out = [update.scaler[1] for update in updates if update.scaler]
+            self._add(values, found, left_out)
 
-    def _add(self, values: Values, found: ParameterStatistics | None) -> None:
+    def _add(
+        self, values: Values, found: ParameterStatistics | None, left_out: Sequence[Tensor] = ()
+    ) -> None:
         of_parameters, undefined = (found.values, found.undefined) if found else ([], [])
         if values or of_parameters or self._watched.window.aside:
-            self._watched.window.add(values + of_parameters, undefined)
+            values, none = defined_of(values, left_out)
+            self._watched.window.add(values + of_parameters, undefined + none)
 
     def _begin_step(self) -> None:
         """Count the step that is over."""

@@ -30,15 +30,38 @@ class Window:
     def __init__(self, rows: Sequence[Layer], statistics: Sequence[str]) -> None:
         self._rows, self._statistics = rows, statistics
         self._indices: dict[Any, Tensor] = {}
+        self._forget()
         self.begin()
 
-    def begin(self) -> None:
-        """Begin a new window."""
+    def _forget(self) -> None:
         self._totals: Tensor | None = None  # (2, size): sums; how many readings were undefined
-        self._counts = [0] * self.size
         self._finite: Tensor | None = None  # (size,): how often each sum stayed finite
+
+    def begin(self) -> None:
+        """Begin a new window, in the same memory."""
+        for value in self.tensors():
+            value.zero_()
+        self._counts = [0] * self.size
         self._added = 0  # readings so far
         self.drop_aside()
+
+    def tensors(self) -> list[Tensor]:
+        """Give the sums, which `add` changes in place; none before the first one."""
+        return [value for value in (self._totals, self._finite) if value is not None]
+
+    def counted(self) -> list[int]:
+        """Give the counts: of readings, then by statistic."""
+        return [self._added, *self._counts]
+
+    def uncount(self, before: Sequence[int]) -> list[int]:
+        """Go back to earlier counts, and give how much there was since then."""
+        found = [now - then for now, then in zip(self.counted(), before, strict=True)]
+        self._added, *self._counts = before
+        return found
+
+    def count(self, counts: Sequence[int]) -> None:
+        """Count what was added by another way than `add`."""
+        self._added, *self._counts = [a + b for a, b in zip(self.counted(), counts, strict=True)]
 
     def __bool__(self) -> bool:
         """Say whether anything was read."""
@@ -65,11 +88,9 @@ class Window:
             start, counts = self._aside, self._aside_counts
             self.drop_aside()
             reading = self._reading(values, undefined, start)
-            if self._totals is not None:
-                reading = self._totals.to(reading.device) + reading
-            self._totals = reading
-            finite = reading[0].isfinite().double()
-            self._finite = finite if self._finite is None else self._finite.to(finite) + finite
+            totals, finite = self._sums_on(reading)
+            totals += reading
+            finite += totals[0].isfinite()
             self._added += 1
             self._counts = [a + b for a, b in zip(self._counts, counts)]
             _count(self._counts, values)
@@ -130,7 +151,7 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """Give totals and counts."""
-        totals = None if self._totals is None else self._totals.to("cpu", copy=True)
+        totals = self._totals.to("cpu", copy=True) if self._totals is not None and self else None
         return {"totals": totals, "counts": list(self._counts)}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
@@ -140,18 +161,26 @@ class Window:
         if totals is not None:
             if totals.dim() == 1:  # of a checkpoint from before some readings could be undefined
                 totals = torch.stack([totals, torch.zeros_like(totals)])
-            self._totals = totals.to(device, copy=True)
+            self._sums_on(totals.to(device))[0].copy_(totals)
 
     def rearrange(self, rows: Sequence[Layer], slots: Sequence[int | None]) -> None:
         """Go on with other layers: of every slot, which of the old ones it was, if any."""
         sums = self._totals, self._aside
         counts = self._counts, self._aside_counts
         self._rows = rows
+        self._forget()
         self.begin()
         self._totals, self._aside = (_rearranged(totals, slots) for totals in sums)
         self._counts, self._aside_counts = (
             [0 if slot is None else old[slot] for slot in slots] for old in counts
         )
+
+    def _sums_on(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Give totals and finite on the device of a reading; they begin with 0."""
+        totals = torch.zeros_like(like) if self._totals is None else self._totals.to(like.device)
+        finite = torch.zeros_like(like[0]) if self._finite is None else self._finite
+        self._totals, self._finite = totals, finite.to(like.device)
+        return self._totals, self._finite
 
     def _reading(self, values: Values, undefined: Values, start: Tensor | None) -> Tensor:
         """Give what a step adds to the totals, (2, size); `start` is what was aside of it."""
@@ -168,6 +197,26 @@ class Window:
                 numbers = torch.cat([value.to(device) for _, value in found])
                 row.index_add_(0, self._indices[slots, device], numbers)
         return reading
+
+
+def defined_of(values: Values, left_out: Sequence[Tensor]) -> tuple[Values, Values]:
+    """Give values and, as `Window.add` takes it, where they are undefined and now 0.
+
+    That is where they are not finite, in a step whose update was left out because of that.
+
+    Args:
+        values: of a step.
+        left_out: by optimizer, whether that is so, (1,) each, not 0 if it is.
+    """
+    if not values or not left_out:
+        return values, []
+    skipped = torch.cat([one.to(values[0][1].device) for one in left_out]).any()
+    defined, none = [], []
+    for slots, value in values:
+        broken = skipped & ~value.isfinite()
+        defined.append((slots, value.masked_fill(broken, 0)))
+        none.append((slots, broken.double()))
+    return defined, none
 
 
 def _count(counts: list[int], values: Values) -> None:

@@ -24,9 +24,9 @@ from training.keeping.run_state import Run
 from training.running import prepare
 from training.running.loop import record_and_grow
 from training.running.resume import open_run
-from training.running.step import take_step
 from training.settings.start_settings import Start
 from training.settings.train_settings import Train
+from training.stepping.step import take_step
 
 CUDA = torch.cuda.is_available()
 NETS = {
@@ -178,7 +178,11 @@ def _bare_step(run: Run) -> Callable[[], None]:
         functional.cross_entropy(outputs.float(), targets).backward()
         optimizer.step()
 
-    return step
+    def searching() -> None:
+        with precision.searching():  # as ours: cuDNN's fastest algorithms
+            step()
+
+    return searching
 
 
 def _batches_of(run: Run) -> Callable[[], tuple[Tensor, Tensor]]:

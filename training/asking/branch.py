@@ -30,8 +30,8 @@ from training.keeping.folder_lock import alone
 from training.running.loop import Advance, Say
 from training.running.prepare import CHECKED, Prepared, prepare
 from training.running.resume import restore
-from training.running.step import train_step
 from training.settings.train_settings import Train
+from training.stepping.step import train_step
 
 
 def branch(

@@ -16,9 +16,9 @@ from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import to_device
 from training.running.prepare import Prepared, prepare
-from training.running.step import train_step
 from training.settings.compare_settings import Compare
 from training.settings.train_settings import Train
+from training.stepping.step import train_step
 
 STEPS = 5
 """Steps that are timed, after one that is not."""

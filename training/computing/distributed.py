@@ -75,6 +75,13 @@ def greatest(value: float) -> float:
     return values.item()
 
 
+def most(found: Tensor) -> Tensor:
+    """Give the greatest entries of all processes, the same on each; no host waits for a device."""
+    if size() > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found
+
+
 def from_first(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 alone, and give its result on every rank, or raise its ValueError."""
     if size() == 1:

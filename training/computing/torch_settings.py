@@ -26,8 +26,9 @@ _FIXED_WORKSPACES = (":4096:8", ":16:8")
 def own_process(settings: Common) -> Iterator[None]:
     """Set threads and, for `deterministic`, torch as a run wants them; put back all at the end.
 
-    What is put back: the number of threads, the global generators of the CPU and, where CUDA runs,
-    of all GPUs, torch's flags of determinism and precision, and the environment's variables.
+    A GPU's work goes to a stream of its own. What is put back: the number of threads, the global
+    generators of the CPU and, where CUDA runs, of all GPUs, torch's flags of determinism and
+    precision, and the environment's variables.
 
     Raises:
         ValueError: the device is not there, or it is too late for `deterministic`.
@@ -44,7 +45,22 @@ def own_process(settings: Common) -> Iterator[None]:
             torch.set_num_threads(settings.threads)
         if settings.deterministic:
             after.enter_context(_deterministic(device))
+        if device.type == "cuda":
+            after.enter_context(_own_stream(device))
         yield
+
+
+@contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own, in the order of what came before and comes after.
+
+    A step can be captured only where the gradients' accumulation knows no other stream.
+    """
+    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(outer)
+    with torch.cuda.device(device), torch.cuda.stream(own):
+        yield
+    outer.wait_stream(own)
 
 
 def _set_variable(name: str, value: str | None) -> None:

@@ -30,7 +30,8 @@ class Batches:
     """The training images, resident on a device, as shuffled, cropped and mirrored batches.
 
     A batch is one `index_select`, and nothing in it waits for the host. What an epoch draws is a
-    pure function of (seed, epoch), so that a run resumes at any position without a saved generator.
+    pure function of (seed, epoch), so that a run resumes at any position without a saved generator;
+    it always lies in the same memory, so that a captured step can read it.
 
     Args:
         images: of the training split.
@@ -75,43 +76,61 @@ class Batches:
         self.part = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
         self.per_epoch = len(images) // batch_size
         self.shape = tuple(images.pixels.shape[1:])
-        self.mean, self.std = mean.to(device), std.to(device)
+        # whole images of them, so that a batch need not make them
+        self.mean, self.std = (x.to(device).expand(self.shape).contiguous() for x in (mean, std))
         self.targets = images.targets.to(device)
         self.size = self.shape[:-1] or (1, 1)
         self.table = table_of(images.pixels.to(device), augment)
         self.views = views_of(self.size, augment).to(device)
-        self.drawn = (-1, torch.empty(0))
+        self.drawn = -1  # the epoch whose draws these are
+        part = self.part.stop - self.part.start
+        self.draws = torch.zeros(self.per_epoch, 3, part, dtype=torch.int64, device=device)
 
-    def epoch(self, number: int) -> Tensor:
-        """Draw an epoch and move it to the device in one piece; the last one drawn is kept.
+    def begin(self, epoch: int) -> None:
+        """Draw an epoch, unless it was the last one drawn, into the memory that `at` reads.
 
-        Gives (3, steps, batch): the image, the row of the table where its crop begins, and 1 if it
-        is mirrored.
+        Of each image of a batch that is its number, the row of the table where its crop begins, and
+        1 if it is mirrored, (steps, 3, B). It goes to the device in one piece, and nothing waits.
         """
-        check_count("epoch", number, least=0)
-        if self.drawn[0] != number:
-            generator = generator_of(self.seed, "data", number)
-            count = self.per_epoch * self.batch_size
-            order = torch.randperm(len(self.targets), generator=generator)[:count]
-            crops = draw_crops(order, self.size, self.augment, generator)
-            draws = torch.stack([order, *crops]).view(3, self.per_epoch, self.batch_size)
-            self.drawn = (number, draws.to(self.table.device))
-        return self.drawn[1]
+        check_count("epoch", epoch, least=0)
+        if self.drawn == epoch:
+            return
+        generator = generator_of(self.seed, "data", epoch)
+        count = self.per_epoch * self.batch_size
+        order = torch.randperm(len(self.targets), generator=generator)[:count]
+        crops = draw_crops(order, self.size, self.augment, generator)
+        draws = torch.stack([order, *crops]).view(3, self.per_epoch, self.batch_size)
+        draws = draws[:, :, self.part].transpose(0, 1).contiguous()
+        if self.draws.is_cuda:
+            draws = draws.pin_memory()
+        self.draws.copy_(draws, non_blocking=True)
+        self.drawn = epoch
+
+    def at(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Give a batch of the epoch that has begun, a function of what lies on the device alone.
+
+        Args:
+            position: (1,) int64, from 0 to `per_epoch` - 1.
+
+        Returns:
+            (inputs, targets): float32 (B, C, H, W) in channels_last, or (B, C). On several
+            processes B is this one's part of the batch.
+        """
+        order, corner, flip = self.draws.index_select(0, position)[0].unbind()
+        index = corner[:, None] + self.views.index_select(0, flip)  # (B, H * W)
+        pixels = self.table.index_select(0, index.flatten()).view(-1, *self.shape)
+        return normalised(pixels, self.mean, self.std), self.targets.index_select(0, order)
 
     def batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
-        """Give (inputs, targets) of one step: float32 (B, C, H, W) in channels_last, or (B, C).
-
-        On several processes B is this one's part of the batch.
+        """Give the batch at a position of an epoch; see `at`.
 
         Raises:
             ValueError: `position` is not in 0 .. `per_epoch` - 1.
         """
         if not 0 <= position < self.per_epoch:
             raise ValueError(f"position must be in 0 .. {self.per_epoch - 1}, got {position}")
-        order, corner, flip = self.epoch(epoch)[:, position, self.part].unbind()
-        index = corner[:, None] + self.views.index_select(0, flip)  # (B, H * W)
-        pixels = self.table.index_select(0, index.flatten()).view(-1, *self.shape)
-        return normalised(pixels, self.mean, self.std), self.targets.index_select(0, order)
+        self.begin(epoch)
+        return self.at(torch.full((1,), position, device=self.draws.device))
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the batches of an epoch from position `start` on."""

@@ -19,6 +19,8 @@ from training.computing.budget import Progress
 from training.computing.optimizer import UNSCALED
 from training.keeping.run_folder import binding, completed
 
+_CAPTURABLE = "capturable"
+
 
 def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Give options and state by parameter name, so that a grown network finds its own again."""
@@ -27,6 +29,8 @@ def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         {**group, "params": [names[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
+    for group in groups:
+        group["lr"] = float(group["lr"])  # a run's own is a tensor, of its clock
     state = {names[parameter]: dict(values) for parameter, values in optimizer.state.items()}
     return {"groups": groups, "state": state}
 
@@ -43,14 +47,15 @@ def load_optimizer_state(
         _check_shapes(name, parameters[name], values)
     names = [name for group in saved["groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
+    groups = [dict(group) for group in saved["groups"]]
+    device = next(iter(parameters.values())).device.type
+    for group in groups:
+        if _CAPTURABLE in group and device in ("cpu", "cuda"):  # of a run from another device
+            group[_CAPTURABLE] = device == "cuda"
     optimizer.param_groups = [
-        {**group, "params": [parameters[name] for name in group["params"]]}
-        for group in saved["groups"]
+        {**group, "params": [parameters[name] for name in group["params"]]} for group in groups
     ]
-    groups = [
-        {**group, "params": [numbers[name] for name in group["params"]]}
-        for group in saved["groups"]
-    ]
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
     # torch knows which state belongs on the device: `step` does if the step is fused or captured
     state = {numbers[name]: values for name, values in saved["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})

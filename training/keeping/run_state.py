@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,27 @@ from analysis import Observer, Record
 from analysis.showing.tensorboard_writer import Board
 from nets import Cost, Network
 from training.computing.budget import Budget, Progress
+from training.computing.clock import Clock
 from training.computing.evaluation import Loss
 from training.computing.optimizer import Precision
 from training.data.batches import Batches
 from training.data.images import Images
 from training.data.splits import Splits
 from training.settings.train_settings import Train
+
+ROWS = 4097
+
+
+class CapturedStep(Protocol):
+    """A run's step, captured once and replayed."""
+
+    def step(self, run: Run) -> None:
+        """Do what `training.stepping.step.step_on_device` does."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what was captured, of a network that has grown."""
+        ...
 
 
 @dataclass
@@ -48,7 +64,10 @@ class Run:
     scaler: torch.amp.GradScaler
     observer: Observer
     window: Tensor  # (3,) summed loss, correct, images of this process since the last record
-    trace: list[Tensor]  # `window` after every step that losses.csv lacks, and once before them
+    trace: Tensor  # (ROWS, 3): `window` before and after every step that losses.csv lacks
+    clock: Clock  # the next step's numbers
+    captured: CapturedStep | None = None  # None: steps run as they are written
+    untold: int = 0  # steps that losses.csv lacks
     progress: Progress = field(default_factory=Progress)
     history: list[Record] = field(default_factory=list)
     board: Board | None = None

@@ -94,6 +94,9 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
+    run.clock.lead(run.optimizer)
+    if run.captured:
+        run.captured.forget()
     run.observer.follow(grown)
     return grown.difference
 

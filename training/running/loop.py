@@ -15,10 +15,10 @@ from training.keeping.run_state import Run
 from training.running.decide_and_grow import decide_and_grow
 from training.running.finished import finish, finished
 from training.running.resume import open_run
-from training.running.step import take_step
 from training.running.take_record import take_record
 from training.running.write_down import line_of, save, write_losses, write_record
 from training.settings.train_settings import Train
+from training.stepping.step import take_step
 
 Say = Callable[[str], None]
 Advance = Callable[[float], None]
@@ -61,7 +61,11 @@ def _train(run: Run, say: Say, advance: Advance | None) -> None:
     with run.observer, Interrupts() as interrupts:
         while not run.ended:
             take_step(run)
+            if run.budget.kind == "seconds" or run.record_due:
+                run.precision.wait()  # else the host is ahead of the device, and time too short
             run.progress.seconds = distributed.greatest(perf_counter() - started)
+            if run.untold == len(run.trace) - 1:
+                write_losses(run)
             if run.record_due:
                 speed = (run.progress.images - since[1]) / (perf_counter() - since[0])
                 say(record_and_grow(run, speed))

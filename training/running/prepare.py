@@ -14,7 +14,7 @@ from nets.checks import check_count
 from nets.modules.random_draws import generator_of
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, Loss
-from training.computing.optimizer import Precision
+from training.computing.optimizer import Precision, check_graph
 from training.data.augmenting import augment_of
 from training.data.batches import Batches, evaluation_batches
 from training.data.identity import difference, identity_of
@@ -57,6 +57,7 @@ def prepare(settings: Train) -> Prepared:
         ValueError: the data or the settings cannot be used.
     """
     precision = Precision.of(settings)
+    check_graph(settings, precision.device)
     least = 2 * settings.accumulate * distributed.size()  # BatchNorm needs two images
     check_count("batch_size", settings.batch_size, least)
     splits = load(settings.data, settings.data_dir)

@@ -17,6 +17,7 @@ from analysis.showing.tensorboard_writer import Board
 from nets import Network, build, cost
 from training.computing import distributed
 from training.computing.budget import Budget, Progress
+from training.computing.clock import Clock
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import model_of, to_device
@@ -31,10 +32,11 @@ from training.keeping.checkpoint import (
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import cut_back
 from training.keeping.run_folder import binding, claim
-from training.keeping.run_state import Run
+from training.keeping.run_state import ROWS, Run
 from training.running.prepare import Prepared, check_processes, prepare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
 from training.settings.train_settings import Train
+from training.stepping.captured_step import captured_of
 
 
 def open_run(settings: Train) -> Run:
@@ -68,7 +70,9 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
         saved = run.net, run.optimizer, run.scaler, run.observer, run.window
         run.progress = restore(state, path, *saved)
         run.saved = run.progress.seconds
-        run.trace = [run.window.clone()]
+        run.trace[0] = run.window
+    run.clock.lead(run.optimizer)
+    run.captured = captured_of(settings, run.precision.device)
     progress = run.progress
     run.history = read_history(folder, progress.records) if progress.records else []
     distributed.from_first(lambda: cut_back(folder, progress.records, progress.step))
@@ -103,7 +107,8 @@ def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | Non
         scaler=prepared.precision.scaler(),
         observer=Observer(net, optimizer, settings.observe_every),
         window=window,
-        trace=[window.clone()],
+        trace=window.new_zeros(ROWS, 3),
+        clock=Clock(device),
     )
 
 

@@ -32,7 +32,7 @@ def take_record(run: Run) -> tuple[Record, Means]:
     trained = means_of(distributed.total(run.window), classification)
     write_losses(run)
     run.window.zero_()
-    run.trace = [run.window.clone()]
+    run.trace[0].zero_()
     distributed.share_buffers(run.net, run.ema)
     validated = validate(run, run.net)
     check_validation(run, validated[0])

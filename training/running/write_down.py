@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from analysis import Record, response_histograms
 from analysis.recording.atomic_files import writing
 from analysis.recording.phrases import phrase
@@ -59,14 +57,19 @@ def save(run: Run, name: str = "checkpoint.pt") -> None:
 def write_losses(run: Run) -> None:
     """Add the latest steps to losses.csv; all processes call it, rank 0 writes.
 
+    Steps that were left out are counted here, where the device is asked.
+
     Raises:
         NonFinite: a loss is NaN or infinite; nothing is written then.
     """
-    sums = distributed.total(torch.stack(run.trace)).diff(dim=0)  # (steps, 3)
+    sums = distributed.total(run.trace[: run.untold + 1]).diff(dim=0)  # (steps, 3)
     losses = [total / count if count else None for total, _, count in sums.tolist()]
     check_losses(run, losses)
+    run.progress.skipped += losses.count(None)
     if distributed.rank() == 0:
         append_losses(run.folder, run.progress.step - len(losses), losses)
+    run.untold = 0
+    run.trace[0] = run.window
 
 
 def write_record(

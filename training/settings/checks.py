@@ -36,6 +36,7 @@ def check_common(settings: Any) -> None:
     check_choice("policy_errors", settings.policy_errors, ("stop", "continue"))
     check_choice("precision", settings.precision, ("auto", "float32", "bf16", "fp16"))
     check_choice("nonfinite", settings.nonfinite, ("stop", "skip"))
+    check_choice("graph", settings.graphs, ("auto", "true", "false"))
     if not 0 <= settings.grow_until <= 1:
         raise ValueError(f"grow_until must be from 0 to 1, got {settings.grow_until}")
     check_count("accumulate", settings.accumulate)

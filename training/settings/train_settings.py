@@ -50,7 +50,7 @@ class Common:
         precision: float32, bf16 (autocast), fp16 (autocast with scaled gradients), or auto: bf16
             where the device computes it natively.
         nonfinite: when a loss or gradient is NaN or infinite: stop the run at the next record, or
-            skip the step, which then changes nothing (asks the device at every step).
+            skip the step, which then changes nothing.
         save_every: seconds after a checkpoint from which a record writes the next one, if no
             growth, end or signal has; 0: at every record. A kill costs what came after the last.
         ema: largest decay a step of a running average of the weights, judged beside them at every
@@ -58,6 +58,9 @@ class Common:
         device: a torch device; auto takes the GPU if there is one.
         deterministic: use algorithms alone that give the same bits every time, and no TF32: a run
             then repeats and resumes bit for bit on a GPU too; slower there. A CPU does so anyway.
+        graph: on a GPU the whole step runs as one CUDA graph, captured anew after every growth and
+            replayed: auto does so where it can and says why where it can't, true refuses to go
+            without, false runs step by step. The same bits all three.
         threads: CPU threads; by default torch's choice.
         compile: compile the network with torch.compile, anew after every growth; slower on a CPU.
         policy_errors: stop ends a run whose policy fails, with exit code 1, to be resumed when the
@@ -90,6 +93,7 @@ class Common:
     ema: float = 0.999
     device: str = "auto"
     deterministic: bool = False
+    graph: str | bool = "auto"
     threads: int | None = None
     compile: bool = False
     policy_errors: str = "stop"
@@ -115,6 +119,11 @@ class Common:
         if self.data == "sine" and widths and not self.initializer.startswith("xavier"):
             return min(0.1, 0.5 / int(widths[1]))
         return 0.1
+
+    @property
+    def graphs(self) -> str:
+        """`graph` as text: YAML reads true and false as what they are."""
+        return str(self.graph).lower()
 
     @property
     def record_count(self) -> int:

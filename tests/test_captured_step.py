@@ -1,0 +1,192 @@
+"""A captured step does what the step does, bit for bit, wherever graphs can be captured.
+
+No GPU is needed: a dispatch mode writes down every operation of a step with its arguments, and
+does them again in the same memory. As in a CUDA graph Python's numbers stay what they were, tensors
+are read where they lie, and neither Python nor hooks run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import differences
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import analysis.measuring.dead_channels
+from analysis import Record
+from nets import Action, Freeze, Insert, Remove, SetSurvival, Unfreeze, Widen
+from policies import Policy
+from training.keeping.run_state import Run
+from training.running.loop import record_and_grow
+from training.running.resume import open_run
+from training.running.write_down import save, write_losses
+from training.settings.start_settings import Start
+from training.settings.train_settings import Train
+from training.stepping.captured_step import Captured
+from training.stepping.step import take_step
+
+BLOCK = "stage2.block1"
+FROM_HOST_OR_TO_IT = ("lift_fresh", "_local_scalar_dense", "equal", "is_nonzero", "_pin_memory")
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down the operations of work, to do them again as a graph's replay does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, list[torch.Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, tensors_in(outputs)))
+        return outputs
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.operations = []
+        with self:
+            work()
+        operations = self.operations
+
+        def replay() -> None:
+            with torch.no_grad():
+                for func, args, kwargs, outputs in operations:
+                    again = tensors_in(func(*args, **kwargs))
+                    for there, here in zip(outputs, again, strict=True):
+                        if there.data_ptr() != here.data_ptr():
+                            there.copy_(here)
+
+        return replay
+
+
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        return [values]
+    several = values if isinstance(values, list | tuple) else ()
+    return [found for value in several for found in tensors_in(value)]
+
+
+@dataclass(frozen=True)
+class Scripted(Policy):
+    """Does all that changes a network, one after the other."""
+
+    def decide(self, history: Sequence[Record]) -> Sequence[Action]:
+        plan: list[list[Action]] = [
+            [SetSurvival(BLOCK, 0.5), Insert(BLOCK, 8)],
+            [Freeze("stage1.block1", channels=2), Widen("stage3.block1", by=4)],
+            [Unfreeze("stage1.block1"), Remove("stage2.block2", steps=5)],
+        ]
+        return plan[len(history) - 1] if len(history) <= len(plan) else []
+
+
+def opened(folder: Path, **options: Any) -> Run:
+    """Open a run of five epochs of four batches each and five records, or resume it."""
+    ways = {
+        "net": "resnet8",
+        "batch_size": 300,
+        "start": Start(0.5, 1),
+        "epochs": 5.2,
+        "budget": "epochs",
+        "records": 5,
+        "validation_images": 100,
+        "ema": 0.9,
+        "observe_every": 3,
+        "device": "cpu",
+    }
+    run = open_run(Train(**{**ways, **options}, policy=Scripted(), out=str(folder), resume=True))
+    if run.settings.optimizer == "rmsprop":
+        for group in run.optimizer.param_groups:
+            group["capturable"] = True  # as on a GPU
+    return run
+
+
+def spoil(run: Run, step: int) -> None:
+    """Give a training image of the next batch a value that is not finite, or take it back."""
+    run.batches.std[0, 0, 0] = 0.0 if step == 7 else 1.0
+    run.batches.mean[0, 0, 0] = -1.0 if step == 7 else 0.0
+
+
+def train(
+    run: Run, change: Callable[[Run, int], None] | None = None, until: int | None = None
+) -> None:
+    """Train to the end, or to a step after which the state is kept."""
+    with run.held, run.observer:
+        while not run.ended and run.progress.step != until:
+            if change:
+                change(run, run.progress.step)
+            take_step(run)
+            if run.record_due:
+                record_and_grow(run, 0.0)
+        if not run.ended:
+            write_losses(run)
+            save(run)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """A CPU looks at numbers to find dead channels, and knows no capturable optimizers."""
+    monkeypatch.setattr(analysis.measuring.dead_channels, "_seen_to_live", lambda outputs: set())
+    module = sys.modules["torch.optim.rmsprop"]
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda: ["cpu"])
+
+
+WAYS = [
+    {},
+    {"optimizer": "adam", "precision": "bf16"},
+    {"optimizer": "adamw", "precision": "fp16", "accumulate": 2},
+    {"optimizer": "rmsprop", "precision": "float32", "schedule": "hold"},
+    {"optimizer": "rmsprop", "precision": "fp16"},
+    {"precision": "fp16", "observe_every": 1},
+    {"precision": "bf16", "accumulate": 3, "observe_every": 2},
+    {"momentum": 0.0, "ema": 0.0, "observe_every": 100},
+    {"nonfinite": "skip"},
+    {"nonfinite": "skip", "optimizer": "adam", "accumulate": 2},
+    {"nonfinite": "skip", "optimizer": "rmsprop"},
+    {"nonfinite": "skip", "precision": "fp16"},
+    {"nonfinite": "skip", "precision": "fp16", "optimizer": "rmsprop"},
+    {"augment": "crop", "optimizer": "adamw", "observe_every": 1},
+]
+
+
+@pytest.mark.parametrize("options", WAYS, ids=lambda ways: "-".join(map(str, ways.values())))
+def test_replays_give_what_the_steps_give(tmp_path, options):
+    change = spoil if options.get("nonfinite") else None
+    steps, replays = (opened(tmp_path / name, **options) for name in ("steps", "replays"))
+    train(steps, change)
+    replays.captured = Captured(Recorder())
+    train(replays, change)
+    assert steps.progress.epoch == 5
+    assert steps.progress.skipped == bool(change)
+    same(steps, replays)
+
+
+def same(steps: Run, replays: Run) -> None:
+    """Assert that two runs that grew as they were told are in the same state, bit for bit."""
+    told = [tuple(Scripted().decide([None] * n)) for n in (1, 2, 3)]  # pyright: ignore
+    assert [record.applied for record in steps.history[:3]] == told
+    assert steps.history == replays.history
+    assert not differences(steps.net.state_dict(), replays.net.state_dict())
+    for one, other in zip(steps.optimizer.state.values(), replays.optimizer.state.values()):
+        assert not differences(one, other)
+    if steps.ema and replays.ema:
+        assert not differences(steps.ema.state_dict(), replays.ema.state_dict())
+    assert steps.scaler.state_dict() == replays.scaler.state_dict()
+    losses = [(run.folder / "losses.csv").read_text() for run in (steps, replays)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("options", WAYS[:3], ids=lambda ways: "-".join(map(str, ways.values())))
+def test_a_captured_step_takes_nothing_from_the_host_and_tells_it_nothing(tmp_path, options):
+    run, recorder = opened(tmp_path, **options), Recorder()
+    run.captured = Captured(recorder)
+    with run.held, run.observer:
+        for _ in range(2):  # one that reads the layers, one that does not
+            take_step(run)
+            names = [str(func) for func, *_ in recorder.operations]
+            assert len(names) > 200
+            assert not [n for n in names for part in FROM_HOST_OR_TO_IT if f".{part}." in n]

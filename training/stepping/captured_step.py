@@ -1,0 +1,93 @@
+"""A run's step as two graphs, one in which the layers are read and one without."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.computing.optimizer import obstacle
+from training.keeping.run_state import Run
+from training.settings.train_settings import Common
+from training.stepping.cuda_graphs import CudaGraphs, Replay, foreign_hook
+from training.stepping.step import step_on_device
+from training.stepping.update import tensors_of
+
+Counts = list[int]
+
+
+class Recorder(Protocol):
+    """What captures work; see `CudaGraphs.record`."""
+
+    def record(self, work: Replay) -> Replay: ...
+
+
+class Captured:
+    """Takes a run's steps as replays of one that was captured, one for each architecture and way.
+
+    A step that reads the layers adds to the observer's sums on the device, and its counts are known
+    from the capture. Before a capture the step runs once, so that what is made once is made, and
+    all that it has changed is put back: every step that counts is a replay.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._replays: dict[bool, tuple[Replay, Counts]] = {}
+
+    def step(self, run: Run) -> None:
+        """Do what `step_on_device` does."""
+        read = run.observer.due
+        if read not in self._replays:
+            if self._hindered(run):
+                step_on_device(run)
+                return
+            self._replays[read] = self._capture(run)
+        replay, counts = self._replays[read]
+        replay()
+        run.observer.count(counts)
+
+    def forget(self) -> None:
+        """Drop what was captured, of a network that has grown."""
+        self._replays.clear()
+
+    def _hindered(self, run: Run) -> bool:
+        """Say whether the network has hooks that replays would not call; a warning tells."""
+        hooked = foreign_hook(run.net)
+        if hooked and run.settings.graphs == "true":
+            raise ValueError(f"graph must be auto or false here, got true: {hooked} has a hook")
+        if hooked:
+            warnings.warn(f"steps are not captured: {hooked} has a hook", stacklevel=2)
+        return hooked is not None
+
+    def _capture(self, run: Run) -> tuple[Replay, Counts]:
+        def work() -> None:
+            step_on_device(run)
+
+        before = {id(value): (value, value.detach().clone()) for value in _changing(run)}
+        generator = torch.cuda.get_rng_state() if run.window.is_cuda else None
+        run.observer.rehearse(work)
+        replays: list[Replay] = []
+        counts = run.observer.rehearse(lambda: replays.append(self._recorder.record(work)))
+        with torch.no_grad():
+            for value in _changing(run):
+                _, old = before.get(id(value), (value, torch.zeros_like(value)))
+                value.copy_(old)
+        if generator is not None:
+            torch.cuda.set_rng_state(generator)
+        return replays[0], counts
+
+
+def _changing(run: Run) -> list[Tensor]:
+    """Give all tensors that a step changes; those that its first one makes begin with 0."""
+    nets = [run.net] if run.ema is None else [run.net, run.ema]
+    found = [value for net in nets for value in (*net.parameters(), *net.buffers())]
+    found += [v for own in run.optimizer.state.values() for v in own.values() if torch.is_tensor(v)]
+    return [*found, *tensors_of(run.scaler), *run.observer.tensors(), run.window, run.trace]
+
+
+def captured_of(settings: Common, device: torch.device) -> Captured | None:
+    """Give what takes a run's steps on a device, or None for as they are written."""
+    wanted = settings.graphs != "false" and not obstacle(device)
+    return Captured(CudaGraphs()) if wanted else None
