@@ -23,8 +23,8 @@ from training.commandline.console import complain, lose_stdout, open_streams, re
 from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
+from training.commandline.process_memory import keep_memory
 from training.commandline.user_modules import hidden, import_from
-from training.computing.process_memory import keep_memory
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
 from training.settings.compare_settings import Compare

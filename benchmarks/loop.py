@@ -27,8 +27,8 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios, training_arguments
 from nets import build
 from policies import Plateau
+from training.commandline.process_memory import keep_memory
 from training.computing.optimizer import make_optimizer
-from training.computing.process_memory import keep_memory
 from training.data.splits import part_of
 from training.keeping.run_state import Run
 from training.running.loop import record_and_grow

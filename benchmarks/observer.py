@@ -27,7 +27,7 @@ from analysis import Observer
 from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, step_of
 from nets import build, preset
-from training.computing.process_memory import keep_memory
+from training.commandline.process_memory import keep_memory
 from training.data.splits import channel_statistics, load, normalised
 
 BATCH, CLASSES, EVERY, STEPS = 128, 10, 10, 16

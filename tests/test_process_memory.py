@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import run
-from training.computing.process_memory import keep_memory
+from training.commandline.process_memory import keep_memory
 
 ROOT = Path(__file__).parents[1]
 PROBE = """
 import sys
 from pathlib import Path
-from training.computing.process_memory import keep_memory
+from training.commandline.process_memory import keep_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

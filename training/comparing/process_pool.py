@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from training.commandline.process_memory import keep_memory
 from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, on_device, run_job
-from training.computing.process_memory import keep_memory
 from training.computing.signals import Interrupted
 from training.deciding.user_errors import told
 

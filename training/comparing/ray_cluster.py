@@ -14,9 +14,9 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any
 
+from training.commandline.process_memory import keep_memory
 from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, cores, one_line_of, run_job
-from training.computing.process_memory import keep_memory
 
 RETRIES = 3
 """Times that a cell is started again because its node or process died."""
