@@ -23,6 +23,7 @@ from training.commandline.console import complain, lose_stdout, open_streams, re
 from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
+from training.commandline.process_memory import keep_memory
 from training.commandline.user_modules import hidden, import_from
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
@@ -34,6 +35,8 @@ sys.path.remove(_HERE)  # what else lies beside us has no precedence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0 done, 1 failed, 2 wrong use, 130, 143 interrupted."""
+    if arguments is None:  # the process is ours
+        keep_memory()
     try:
         open_streams()
         import_from(os.getcwd(), _HERE)  # a user's own policies

@@ -27,6 +27,7 @@ from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, ratios, training_arguments
 from nets import build
 from policies import Plateau
+from training.commandline.process_memory import keep_memory
 from training.computing.optimizer import make_optimizer
 from training.data.splits import part_of
 from training.keeping.run_state import Run
@@ -122,6 +123,7 @@ def turns_of(run: Run) -> dict[str, Callable[[], None]]:
 def main() -> None:
     given = training_arguments(__doc__ or "", data="cifar10", rounds=12)
     rounds = given.pop("rounds")
+    keep_memory()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         # So long a budget that nothing ends; Plateau is asked at every record and finds no room.
         settings = Train(

@@ -12,12 +12,11 @@ is a matter of luck that makes all steps of a run up to a tenth slower or none.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
@@ -28,6 +27,7 @@ from analysis import Observer
 from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, step_of
 from nets import build, preset
+from training.commandline.process_memory import keep_memory
 from training.data.splits import channel_statistics, load, normalised
 
 BATCH, CLASSES, EVERY, STEPS = 128, 10, 10, 16
@@ -71,15 +71,6 @@ def delve(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         tracker = SaturationTracker(folder, save_to="csv", modules=net, device="cpu")
         yield
         tracker.close()
-
-
-def keep_memory() -> None:
-    """Let freed memory stay with the process, where glibc's mallopt is there to ask."""
-    trim_threshold, mmap_threshold = -1, -3
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_threshold, 2**30)
 
 
 def ways() -> dict[str, Any]:

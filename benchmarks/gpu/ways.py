@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
@@ -129,8 +129,6 @@ class Ours:
 
 def graph(wanted: bool) -> dict[str, Any]:
     """Give the settings of a run that takes its steps eagerly, or as replays where it can."""
-    if "graph" not in {item.name for item in fields(Train)}:
-        return {}
     return {"graph": ("true" if CUDA else "auto") if wanted else "false"}
 
 
@@ -144,7 +142,8 @@ def bare_of(run: Run, captured: bool = False) -> Way:
         if captured:
             synchronize()
             recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded, stream=stream):
+            # thread_local: a DataLoader's thread may pin memory meanwhile
+            with torch.cuda.graph(recorded, stream=stream, capture_error_mode="thread_local"):
                 step()
             step = recorded.replay
     synchronize()
@@ -171,11 +170,12 @@ def _bare_step(run: Run) -> Callable[[], None]:
     def step() -> None:
         inputs, targets = batch()
         optimizer.zero_grad(set_to_none=True)
-        # a cache of weights that were cast does not outlive a capture
-        cast = precision.dtype if half else None
-        with torch.autocast(precision.device.type, cast, enabled=half, cache_enabled=False):
-            outputs = net(inputs)
-        functional.cross_entropy(outputs.float(), targets).backward()
+        with precision.searching():  # cuDNN, as ours does
+            # a cache of weights that were cast does not outlive a capture
+            cast = precision.dtype if half else None
+            with torch.autocast(precision.device.type, cast, enabled=half, cache_enabled=False):
+                outputs = net(inputs)
+            functional.cross_entropy(outputs.float(), targets).backward()
         optimizer.step()
 
     def searching() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from training.commandline.process_memory import keep_memory
 from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, on_device, run_job
 from training.computing.signals import Interrupted
@@ -115,6 +116,7 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the loop listens, and nothing before it
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
     import training.running.loop  # noqa: F401  (before the first cell comes)
 
     while True:

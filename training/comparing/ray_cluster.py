@@ -14,6 +14,7 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any
 
+from training.commandline.process_memory import keep_memory
 from training.comparing.job_queue import PATIENCE, Ended
 from training.comparing.jobs import Job, cores, one_line_of, run_job
 
@@ -96,6 +97,7 @@ def _work(cell: bytes, comparison: str, folder: str, path: list[str]) -> str | N
     """
     if not Path(folder, comparison, "config.yaml").exists():
         return f"out: a node does not see {comparison} in {folder}; nodes must share a file system"
+    keep_memory()
     os.chdir(folder)
     sys.path[:] = path + [each for each in sys.path if each not in path]
     return run_job(pickle.loads(cell))

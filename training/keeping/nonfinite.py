@@ -51,12 +51,11 @@ def check_growth(run: Run, difference: float | None) -> None:
 
 def check_state(run: Run) -> None:
     """Raise NonFinite if the weights, their average or the optimizer's state are not finite."""
-    from training.keeping.checkpoint import optimizer_state
-
     tensors = dict(run.net.state_dict())
     if run.ema is not None:
         tensors |= {f"average of {name}": value for name, value in run.ema.state_dict().items()}
-    for name, values in optimizer_state(run.net, run.optimizer)["state"].items():
+    for name, parameter in run.net.named_parameters():
+        values = run.optimizer.state.get(parameter, {})
         tensors |= {f"{key} of {name}": value for key, value in values.items()}
     broken = first_nonfinite(tensors)
     if broken:
