@@ -97,11 +97,14 @@ class NormsByLayer:
         found += [("update_ratio", step / weight) for step in update]
         values, undefined = [], []
         for statistic, value in found:
-            none = torch.zeros_like(value, dtype=torch.bool)
-            none = none if skips is None else none | skips
+            slots, none = plan.slots[statistic], skips
             if statistic == "update_ratio":
-                none, value = (none | (weight == 0))[plan.updated], value[plan.updated]
-            slots = plan.slots[statistic]
+                value, none = value[plan.updated], (weight == 0)[plan.updated]
+                none = none if skips is None else none | skips
+            if none is None:
+                values.append((slots, value))
+                continue
+            none = none.expand(value.shape)
             values.append((slots, value.masked_fill(none, 0)))
             undefined.append((slots, none.double()))
         return ParameterStatistics(values, undefined, plan.unheld)

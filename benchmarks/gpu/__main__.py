@@ -49,6 +49,7 @@ from benchmarks.gpu.ways import (
     usual_of,
 )
 from nets import Architecture
+from policies import Periodic
 from training.comparing.jobs import cores
 
 PARTS = ("steps", "equality", "memory")
@@ -139,7 +140,11 @@ def measured(data: Data, net: str, given: Any, folder: str) -> tuple[Architectur
         with told(given.problems, f"{net}, record"):
             more |= record_times(ways[name], given.rounds, given.steps)
         with told(given.problems, f"{net}, growth"):
-            more |= growth_times(ways[name], given.rounds // 2 or 1, median(times[name]))
+            out = os.path.join(folder, "growing")
+            may_grow = {"policy": Periodic(every=10**6), "grow_until": 1.0}
+            size = {"batch_size": given.batch_size}
+            growing = Ours(held, data, net, out, **size, **graph(True), **may_grow)
+            more |= growth_times(growing, given.rounds // 2 or 1)
     return architecture, times, more
 
 

@@ -49,16 +49,17 @@ def record_times(ours: Ours, rounds: int, steps: int) -> Times:
     return found
 
 
-def growth_times(ours: Ours, rounds: int, a_step: float) -> Times:
+def growth_times(ours: Ours, rounds: int) -> Times:
     """Time growths by one Widen: decided, grown (and kept on disk), and what comes until replay.
 
-    The last is what the AFTER steps after it took beyond as many of `a_step` milliseconds.
+    The run is one that may grow on. The last is what the AFTER steps after it took beyond as many before it.
     """
     run, policy = ours.run, RandomSite(every=1)
-    found: dict[str, list[float]] = {"decision": [], "growth": [], "until replay": []}
+    found: dict[str, list[float]] = {"decision": [], "growth": [], "until replay": [], "step": []}
     for number in range(rounds + 1):
-        ours.ready(2 * AFTER)
-        ours.steps(1)
+        ours.ready(4 * AFTER)
+        ours.steps(AFTER)
+        a_step = clocked(lambda: ours.steps(AFTER)) / AFTER
         block = list(run.net.architecture.blocks)[-1]
         decision = Decision(applied=(Widen(block, 8),))
 
@@ -71,6 +72,7 @@ def growth_times(ours: Ours, rounds: int, a_step: float) -> Times:
         with ours.there():
             times = [clocked(decide), clocked(grown)]
         times.append(clocked(lambda: ours.steps(AFTER)) - AFTER * a_step)
+        times.append(a_step)
         if number:
             for name, value in zip(found, times, strict=True):
                 found[name].append(value)

@@ -66,7 +66,8 @@ def validate(run: Run, net: Network) -> Means:
     """Give loss and accuracy of a network on what records look at."""
     how = run.judged, *run.statistics, run.loss, run.precision
     name = "network judged" if net is run.net else "average judged"
-    sums = run.repeated(name, lambda: sums_over(net, *how))
+    with run.precision.searching(run.settled):
+        sums = run.repeated(name, lambda: sums_over(net, *how))
     return means_of(distributed.total(sums), run.splits.task == "classification")
 
 
