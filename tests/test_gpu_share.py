@@ -41,7 +41,7 @@ def test_small_nets_share_a_gpu_where_they_need_not_take_turns(daemon, monkeypat
     small = {name: Cell(Never()) for name in "abcdefghij"}
     mixed = {**small, "large": Cell(Never(), net="wrn-28-10")}
     for cells, given, runs in (
-        (small, {}, 4),
+        (small, {}, 8),
         (small, {"batch_size": 1024}, 1),
         (small, {"per_gpu": 2}, 2),
         (small, {"net": "wrn-16-4"}, 1),

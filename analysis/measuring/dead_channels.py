@@ -19,7 +19,6 @@ from analysis.measuring.channel_means import means_by_layer
 LOOK = 2**13  # entries of an output that are looked at first, at least
 EACH = 64  # of them for each channel, at least
 WIDE = 128  # entries that are compared side by side: as many as registers like
-FAR = 2**11  # the same of a GPU, whose threads take some each
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -45,7 +44,7 @@ def dead_fractions(outputs: Sequence[Tensor], known: dict[Any, Any]) -> Tensor:
     All lie on one device; `known` keeps what stays the same from step to step there.
     """
     if not _can_be_looked_at(outputs):
-        tops = torch.cat([_largest(x) for x in outputs])
+        tops = torch.cat([x.amax([0, *range(2, x.dim())]) for x in outputs])
         return means_by_layer((tops <= 0).double(), [x.shape[1] for x in outputs], known)
     living = _seen_to_live(outputs)
     none = torch.zeros(len(outputs), dtype=torch.float64)
@@ -54,14 +53,6 @@ def dead_fractions(outputs: Sequence[Tensor], known: dict[Any, Any]) -> Tensor:
     return torch.stack(
         [none[index] if index in living else _share(x) for index, x in enumerate(outputs)]
     )
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Give the largest entry of every channel of (N, channels, ...), in two sweeps over rows."""
-    look = _look(x, x.numel(), FAR)
-    if look is None:
-        return x.amax([0, *range(2, x.dim())])
-    return x.as_strided(look.shape, (look.shape[1], 1)).amax(look.axis).view(-1, x.shape[1]).amax(0)
 
 
 def _can_be_looked_at(outputs: Sequence[Tensor]) -> bool:
@@ -96,7 +87,7 @@ def _share(x: Tensor) -> Tensor:
     return (_tops_by_channel(_tops([x], look), x.shape[1]) <= 0).double().mean()
 
 
-def _look(x: Tensor, entries: int, wide: int = WIDE) -> _Look | None:
+def _look(x: Tensor, entries: int) -> _Look | None:
     """Say how to look at so many entries, or some more; None if their order is another."""
     channels, positions = x.shape[1], math.prod(x.shape[2:])
     if positions > 1 and x.is_contiguous():
@@ -104,7 +95,7 @@ def _look(x: Tensor, entries: int, wide: int = WIDE) -> _Look | None:
         return _Look((samples * channels, positions), 1)
     if x.is_contiguous(memory_format=torch.channels_last) or x.movedim(1, -1).is_contiguous():
         # few channels are joined with those of the next positions
-        width = channels * math.gcd(x.numel() // channels, max(1, wide // channels))
+        width = channels * math.gcd(x.numel() // channels, max(1, WIDE // channels))
         return _Look((math.ceil(min(entries, x.numel()) / width), width), 0)
     return None
 

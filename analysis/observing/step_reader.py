@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -58,13 +57,12 @@ class StepReader:
         `count` says so. What the step has added to `tensors` is the caller's to put back.
         """
         self._prepare()
-        number, usual, counted = self.step, self._usual, self._watched.window.counted()
-        self._usual = sys.maxsize  # else what is read lies aside where it did not before
+        number, counted = self.step, self._watched.window.counted()
         try:
             step()
         finally:
             found = self._watched.window.uncount(counted)
-            self.step, self._usual = number, usual
+            self.step = number
         return found
 
     def count(self, counts: Sequence[int]) -> None:
@@ -84,7 +82,6 @@ class StepReader:
         self._counted = False  # whether the update under way ends a step
         # a step that ended with an update of some parameters; others may follow
         self._late: tuple[Values, list[Update]] | None = None
-        self._usual = 0  # training forwards of the last step
         self._forget_step()
 
     def _survey(self, pairs: Mapping[str, str]) -> None:
@@ -131,7 +128,7 @@ class StepReader:
         if not self._watched.members.same_modules():
             self._survey_again()
         self._forwards += 1
-        if self._watched.hooks and self._forwards > max(1, self._usual):
+        if self._watched.hooks and self._forwards > 1:
             self._put_aside()  # so that a step without an end takes no more and more memory
 
     def _put_aside(self) -> None:
@@ -251,7 +248,6 @@ class StepReader:
     def _begin_step(self) -> None:
         """Count the step that is over."""
         self.step += 1
-        self._usual = self._forwards
         self._forget_step()
         self._prepare()
 

@@ -59,6 +59,7 @@ def growth_times(ours: Ours, rounds: int) -> Times:
     for number in range(rounds + 1):
         ours.ready(4 * AFTER)
         ours.steps(AFTER)
+        ours.record()  # what the policy is asked with
         a_step = clocked(lambda: ours.steps(AFTER)) / AFTER
         block = list(run.net.architecture.blocks)[-1]
         decision = Decision(applied=(Widen(block, 8),))

@@ -10,12 +10,14 @@ from pathlib import Path
 from nets import preset, train_flops
 from training.settings.compare_settings import Compare
 
-_GAIN = ((1e11, 4),)
+_GAIN = ((4e10, 8), (1e11, 4))
 """FLOPs of a training step up to which so many runs at a time pay where they need not take turns.
 
-Measured with ResNet-20 at batch 128 (3e10 FLOPs a step) as CUDA graphs on an H200, in one process
-on streams of their own: 51,000 images a second for one net, 77,000 in all for 2, 104,000 for 4,
-109,000 for 8. Processes that take turns: 49,000 in all for 2.
+Measured with captured steps at batch 128 on an H200 with 16 cores, torch 2.11 (`python -m
+benchmarks.gpu --processes 1 2 4 8`): ResNet-20 (3e10 FLOPs a step) 42,000 images a second for one
+process, in all 72,000 for 2, 99,000 for 4 and 116,000 for 8; its start 86,000, 150,000, 210,000 and
+253,000. Without MPS they take turns: 51,000, 55,000 and 53,000 for 1, 2 and 4. Between 4e10 and
+1e11 it is an estimate.
 """
 
 
