@@ -7,7 +7,7 @@ from functools import reduce
 
 from analysis import Record
 from nets import Action, Architecture, Narrow, Network, Remove, cost, grow, train_flops
-from nets.growing.initializers import initializer_of
+from nets.initializing.by_name import initializer_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.wrapped_model import model_of
