@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from nets.modules.network import Network
 from nets.modules.probe_batch import End, Loss, judged, run_apart, tap
@@ -152,9 +154,16 @@ class Edit:
             self.measured.known[key] = make()
         return self.measured.known[key]
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Charge the matrix products and convolutions inside, as torch counts them."""
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.charge(counter.get_total_flops())
+
     def charge(self, flops: int) -> None:
-        """Charge an initializer's own computations (2 FLOPs a multiply-add) to the growth."""
-        self.measured.flops += int(flops)
+        """Charge computations that nothing else counts to the growth (2 FLOPs a multiply-add)."""
+        self.measured.flops += flops
 
 
 def _sizes(architecture: Architecture) -> dict[str, int]:

@@ -43,10 +43,13 @@ class GradMax(Initializer):
         return values
 
     def _rows(self, edit: Edit, action: Widen) -> dict[str, Tensor]:
-        net = edit.network
+        net, paths = edit.network, _paths(edit.network, action.block)
         seen = edit.tap(_ends(net, action.block))
-        edit.charge(_flops(net, action.block, seen))
-        return _best(net, action.block, action.by, seen)
+        for path, following in pairwise(paths):
+            inputs = edit.old[f"{path}.weight"][0].numel()
+            edit.charge(svd_flops(inputs, len(edit.old[f"{following}.weight"])))
+        with edit.counted():
+            return _best(net, action.block, action.by, seen)
 
 
 def best_rows(
@@ -132,19 +135,6 @@ def _patches(x: Tensor, layer: nn.Module, after: nn.Module) -> Tensor:
         return x.double()[..., None]
     stride = layer.stride[0] * after.stride[0]
     return functional.unfold(x.double(), layer.kernel_size[0], 1, int(layer.padding[0]), stride)
-
-
-def _flops(net: Network, block: str, seen: Seen) -> int:
-    """Count the products of `_directions`, and its SVD."""
-    total = 0
-    for path, following in pairwise(_paths(net, block)):
-        weight = net.get_submodule(path).weight
-        inputs, gradient = weight[0].numel(), seen[following, "output"][1]  # pyright: ignore
-        outputs, vectors = gradient.shape[1], min(gradient.shape[1], inputs)
-        places = gradient.numel() // outputs
-        products = inputs * outputs + 2 * vectors * (inputs + outputs)
-        total += 2 * places * products + svd_flops(inputs, outputs)
-    return total
 
 
 def svd_flops(rows: int, columns: int) -> int:

@@ -59,7 +59,7 @@ class Initializer:
 
         It is asked at every action that adds something, for the network and then for its running
         average, if there is one, with that one's values. `Edit` says what it can see and measure.
-        Values must be finite; what is frozen keeps its own, whatever is given for it. What is
-        measured is charged; see `Edit.charge` for the rest.
+        Values must be finite; what is frozen keeps its own, whatever is given for it. Passes on the
+        probe batch are charged to the run; `Edit.counted` and `Edit.charge` charge the rest.
         """
         return {}
