@@ -86,7 +86,8 @@ def fit(edit, axis):
         root = power_of(edit, seen @ seen.T, -0.5)
         u, strength, _ = torch.linalg.svd(root @ (seen @ residual.T), full_matrices=False)
         edit.charge(26 * max(u.shape) * min(u.shape) ** 2)  # of 6mn^2 + 20n^3, from above
-        count = min(axis.size - axis.start, int((strength > 1e-12 * strength[0]).sum()))
+        found = int((strength > 1e-12 * strength[0]).sum())
+        count = max(1, min(axis.size - axis.start, found))
         rows = (root @ u[:, :count]).T  # (count, inputs * taps)
         rows *= old_rows.flatten(1).norm(dim=1).mean() / rows.norm(dim=1, keepdim=True)
         rows = rows.view(count, *old_rows.shape[1:])
