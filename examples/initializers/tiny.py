@@ -1,9 +1,9 @@
 """New channels of a block add the function that the layer behind them lacks most.
 
-After Verbockhaven et al. 2024 (Growing Tiny Networks, TINY, arXiv 2405.19816, section 3). What a
-layer should give is the negative gradient of the loss by its output. The part of it that no change
-of the layer's own weights can give, the residual of a least-squares fit on its inputs, is its
-expressivity bottleneck. New channels in front of it are its best fit of low rank: with S the second
+After Verbockhaven et al. 2024 (Growing Tiny Networks, TINY, arXiv 2405.19816). What a layer should
+give is the negative gradient of the loss by its output. The part of it that no change of the
+layer's own weights can give, the residual of a least-squares fit on its inputs, is its expressivity
+bottleneck. New channels in front of it are its best fit of low rank: with S the second
 moment of what they see and N its product with the residual, the incoming weights are S^(-1/2) u for
 the leading left-singular vectors u of S^(-1/2) N, and a line search on the loss gives the amplitude
 of the outgoing ones. Outputs move: the loss on the probe batch falls, or nothing is added.

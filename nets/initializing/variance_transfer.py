@@ -21,12 +21,12 @@ class VarianceTransfer(Initializer):
     """New channels come in pairs that cancel, and what they meet is rescaled to the new fan-in.
 
     Yuan et al. 2023, arXiv 2306.12700, section 3.1 and table 1. The two channels of a pair have the
-    same incoming weights V and outgoing ones Z and -Z (equations 2 to 5), so that outputs stay; the
-    first gradients by V are opposite and part them. Old weights of a layer whose inputs grow from C
-    to C' channels are multiplied by sqrt(C / C'), those of the output layer by C / C', and running
-    statistics of the BatchNorm behind such a layer go with them: mean by the factor, variance by
-    its square. New weights are drawn from N(0, 1 / fan_in), those of the output layer from
-    N(0, 1 / fan_in^2), fan_in being that after growth; a first network too (section 3.1).
+    same incoming weights V and outgoing ones Z and -Z, so that outputs stay; the first gradients by
+    V are opposite and part them. Old weights of a layer whose inputs grow from C to C' channels are
+    multiplied by sqrt(C / C'), those of the output layer by C / C', and running statistics of the
+    BatchNorm behind such a layer go with them: mean by the factor, variance by its square. New
+    weights are drawn from N(0, 1 / fan_in), those of the output layer from N(0, 1 / fan_in^2),
+    fan_in being that after growth and counting a kernel's taps; so is a first network.
 
     Outputs move by the rescaling alone: behind BatchNorm by no more than its epsilon makes of it,
     in a pre-activation network by what a branch's last layer loses, and by the output layer.
