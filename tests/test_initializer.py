@@ -198,6 +198,18 @@ def test_the_average_is_asked_with_its_own_values_and_measures_nothing_anew(net)
         assert torch.equal(edit.old["head.linear.bias"], old.head.linear.bias)
 
 
+def test_what_is_asked_for_the_average_alone_is_measured_on_the_network(net):
+    average, seen = trained(three_blocks(), torch.float64, seed=1), []
+
+    def make(edit):
+        if torch.equal(edit.old["stem.conv.weight"], average.stem.conv.weight):
+            seen.append(edit.network)
+        return {}
+
+    grow(net, Widen("stage1.block1", 2), ema=average, initializer=Mine(make))
+    assert torch.equal(seen[0].stem.conv.weight, net.stem.conv.weight)
+
+
 def test_randomness_comes_from_the_seed_and_words_alone(net):
     drawn = []
 
@@ -355,6 +367,14 @@ def test_a_run_tells_of_outputs_that_move_unsaid(tmp_path):
     told = [line for line in lines if "outputs moved by" in line]
     assert len(told) == 2
     assert all(line.endswith("Loud(size=1.0, told=False) should keep them") for line in told)
+
+
+@pytest.mark.parametrize("name", ["gradmax", "variance-transfer", "xavier-outgoing"])
+def test_a_run_says_nothing_of_outputs_that_move_as_they_should(tmp_path, name):
+    lines = []
+    run_training(small(tmp_path, Widening(name)), lines.append)
+    assert not any("outputs moved" in line for line in lines)
+    assert read_history(tmp_path)[1].applied[0].initializer == name
 
 
 @pytest.mark.parametrize("in_policy", [True, False])

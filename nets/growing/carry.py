@@ -19,19 +19,16 @@ from nets.growing.assembly import assemble
 from nets.growing.channel_scores import kept_channels
 from nets.growing.entry_sources import Carried, Sources, Values, chain, place_old, sources_of
 from nets.initializing.edit import Edit, Measured
-from nets.initializing.given_values import asked, given_values
+from nets.initializing.fresh_values import fresh_value
+from nets.initializing.given_values import given_values
 from nets.initializing.initializer import Initializer
 from nets.modules.probe_batch import checked_inputs
-from nets.modules.random_draws import generator_of
 from nets.plan.action_dicts import name_of
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
 from nets.plan.cost import train_flops
 from nets.plan.layers import layer_specs, shapes_of
 from nets.plan.removal import Narrow, Remove
-
-_COUNTS = ("num_batches_tracked", "fade", "draw")
-"""Leaves of entries that are integers."""
 
 
 def carry(
@@ -56,12 +53,8 @@ def carry(
     news = [_carry_values(each, after, sources, born, initializer, carried.seed) for each in old]
     new = [values for values, _ in news]
     if any((index < 0).any() for source in sources.values() for index in source):
-        rest = carried.seed, carried.probe, carried.loss, name_of(initializer)
-        make = partial(assemble, carried.origin)
-        for number, (values, drawn) in enumerate(news):
-            seen = action, before, after, old[number], values, drawn, sources
-            given = given_values(initializer, Edit(*seen, *rest, make, measured))
-            new[number] = {**values, **given}
+        edits = _edits(carried, action, after, name_of(initializer), news, sources, measured)
+        new = [{**edit.new, **given_values(initializer, edit)} for edit in edits]
     return replace(
         carried,
         architecture=after,
@@ -71,6 +64,40 @@ def carry(
         disturbed=carried.disturbed | _disturbed(carried, action),
         flops=carried.flops + measured.flops,
     )
+
+
+def _edits(
+    carried: Carried,
+    action: Action,
+    after: Architecture,
+    name: str,
+    news: list[tuple[Values, Values]],
+    sources: Sources,
+    measured: Measured,
+) -> list[Edit]:
+    """Give what an initializer of that name sees of the network, and then of its average.
+
+    `news` are the values of each after the action, and what was drawn for it.
+    """
+    return [
+        Edit(
+            action=action,
+            before=carried.architecture,
+            after=after,
+            old=old,
+            new=new,
+            drawn=drawn,
+            sources=sources,
+            seed=carried.seed,
+            probe=carried.probe,
+            loss=carried.loss,
+            initializer=name,
+            values=carried.values[0],
+            assemble=partial(assemble, carried.origin),
+            measured=measured,
+        )
+        for old, (new, drawn) in zip(carried.values, news)
+    ]
 
 
 def _disturbed(carried: Carried, action: Action) -> set[str]:
@@ -132,7 +159,7 @@ def _carry_values(
         kept = old.get(name)
         start = 0 if kept is None else kept.shape[0]
         with torch.device("cpu"):  # the generators', whatever the default device is
-            value = _fresh(name, shape, start, initializer, seed)
+            value = fresh_value(name, shape, start, initializer, seed)
         if name in zero:
             value.zero_()
         if kept is None and architecture.block == "plain" and value.dim() == 2:
@@ -166,32 +193,3 @@ def _zero_at_birth(architecture: Architecture, born: frozenset[str]) -> set[str]
         return set()
     last = {spec.home: spec.name for spec in layer_specs(architecture) if spec.home in born}
     return {f"{name}.weight" for name in last.values()}
-
-
-def fresh_values(architecture: Architecture, seed: int, initializer: Initializer) -> Values:
-    """Give new values for every entry."""
-    with torch.device("cpu"):  # the generators', whatever the default device is
-        values = {
-            name: _fresh(name, shape, 0, initializer, seed)
-            for name, shape in shapes_of(architecture).items()
-        }
-    device = torch.get_default_device()
-    return {name: value.to(device) for name, value in values.items()}
-
-
-def _fresh(
-    name: str, shape: tuple[int, ...], start: int, initializer: Initializer, seed: int
-) -> Tensor:
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "weight" and len(shape) > 1:
-        who = f"initializer {name_of(initializer)}"
-        value = asked(who, initializer.draw, name, shape, generator_of(seed, name, start))
-        if not isinstance(value, Tensor) or value.shape != shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"initializer must give a tensor of shape {shape} for {name}, got {got}"
-            )
-        return value.detach().to(torch.get_default_dtype(), copy=True)
-    if leaf in _COUNTS:
-        return torch.zeros(shape, dtype=torch.int64)
-    return torch.ones(shape) if leaf in ("weight", "running_var") else torch.zeros(shape)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nets.growing.assembly import assemble, hand_over
-from nets.growing.carry import carry, fresh_values, unknown_channels
+from nets.growing.carry import carry, unknown_channels
 from nets.growing.entry_sources import Carried
 from nets.growing.optimizers import carry_optimizer
 from nets.initializing.by_name import initializer_of
 from nets.initializing.distributions import Distribution
+from nets.initializing.fresh_values import fresh_values
 from nets.initializing.initializer import Initializer
 from nets.modules.frozen_parts import join_values, split_values
 from nets.modules.network import Network, on_meta

@@ -71,6 +71,7 @@ class Edit:
         probe: (inputs, targets), inputs alone, or None.
         loss: takes outputs and targets, gives their mean; or None.
         initializer: what the initializer is called in errors.
+        values: those of the network before it, where `old` may be its average's.
         assemble: makes a network of an architecture and values.
         measured: what is known by now, for the network and its average together.
     """
@@ -86,6 +87,7 @@ class Edit:
     probe: Any
     loss: Loss | None
     initializer: str
+    values: Mapping[str, Tensor]
     assemble: Callable[[Architecture, Mapping[str, Tensor]], Network]
     measured: Measured
 
@@ -146,7 +148,7 @@ class Edit:
     @property
     def network(self) -> Network:
         """The network before the action, itself and not its average; it is not to be changed."""
-        return self.once("network", lambda: self.assemble(self.before, self.old))
+        return self.once("network", lambda: self.assemble(self.before, self.values))
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Give what `make` gives, made once for a network and its running average."""
