@@ -19,12 +19,13 @@ from typing import Any
 from jsonargparse import Namespace
 
 from analysis.recording.atomic_files import path_of
+from nets import Initializer
 from training.commandline.console import complain, lose_stdout, open_streams, reporting
 from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
 from training.commandline.process_memory import keep_memory
-from training.commandline.user_modules import hidden, import_from
+from training.commandline.user_modules import hidden, import_from, unloaded
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
 from training.settings.compare_settings import Compare
@@ -73,10 +74,14 @@ def _chosen(parser: Parser, words: Sequence[str] | None) -> Namespace:
         raise ValueError(f"policy cannot be loaded: {told(error)}") from None
     given = chosen[chosen.subcommand]
     policies = [cell.policy for cell in (getattr(given, "cells", None) or {}).values()]
-    for policy in (getattr(given, "policy", None), *policies):
-        module = type(policy).__module__
-        if not module.startswith("policies.") and (why := hidden(module)):
-            raise ValueError(f"policy {module}.{type(policy).__name__}: {why}")
+    initializer = getattr(given, "initializer", None)
+    for made in (getattr(given, "policy", None), *policies, initializer):
+        module = type(made).__module__
+        if not module.startswith(("policies.", "nets.")) and (why := hidden(module)):
+            what = "initializer" if made is initializer else "policy"
+            raise ValueError(f"{what} {module}.{type(made).__name__}: {why}")
+    if isinstance(initializer, str) and (why := unloaded(initializer, Initializer)):
+        raise ValueError(f"initializer {initializer} cannot be loaded: {why}")
     return chosen
 
 

@@ -7,6 +7,7 @@ in milliseconds.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nets.initializing.initializer import Initializer
 from nets.plan.action_dicts import action_from_dict, action_to_dict
 from nets.plan.actions import Action, Insert, SetSurvival, Widen, WidenStage
 from nets.plan.architecture import Architecture
@@ -20,12 +21,17 @@ from nets.plan.removal import Narrow, Remove
 if TYPE_CHECKING:
     from nets.growing.grow import Grown, build, grow
     from nets.growing.schedulers import follow
+    from nets.initializing.edit import Edit, GrownAxis
+    from nets.initializing.variance_transfer import VarianceTransfer
     from nets.modules.from_torchvision import from_torchvision
     from nets.modules.network import Network
 
 _LAZY = {
+    "Edit": "initializing.edit",
     "Grown": "growing.grow",
+    "GrownAxis": "initializing.edit",
     "Network": "modules.network",
+    "VarianceTransfer": "initializing.variance_transfer",
     "build": "growing.grow",
     "follow": "growing.schedulers",
     "from_torchvision": "modules.from_torchvision",
@@ -37,8 +43,11 @@ __all__ = [
     "Architecture",
     "Block",
     "Cost",
+    "Edit",
     "Freeze",
     "Grown",
+    "GrownAxis",
+    "Initializer",
     "Insert",
     "LayerSpec",
     "Narrow",
@@ -47,6 +56,7 @@ __all__ = [
     "SetSurvival",
     "Stage",
     "Unfreeze",
+    "VarianceTransfer",
     "Widen",
     "WidenStage",
     "action_from_dict",

@@ -197,6 +197,25 @@ def test_growth_at_several_places_is_tried_as_it_was(grown, at):
     assert wanted[name] == tuple(many)
 
 
+def test_growth_by_an_initializer_of_ones_own_is_left_out_where_its_name_is_all(grown, at):
+    fork = branch_point_of(grown, at)
+    many = [replace(a, initializer="Tiny()") for a in grow_all_stages(fork.record, 0.2)]  # pyright: ignore
+    wide = replace(fork, record=replace(fork.record, applied=tuple(many)))
+    wanted, left_out = candidates(wide)
+    assert all(len(actions) <= 1 for actions in wanted.values())
+    assert left_out[-1].startswith("what was done: ")
+    assert left_out[-1].endswith("Tiny() is known by its name alone")
+
+
+def test_a_run_with_an_initializer_of_ones_own_is_not_branched(grown, at, tmp_path, capsys):
+    shutil.copytree(grown, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    own = "initializer: {class_path: tiny.Tiny, init_args: {}}"
+    path.write_text(path.read_text().replace("initializer: he", own))
+    assert called("branch", tmp_path / "run", "--at", at) == 2
+    assert "must be one of he, xavier, " in capsys.readouterr().err
+
+
 def test_what_does_not_fit_or_comes_to_less_is_left_out_with_a_reason(grown, at):
     fork = branch_point_of(grown, at)
     first, *_, last = fork.record.architecture.blocks

@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 
 import run
+from nets.plan.actions import INITIALIZERS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "policies.md").read_text()
 COMMANDS = re.findall(r"^(?:PYTHONPATH=(\S+) )?python (.*)$", TEXT, re.MULTILINE)
 FILES = ("spread.py", "test_spread.py", "spread.yaml")
-SHORTER = {"compare": "--epochs 0.2 --records 20 --workers 1", "north.North": "--epochs 0.3"}
+SHORTER = {
+    "compare": "--epochs 0.2 --records 20 --workers 1",
+    "north.North": "--epochs 0.3",
+    "tiny.Tiny": "--epochs 0.3",
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -25,6 +30,16 @@ def test_the_page_prints_the_examples(name):
     assert f"`{name}`:\n\n```" in TEXT
     kind = "yaml" if name.endswith("yaml") else "python"
     assert f"```{kind}\n{(ROOT / 'examples' / name).read_text()}```" in TEXT
+
+
+def test_the_page_prints_an_initializer_and_names_all():
+    text = (ROOT / "examples" / "initializers" / "orthogonal.py").read_text()
+    assert f"`orthogonal.py`:\n\n```python\n{text}```" in TEXT
+    for path in (ROOT / "examples" / "initializers").glob("*.py"):
+        assert f"`{path.name}`" in TEXT or f"`examples/initializers/{path.name}`" in TEXT
+    assert "a name (" + ", ".join(f"`{name}`" for name in INITIALIZERS) + ")" in TEXT
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in INITIALIZERS)
 
 
 def test_the_page_names_every_policy_of_the_examples():

@@ -18,6 +18,7 @@ from nets import (
     SetSurvival,
     Stage,
     Unfreeze,
+    VarianceTransfer,
     Widen,
     WidenStage,
     build,
@@ -66,12 +67,14 @@ def random_action(random: Random, architecture: Architecture):
     """Give an action, in which modes it must keep the outputs, and how it starts new values."""
     block = random.choice(list(architecture.blocks))
     width, stage = architecture.blocks[block].width, architecture.stage_of(block).name
-    initializer = random.choice(["he", "xavier", "net2net", "gradmax"])
+    keeping = ["he", "xavier", "net2net", "gradmax", VarianceTransfer(rescale=False)]
+    initializer = random.choice([*keeping, "variance-transfer"])
+    added = BOTH if initializer in keeping else NEITHER
     parts = [block, stage, "stem", "head"]
     choices = [
-        (Widen(block, random.randint(1, 4), initializer=initializer), BOTH),
-        (WidenStage(stage, random.randint(1, 4), initializer=initializer), BOTH),
-        (Insert(block, width + random.randint(0, 2), initializer=initializer), BOTH),
+        (Widen(block, random.randint(1, 4), initializer=initializer), added),
+        (WidenStage(stage, random.randint(1, 4), initializer=initializer), added),
+        (Insert(block, width + random.randint(0, 2), initializer=initializer), added),
         (SetSurvival(block, random.choice([0.3, 1.0]), random.choice(["batch", "row"])), EVAL),
         (Freeze(random.choice(parts)), EVAL),
         (Freeze(block, random.randint(1, width)), EVAL),

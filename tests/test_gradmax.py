@@ -9,8 +9,8 @@ from makers import CASES, batch_for, three_blocks, train, trained
 from torch.nn import functional
 
 from nets import Widen, build, grow
-from nets.growing.channel_scores import NORM, best_rows
 from nets.growing.grow import output_difference
+from nets.initializing.gradmax import NORM, best_rows
 
 
 def last_layer(net, block):

@@ -22,7 +22,7 @@ from nets import (
     preset,
 )
 from nets.growing.grow import output_difference
-from nets.growing.initializers import he, xavier
+from nets.initializing.distributions import he, xavier
 from nets.modules.random_draws import uniform
 from nets.plan.actions import Action
 

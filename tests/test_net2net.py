@@ -6,7 +6,7 @@ from makers import CASES, batch_for, three_blocks, train, trained
 
 from nets import Widen, WidenStage, grow
 from nets.growing.grow import output_difference
-from nets.growing.initializers import SHARE
+from nets.initializing.net2net import SHARE
 
 
 def originals_of(net, grown, name):

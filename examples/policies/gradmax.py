@@ -3,7 +3,7 @@
 After Evci et al. 2022 (GradMax, arXiv 2201.05125). Deviations: the paper grows layers in turn, at
 fixed times, and picks *how*; here the block is the one whose weights have the largest gradient,
 rms, a stand-in for the singular values that the paper maximises. Under BatchNorm the incoming rows
-are chosen and the outgoing ones are 0 (nets/growing/channel_scores.py says why), on 32 images a
+are chosen and the outgoing ones are 0 (nets/initializing/gradmax.py says why), on 32 images a
 growth.
 """
 

@@ -9,8 +9,8 @@ a newborn plain layer is the identity. All of this is about joined entries
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,15 +18,17 @@ from torch import Tensor
 from nets.growing.assembly import assemble
 from nets.growing.channel_scores import kept_channels
 from nets.growing.entry_sources import Carried, Sources, Values, chain, place_old, sources_of
-from nets.growing.initializers import Distribution, Edit, Initializer
-from nets.modules.random_draws import generator_of
+from nets.initializing.edit import Edit, Measured
+from nets.initializing.fresh_values import fresh_value
+from nets.initializing.given_values import given_values
+from nets.initializing.initializer import Initializer
+from nets.modules.probe_batch import checked_inputs
+from nets.plan.action_dicts import name_of
 from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
+from nets.plan.cost import train_flops
 from nets.plan.layers import layer_specs, shapes_of
 from nets.plan.removal import Narrow, Remove
-
-_COUNTS = ("num_batches_tracked", "fade", "draw")
-"""Leaves of entries that are integers."""
 
 
 def carry(
@@ -38,14 +40,21 @@ def carry(
         ValueError: it needs a probe or a loss that is missing.
     """
     before, old = carried.architecture, carried.values
-    kept: Mapping[str, Tensor] = {}
+    kept, measured = dict[str, Tensor](), Measured()
     if isinstance(action, Narrow):
         present = assemble(carried.origin, before, old[0])
         kept = kept_channels(present, old[0], action, carried.probe, carried.loss)
+        if action.saliency != "magnitude":
+            inputs = checked_inputs(carried.origin, carried.probe)
+            assert inputs is not None  # else it was refused
+            measured.flops += len(inputs) * train_flops(before.thawed())
     born = (carried.born | (set(after.blocks) - set(before.blocks))) & set(after.blocks)
     sources = sources_of(old[0], after, kept)
-    new = [_carry_values(each, after, sources, born, initializer, carried.seed) for each in old]
-    initializer.fill(Edit(action, carried, after, new, sources))
+    news = [_carry_values(each, after, sources, born, initializer, carried.seed) for each in old]
+    new = [values for values, _ in news]
+    if any((index < 0).any() for source in sources.values() for index in source):
+        edits = _edits(carried, action, after, name_of(initializer), news, sources, measured)
+        new = [{**edit.new, **given_values(initializer, edit)} for edit in edits]
     return replace(
         carried,
         architecture=after,
@@ -53,7 +62,42 @@ def carry(
         sources=chain(carried.sources, sources),
         born=born,
         disturbed=carried.disturbed | _disturbed(carried, action),
+        flops=carried.flops + measured.flops,
     )
+
+
+def _edits(
+    carried: Carried,
+    action: Action,
+    after: Architecture,
+    name: str,
+    news: list[tuple[Values, Values]],
+    sources: Sources,
+    measured: Measured,
+) -> list[Edit]:
+    """Give what an initializer of that name sees of the network, and then of its average.
+
+    `news` are the values of each after the action, and what was drawn for it.
+    """
+    return [
+        Edit(
+            action=action,
+            before=carried.architecture,
+            after=after,
+            old=old,
+            new=new,
+            drawn=drawn,
+            sources=sources,
+            seed=carried.seed,
+            probe=carried.probe,
+            loss=carried.loss,
+            initializer=name,
+            values=carried.values[0],
+            assemble=partial(assemble, carried.origin),
+            measured=measured,
+        )
+        for old, (new, drawn) in zip(carried.values, news)
+    ]
 
 
 def _disturbed(carried: Carried, action: Action) -> set[str]:
@@ -92,8 +136,10 @@ def _carry_values(
     born: frozenset[str],
     initializer: Initializer,
     seed: int,
-) -> Values:
+) -> tuple[Values, Values]:
     """Give joined values for every entry of `architecture`; those that stay are shared with `old`.
+
+    Second come the weights of which some is new as they were drawn, old entries overwritten.
 
     Args:
         old: the values before the edit.
@@ -105,7 +151,7 @@ def _carry_values(
     """
     zero = _zero_at_birth(architecture, born)
     asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
-    values = {}
+    values, drawn = {}, {}
     for name, shape in shapes_of(architecture).items():
         if name not in sources:
             values[name] = old[name]
@@ -113,7 +159,7 @@ def _carry_values(
         kept = old.get(name)
         start = 0 if kept is None else kept.shape[0]
         with torch.device("cpu"):  # the generators', whatever the default device is
-            value = _fresh(name, shape, start, initializer.draw, seed)
+            value = fresh_value(name, shape, start, initializer, seed)
         if name in zero:
             value.zero_()
         if kept is None and architecture.block == "plain" and value.dim() == 2:
@@ -121,12 +167,14 @@ def _carry_values(
             value[square, square] = torch.eye(value.shape[1], device=value.device)
         like = _sibling(old, value) if kept is None else kept
         value = value.to(like.device, like.dtype if value.is_floating_point() else None)
+        if value.dim() > 1:
+            drawn[name] = value.clone()
         if kept is not None:
             # a residual block born in this growth ends in a zero; a second keeps it asleep longer
-            silent = initializer.silent and kept.dim() > 1 and not name.startswith(asleep)
+            silent = kept.dim() > 1 and not name.startswith(asleep)
             place_old(value, kept, sources[name], silent)
         values[name] = value
-    return values
+    return values, drawn
 
 
 def _sibling(old: Values, new: Tensor) -> Tensor:
@@ -145,29 +193,3 @@ def _zero_at_birth(architecture: Architecture, born: frozenset[str]) -> set[str]
         return set()
     last = {spec.home: spec.name for spec in layer_specs(architecture) if spec.home in born}
     return {f"{name}.weight" for name in last.values()}
-
-
-def fresh_values(architecture: Architecture, seed: int, draw: Distribution) -> Values:
-    """Give new values for every entry."""
-    with torch.device("cpu"):  # the generators', whatever the default device is
-        values = {
-            name: _fresh(name, shape, 0, draw, seed)
-            for name, shape in shapes_of(architecture).items()
-        }
-    device = torch.get_default_device()
-    return {name: value.to(device) for name, value in values.items()}
-
-
-def _fresh(name: str, shape: tuple[int, ...], start: int, draw: Distribution, seed: int) -> Tensor:
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "weight" and len(shape) > 1:
-        value = draw(shape, generator_of(seed, name, start))
-        if not isinstance(value, Tensor) or value.shape != shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"initializer must give a tensor of shape {shape} for {name}, got {got}"
-            )
-        return value.detach().to(torch.get_default_dtype(), copy=True)
-    if leaf in _COUNTS:
-        return torch.zeros(shape, dtype=torch.int64)
-    return torch.ones(shape) if leaf in ("weight", "running_var") else torch.zeros(shape)

@@ -34,6 +34,7 @@ class Carried:
         loss: takes outputs and targets, or None.
         born: blocks added so far.
         disturbed: blocks in front of which one was removed that had not faded.
+        flops: what was measured for the edits so far.
     """
 
     origin: Network
@@ -45,6 +46,7 @@ class Carried:
     loss: Loss | None
     born: frozenset[str] = frozenset()
     disturbed: frozenset[str] = frozenset()
+    flops: int = 0
 
 
 def sources_of(

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nets.growing.assembly import assemble, hand_over
-from nets.growing.carry import carry, fresh_values, unknown_channels
+from nets.growing.carry import carry, unknown_channels
 from nets.growing.entry_sources import Carried
-from nets.growing.initializers import Distribution, Initializer, initializer_of
 from nets.growing.optimizers import carry_optimizer
+from nets.initializing.by_name import initializer_of
+from nets.initializing.distributions import Distribution
+from nets.initializing.fresh_values import fresh_values
+from nets.initializing.initializer import Initializer
 from nets.modules.frozen_parts import join_values, split_values
 from nets.modules.network import Network, on_meta
 from nets.modules.probe_batch import (
@@ -40,15 +43,16 @@ def build(
     Args:
         architecture: what to build.
         seed: of its values.
-        initializer: of convolutions and linear layers: he (He et al.'s normal distribution) or
-            xavier, or a function of (shape, generator); net2net and gradmax, which say how to grow,
-            begin like he. BatchNorm starts from weight 1 and bias 0.
+        initializer: of convolutions and linear layers: he (He et al.'s normal distribution),
+            xavier, variance-transfer, a function of (shape, generator), or an Initializer; net2net
+            and gradmax, which say how to grow, begin like he. BatchNorm starts from weight 1 and
+            bias 0.
 
     Raises:
         ValueError: an unknown name of an initializer.
     """
-    draw, network = initializer_of(initializer).draw, on_meta(architecture)
-    values = fresh_values(architecture, seed, draw)
+    network = on_meta(architecture)
+    values = fresh_values(architecture, seed, initializer_of(initializer))
     values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
     network.load_state_dict(split_values(network, values), assign=True)
     return network
@@ -56,12 +60,17 @@ def build(
 
 @dataclass(frozen=True)
 class Grown:
-    """What `grow` gives. `difference` is None without a probe batch; see `grow`."""
+    """What `grow` gives. `difference` is None without a probe batch; see `grow`.
+
+    `flops` is what initializers and saliencies measured on the probe batch; the forwards behind
+    `difference` and new running statistics are not in it.
+    """
 
     network: Network
     optimizer: torch.optim.Optimizer | None
     ema: Network | None
     difference: float | None
+    flops: int = 0
 
 
 def grow(
@@ -92,9 +101,11 @@ def grow(
         initializer: of new weights. "he" (He et al. 2015), "xavier" (Glorot and Bengio 2010),
             "net2net" (new channels copy old ones, Chen et al. 2016; new blocks are drawn as by he),
             "gradmax" (a block's new channels look where the loss falls fastest, after Evci et al.
-            2022; all else is drawn as by he), "xavier-outgoing" (outgoing weights of new channels
-            are drawn too: outputs move, as in the 2017 thesis), or a function of (shape,
-            generator). An action's own initializer comes first.
+            2022; all else is drawn as by he), "variance-transfer" (pairs that cancel, Yuan et al.
+            2023; outputs move by the rescaling of old weights: see VarianceTransfer),
+            "xavier-outgoing" (outgoing weights of new channels are drawn too: outputs move, as in
+            the 2017 thesis), a function of (shape, generator), or an object of your own: see
+            Initializer. An action's own initializer comes first.
         seed: new values depend on (seed, entry name) alone; no global generator is touched.
         probe: a batch (N, *image), or a pair of it and its targets. From it come the running
             statistics of new BatchNorm channels (0 and 1 without a probe), those behind a block
@@ -102,7 +113,8 @@ def grow(
             over the largest |old| one, in eval mode and in train mode with nothing dropped,
             whichever is larger; NaN or infinite where an output is not finite. The modules' hooks
             do not see it.
-        loss: takes outputs and targets, gives their mean; for "gradmax" and the saliency "obd".
+        loss: takes outputs and targets, gives their mean; for "gradmax", initializers of your own
+            that measure gradients, and the saliency "obd".
 
     Raises:
         ValueError: an action does not fit the architecture, something that it needs is missing, or
@@ -135,7 +147,7 @@ def grow(
         hand_over(each, made, attributes)
     if optimizer is not None:
         optimizer = carry_optimizer(optimizer, old, news[0], carried.sources)
-    return Grown(news[0], optimizer, news[-1] if old_ema else None, difference)
+    return Grown(news[0], optimizer, news[-1] if old_ema else None, difference, carried.flops)
 
 
 def _ours(name: str, net: nn.Module) -> Network:

@@ -96,9 +96,7 @@ def tap(
     Raises:
         ValueError: there is no pair of inputs and targets, or no loss.
     """
-    if not (isinstance(probe, tuple | list) and len(probe) == 2 and callable(loss)):
-        raise ValueError(f"probe must be (inputs, targets) and loss a function for {wish}")
-    inputs, targets = probe
+    inputs, targets, loss = judged(probe, loss, wish)
     seen: dict[End, Tensor] = {}
 
     def keep(path: str) -> Callable[..., Tensor]:
@@ -120,6 +118,17 @@ def tap(
         for handle in handles:
             handle.remove()
     return {end: (seen[end].detach(), gradient) for end, gradient in zip(ends, gradients)}
+
+
+def judged(probe: Any, loss: Loss | None, wish: str) -> tuple[Tensor, Tensor, Loss]:
+    """Give inputs, targets and the loss; `wish` is what needs them, for the error.
+
+    Raises:
+        ValueError: there is no pair of inputs and targets, or no loss.
+    """
+    if not (isinstance(probe, tuple | list) and len(probe) == 2 and callable(loss)):
+        raise ValueError(f"probe must be (inputs, targets) and loss a function for {wish}")
+    return probe[0], probe[1], loss
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from nets.checks import check_choice, check_count, check_fraction, in_one_line
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import DROPS, Block
 
-INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "xavier-outgoing")
-"""The known names; nets.growing.initializers has the objects."""
+INITIALIZERS = ("he", "xavier", "net2net", "gradmax", "variance-transfer", "xavier-outgoing")
+"""The known names; nets.initializing.by_name has the objects."""
 MOST_OF_A_REASON = 1000
 """Characters."""
 

@@ -10,7 +10,7 @@ from analysis import Record, read_history
 from analysis.judging.rank_correlation import NONE, site_of
 from analysis.recording.phrases import no_growth, phrase
 from nets import Action, Insert, Widen
-from nets.plan.actions import adds_capacity
+from nets.plan.actions import INITIALIZERS, adds_capacity
 from policies.base import largest_by, largest_width
 from training.deciding.refusals import admit
 from training.keeping.run_folder import binding, read_config
@@ -56,6 +56,11 @@ def branch_point_of(run: Path, at: int | None = None) -> BranchPoint:
     names = [item.name for item in fields(Common) if item.name in config]  # and no policy
     if "seed" not in config:
         raise ValueError(f"out: {run}/config.yaml cannot be read: it holds no seed")
+    if not isinstance(config.get("initializer", ""), str):
+        raise ValueError(
+            f"initializer of {run} must be one of {', '.join(INITIALIZERS)} for a branch, which "
+            "imports no class that a folder names"
+        )
     settings = Train(**{name: config[name] for name in names}, seed=config["seed"], out=str(run))
     identity = binding({name: config[name] for name in (*names, "seed")})
     points = [BranchPoint(run, record, settings, identity) for record in history]
@@ -101,5 +106,10 @@ def candidates(point: BranchPoint) -> tuple[Candidates, list[str]]:
             else:
                 found[phrase(action)] = (action,)
     if grown not in found.values():
-        found["what was done: " + ", ".join(map(phrase, grown))] = grown
+        done = "what was done: " + ", ".join(map(phrase, grown))
+        unknown = {getattr(action, "initializer", None) for action in grown} - {None, *INITIALIZERS}
+        if unknown:
+            left_out.append(f"{done}: {unknown.pop()} is known by its name alone")
+        else:
+            found[done] = grown
     return found, left_out

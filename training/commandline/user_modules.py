@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 
@@ -32,3 +33,19 @@ def hidden(import_path: str) -> str:
         return ""
     place = file or "a built-in module"
     return f"{here[0]} is hidden by {place}, which has the same name: rename it"
+
+
+def unloaded(import_path: str, kind: type) -> str:
+    """Say why the class of an import path was taken for a mere name; nothing if it is a name."""
+    module, dot, name = import_path.rpartition(".")
+    if not dot:
+        return ""
+    try:
+        found = getattr(import_module(module), name, None)
+    except Exception as error:
+        return hidden(module) or " ".join(str(error).split()) or type(error).__name__
+    if found is None:
+        return hidden(module) or f"{module} has no {name}"
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        return f"it is no class of {kind.__name__}"
+    return "its settings do not make one"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from traceback import format_exc
 
 from analysis import Record, read_history
-from nets import Action, action_to_dict
+from nets import Action, Initializer, action_to_dict
 from nets.plan.action_dicts import ACTIONS, action_from_dict
 from policies import Policy, Yoked
 from policies.base import History
@@ -142,7 +142,8 @@ def _as_recorded(action: Action) -> Action:
     A numpy float, which JSON takes for a number, would make a checkpoint that cannot be read.
     """
     plain = action_from_dict(json.loads(json.dumps(action_to_dict(action))))
-    if callable(initializer := getattr(action, "initializer", None)):
+    initializer = getattr(action, "initializer", None)
+    if callable(initializer) or isinstance(initializer, Initializer):
         return replace(plain, initializer=initializer)  # pyright: ignore[reportCallIssue]
     return plain
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from analysis.recording.phrases import phrase
-from nets import Action, Architecture, Cost, Freeze, Unfreeze, cost, train_flops
+from nets import Action, Architecture, Cost, Freeze, Initializer, Unfreeze, cost, train_flops
 from nets.checks import check_choice
 from nets.plan.actions import INITIALIZERS, adds_capacity
 from policies.base import History
@@ -65,7 +65,7 @@ def _applied(
     if adds_capacity(action) and not may_grow:
         raise ValueError("no growth after grow_until")
     initializer = getattr(action, "initializer", None)
-    if initializer and not callable(initializer):
+    if initializer and not (callable(initializer) or isinstance(initializer, Initializer)):
         check_choice("initializer", initializer, INITIALIZERS)
     after = architecture.apply(action)
     if adds_capacity(action):

@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import reduce
 
 from analysis import Record
-from nets import Action, Architecture, Narrow, Network, Remove, cost, grow, train_flops
-from nets.growing.initializers import initializer_of
+from nets import Architecture, Grown, Network, Remove, cost, grow
+from nets.initializing.by_name import initializer_of
+from nets.plan.action_dicts import name_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.wrapped_model import model_of
@@ -18,6 +19,9 @@ from training.keeping.nonfinite import check_growth
 from training.keeping.run_state import Run
 from training.running.prepare import CHECKED
 from training.running.write_down import save
+
+MOST_MOVED = 0.01
+"""Of the largest output: from here on it is no rounding, in float32 and TF32."""
 
 
 def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, list[str]]:
@@ -34,7 +38,7 @@ def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, l
     state = state_of(policy)
     decision, difference, failure = _decide_and_grow(run, record)
     notes = first_refusals(run.history, decision.refused)
-    notes += [failure] if failure else []
+    notes += filter(None, [failure, _told_of_move(run, decision, difference)])
     if not run.stateful and state_of(policy) != state:
         run.stateful = True
         notes.append(told_of_state(policy))
@@ -90,7 +94,7 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     check_growth(run, grown.difference)
     if any(map(adds_capacity, decision.applied)):  # only now: it could not have been done
         save(run, f"growth/step{run.progress.step:07d}.pt")
-    run.progress.flops += _flops(run.net, grown.network, decision, settings.initializer)
+    run.progress.flops += _flops(run.net, grown)
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
@@ -101,19 +105,22 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     return grown.difference
 
 
-def _flops(before: Network, after: Network, decision: Decision, initializer: str) -> int:
-    """Give what growing costs: the forwards that `grow` makes, and the gradients that edits see.
+def _told_of_move(run: Run, decision: Decision, difference: float | None) -> str:
+    """Say that outputs moved although nothing that was done says that it moves them."""
+    applied, given = decision.applied, run.settings.initializer
+    if not applied or difference is None or difference <= MOST_MOVED:
+        return ""
+    used = [getattr(action, "initializer", None) or given for action in applied]
+    if not all(map(adds_capacity, applied)) or any(initializer_of(i).moves_outputs for i in used):
+        return ""
+    names = ", ".join(dict.fromkeys(map(name_of, used)))
+    return f"outputs moved by {difference:.2g} as the net grew; {names} should keep them"
+
+
+def _flops(before: Network, grown: Grown) -> int:
+    """Give what growing costs: the forwards that `grow` makes, and what it measured for edits.
 
     The average's forwards are free, as all that only judges.
     """
-    old, new = (cost(net.architecture).flops for net in (before, after))
-    measured = sum(_measures(action, initializer) for action in decision.applied)
-    thawed = train_flops(before.architecture.thawed())
-    return CHECKED * (2 * old + 3 * new) + measured * CHECKED * thawed
-
-
-def _measures(action: Action, initializer: str) -> bool:
-    """Say whether an edit looks at gradients of the probe batch first."""
-    if isinstance(action, Narrow):
-        return action.saliency != "magnitude"
-    return initializer_of(getattr(action, "initializer", None) or initializer).measures(action)
+    old, new = (cost(net.architecture).flops for net in (before, grown.network))
+    return CHECKED * (2 * old + 3 * new) + grown.flops

@@ -12,6 +12,7 @@ from analysis.recording.probes import histograms_of, response_counts
 from analysis.showing.matplotlib_figures import Undrawn
 from nets import cost
 from nets.checks import in_one_line
+from nets.plan.action_dicts import name_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.keeping.checkpoint import save_checkpoint
@@ -120,7 +121,7 @@ def _hyperparameters(run: Run) -> dict[str, str | float]:
     """
     settings = run.settings
     names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
-    names += ("weight_decay", "initializer", "precision")
+    names += ("weight_decay", "precision")
     return {
         "data": in_one_line(settings.data, _MOST),
         "lr": settings.learning_rate,
@@ -130,6 +131,7 @@ def _hyperparameters(run: Run) -> dict[str, str | float]:
         "settings_of_policy": in_one_line(repr(settings.policy), _MOST),
         "start_parameters": run.history[0].cost.parameters,
         **{f"training.{name}": getattr(settings, name) for name in names},
+        "training.initializer": name_of(settings.initializer),
     }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.recording.atomic_files import path_of
-from nets import cost, preset
-from nets.checks import check_choice, check_count, check_kinds
+from nets import Initializer, cost, preset
+from nets.checks import check_choice, check_count, check_kinds, meant
 from nets.plan.actions import INITIALIZERS
 from policies import Never, Policy
 from training.settings.start_settings import Start
@@ -32,7 +32,7 @@ def check_common(settings: Any) -> None:
     check_choice("budget", settings.budget, ("flops", "epochs", "seconds"))
     check_choice("schedule", settings.schedule, ("cosine", "hold"))
     check_choice("optimizer", settings.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
-    check_choice("initializer", settings.initializer, INITIALIZERS)
+    _check_initializer(settings.initializer)
     check_choice("policy_errors", settings.policy_errors, ("stop", "continue"))
     check_choice("precision", settings.precision, ("auto", "float32", "bf16", "fp16"))
     check_choice("nonfinite", settings.nonfinite, ("stop", "skip"))
@@ -56,6 +56,14 @@ def check_common(settings: Any) -> None:
         if not 0 <= getattr(settings, name) < inf:
             raise ValueError(f"{name} must be at least 0 and finite, got {getattr(settings, name)}")
     _check_net(settings.net)
+
+
+def _check_initializer(value: object) -> None:
+    """Raise a ValueError unless it is an initializer, or the name of one."""
+    if isinstance(value, Initializer) or value in INITIALIZERS:
+        return
+    words = f"{', '.join(INITIALIZERS)}, or an import path such as mine.Tiny; got {value!r}"
+    raise ValueError(f"initializer must be one of {words}{meant(value, INITIALIZERS)}")
 
 
 def check_train(settings: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from nets import Initializer
 from policies import Policy
 
 
@@ -24,13 +25,15 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Give a setting as what YAML knows; a policy by its import path."""
+    """Give a setting as what YAML knows; a policy or an initializer by its import path."""
     if isinstance(value, Enum):
         return value.name  # by which it is read again
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Policy):
-        return _policy(value)
+        return _by_path("policy", value, "policies")
+    if isinstance(value, Initializer):
+        return _by_path("initializer", value, "nets")
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -43,18 +46,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _policy(policy: Any) -> dict[str, Any]:
-    """Give a policy's class and what it is made of; a ValueError names what no file could hold."""
-    kind = type(policy)
-    module = "policies" if kind.__module__.startswith("policies.") else kind.__module__
+def _by_path(what: str, value: Any, ours: str) -> dict[str, Any]:
+    """Give an object's class and what it is made of; a ValueError names what no file could hold.
+
+    Args:
+        what: what it is, for the error.
+        value: a policy or an initializer.
+        ours: the package whose front has the class, where it is one of the box.
+    """
+    kind = type(value)
+    module = ours if kind.__module__.startswith(f"{ours}.") else kind.__module__
     path = f"{module}.{kind.__qualname__}"
-    if not is_dataclass(policy):
-        raise ValueError(f"policy must be a dataclass, whose fields are its settings, got {path}")
-    made = {item.name: _plain(getattr(policy, item.name)) for item in fields(policy) if item.init}
-    for name, value in made.items():
-        if not _storable(value):
+    if not is_dataclass(value):
+        raise ValueError(f"{what} must be a dataclass, whose fields are its settings, got {path}")
+    made = {item.name: _plain(getattr(value, item.name)) for item in fields(value) if item.init}
+    for name, setting in made.items():
+        if not _storable(setting):
             words = "fields of numbers, text, lists and mappings"
-            raise ValueError(f"policy {path} must have {words}, got {name}={value!r}"[:300])
+            raise ValueError(f"{what} {path} must have {words}, got {name}={setting!r}"[:300])
     return {"class_path": path, "init_args": made}
 
 

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nets import Architecture, preset
+from nets import Architecture, Initializer, preset
+from nets.plan.action_dicts import name_of
 from policies import Never, Policy
 from training.settings.checks import check_common, check_train, folder_of
 from training.settings.start_settings import Start
@@ -43,7 +44,9 @@ class Common:
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
         initializer: of the first weights and of new ones: he, xavier; net2net or gradmax, which
-            begin like he; or xavier-outgoing, which begins like xavier and moves the outputs.
+            begin like he; variance-transfer, which rescales old weights as the net grows, and so
+            moves the outputs; xavier-outgoing, which begins like xavier and moves them too; or an
+            import path such as mine.Tiny, whose settings are --initializer.NAME.
         observe_every: steps between readings of the layers.
         validation_images: of the validation split that a record looks at: a fixed stratified part,
             so that records stay cheap beside an epoch. The summary looks at the whole split.
@@ -84,7 +87,7 @@ class Common:
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    initializer: str = "he"
+    initializer: Initializer | str = "he"
     observe_every: int = 10
     validation_images: int = 2000
     precision: str = "auto"
@@ -116,7 +119,7 @@ class Common:
         if self.lr is not None or self.optimizer != "sgd":
             return self.lr or 0.001
         widths = re.fullmatch(r"mlp-(\d+)", self.net)
-        if self.data == "sine" and widths and not self.initializer.startswith("xavier"):
+        if self.data == "sine" and widths and not name_of(self.initializer).startswith("xavier"):
             return min(0.1, 0.5 / int(widths[1]))
         return 0.1
 
