@@ -18,6 +18,7 @@ from nets import (
     Network,
     SetSurvival,
     Stage,
+    Widen,
     build,
     grow,
     preset,
@@ -374,3 +375,28 @@ def test_strided_convolutions_are_held_in_part_and_keep_their_names():
     assert isinstance(held.get_submodule("stage2.block1.conv1"), torch.nn.Conv2d)
     assert "stage2.block1.shortcut.conv.weight" in net.state_dict()
     assert torch.allclose(net(x), held(x), atol=1e-6)
+
+
+def test_chances_of_survival_are_taken_over_in_place_and_nothing_else_is():
+    drops = seed_of(preset("resnet20"), blocks=2).apply(SetSurvival("stage2.block2", 0.5, "row"))
+    net = build(drops)
+    inputs = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    net(inputs)
+    held = net.stage2.block2.chance(torch.device("cpu"))
+    other = drops.apply(SetSurvival("stage2.block2", 0.25, "row"))
+    assert net.survive(other)
+    assert net.architecture == other
+    assert net.stage2.block2.chance(torch.device("cpu")) is held
+    assert held == 0.25
+    fresh = build(other)
+    fresh.load_state_dict(net.state_dict())
+    assert torch.equal(net(inputs), fresh(inputs))
+    for action in (
+        SetSurvival("stage2.block2", 1.0, "row"),
+        SetSurvival("stage2.block2", 0.5),
+        SetSurvival("stage1.block1", 0.5),
+        Widen("stage2.block2", 1),
+    ):
+        assert not net.survive(other.apply(action))
+        assert net.architecture == other
+        assert held == 0.25

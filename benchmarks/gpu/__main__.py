@@ -26,7 +26,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from statistics import median
 from time import perf_counter
 from typing import Any
 

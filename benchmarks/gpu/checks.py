@@ -52,10 +52,11 @@ def record_times(ours: Ours, rounds: int, steps: int) -> Times:
 def growth_times(ours: Ours, rounds: int) -> Times:
     """Time growths by one Widen: decided, grown (and kept on disk), and what comes until replay.
 
-    The run is one that may grow on. The last is what the AFTER steps after it took beyond as many before it.
+    The run is one that may grow on. The last is what the AFTER steps after it took beyond as many
+    before it.
     """
     run, policy = ours.run, RandomSite(every=1)
-    found: dict[str, list[float]] = {"decision": [], "growth": [], "until replay": [], "step": []}
+    found: dict[str, list[float]] = {"decision": [], "growth": [], "until replay": []}
     for number in range(rounds + 1):
         ours.ready(4 * AFTER)
         ours.steps(AFTER)
@@ -73,7 +74,6 @@ def growth_times(ours: Ours, rounds: int) -> Times:
         with ours.there():
             times = [clocked(decide), clocked(grown)]
         times.append(clocked(lambda: ours.steps(AFTER)) - AFTER * a_step)
-        times.append(a_step)
         if number:
             for name, value in zip(found, times, strict=True):
                 found[name].append(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from nets.modules.frozen_batchnorm import HeldBatchNorm1d, HeldBatchNorm2d
 from nets.modules.frozen_parts import StridedConv2d, hold
 from nets.modules.random_draws import Draws
 from nets.modules.residual import ACTIVATIONS, Blocks, Layers, PlainBlock, ResidualBlock
+from nets.plan.actions import SetSurvival
 from nets.plan.architecture import Architecture
 from nets.plan.blocks import KERNELS, Block
 from nets.plan.layers import LayerSpec, layer_specs
@@ -105,6 +107,26 @@ class Network(nn.Module):
         for stage in self.architecture.stages:
             x = self.get_submodule(stage.name)(x, draw)
         return self.head(x)
+
+    def survive(self, architecture: Architecture) -> bool:
+        """Take over the survivals of an architecture that differs in nothing else, in place.
+
+        What reads them where they lie, a captured step, goes on with the new ones. Gives false, and
+        changes nothing, if more differs, or a block begins or ceases to be left to chance.
+        """
+        mine, blocks = self.architecture.blocks, architecture.blocks
+        changed = [name for name in mine if name in blocks and mine[name] != blocks[name]]
+        actions = [SetSurvival(name, mine[name].survival, blocks[name].drop) for name in changed]
+        back = reduce(Architecture.apply, actions, architecture)
+        begins = any((mine[n].survival < 1) != (blocks[n].survival < 1) for n in changed)
+        if back != self.architecture or begins:
+            return False
+        self.architecture = architecture
+        for name in changed:
+            module = self.get_submodule(name)
+            assert isinstance(module, ResidualBlock)
+            module.survive(blocks[name].survival)
+        return True
 
 
 def on_meta(architecture: Architecture) -> Network:

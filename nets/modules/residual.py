@@ -49,6 +49,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential(OrderedDict(parts)) if parts else nn.Identity()
         self.dropout = nn.Dropout(architecture.dropout) if architecture.dropout else nn.Identity()
         self.survival, self.drop = block.survival, block.drop
+        self._chance: tuple[float, Tensor] | None = None
         self.salt = hash_of(block.name)
         self.steps = block.fade
         if block.fade:
@@ -90,8 +91,30 @@ class ResidualBlock(nn.Module):
                 f"{self.survival}: call the network, or use eval mode"
             )
         samples = len(branch) if self.drop == "row" else None
-        kept = (uniform(draw, self.salt, samples) < self.survival).to(branch.dtype)
-        return branch * (kept.view(-1, *[1] * (branch.dim() - 1)) / self.survival)
+        chance = self.chance(branch.device)
+        kept = (uniform(draw, self.salt, samples) < chance).double() / chance
+        return branch * kept.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
+
+    def survive(self, survival: float) -> None:
+        """Set the chance to keep the branch, also where a captured step reads it."""
+        self.survival = survival
+        if self._chance is not None:
+            self.chance(self._chance[1].device)
+
+    def chance(self, device: torch.device) -> Tensor | float:
+        """Give `survival` in memory of its own, () float64, so that a captured step follows it."""
+        if torch.compiler.is_compiling():
+            return self.survival
+        known = self._chance
+        if known is not None and known[1].device == device:
+            if known[0] != self.survival:
+                self._chance = self.survival, known[1].fill_(self.survival)
+            return known[1]
+        with torch.inference_mode(False):
+            made = torch.full((), self.survival, dtype=torch.float64, device=device)
+        if type(made) is Tensor:  # a fake one is of its mode alone
+            self._chance = self.survival, made
+        return made
 
     def _faded(self, draw: Draw | None) -> Tensor:
         """Give how often the branch has faded; a forward that is run again fades no further."""

@@ -26,7 +26,7 @@ HOOKS = (
 Own = dict[str, dict[str, Any]]
 """By module: attributes that a user has set on it, plain data."""
 _CARRIED = ("eps", "momentum", "architecture", "rank", "process_group")
-_INNER = ("_draws", "_faded_at")
+_INNER = ("_draws", "_faded_at", "_chance")
 _OF_TORCH = {*vars(nn.Module()), *_INNER}
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
 

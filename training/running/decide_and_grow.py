@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import reduce
 
 from analysis import Record
-from nets import Architecture, Grown, Network, Remove, cost, grow
+from nets import Architecture, Grown, Network, Remove, SetSurvival, cost, grow
 from nets.initializing.by_name import initializer_of
 from nets.plan.action_dicts import name_of
 from nets.plan.actions import adds_capacity
@@ -81,6 +81,8 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     if not decision.applied:
         return None
     settings = run.settings
+    if not settings.compile and _survives(run, decision):
+        return 0.0
     grown = grow(
         run.net,
         decision.applied,
@@ -103,6 +105,14 @@ def grow_run(run: Run, decision: Decision) -> float | None:
         run.captured.forget()
     run.observer.follow(grown)
     return grown.difference
+
+
+def _survives(run: Run, decision: Decision) -> bool:
+    """Say whether all that is decided is other chances of survival, which are now in place."""
+    if not all(isinstance(action, SetSurvival) for action in decision.applied):
+        return False
+    architecture = reduce(Architecture.apply, decision.applied, run.net.architecture)
+    return all(net.survive(architecture) for net in (run.net, run.ema) if net is not None)
 
 
 def _told_of_move(run: Run, decision: Decision, difference: float | None) -> str:

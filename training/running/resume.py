@@ -86,6 +86,7 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
 def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | None) -> Run:
     """Give the run as it is before its first step."""
     splits, model = prepared.splits, model_of(net, settings)
+    mean, std = prepared.statistics
     optimizer, device = make_optimizer(net, settings), prepared.precision.device
     window = torch.zeros(3, dtype=torch.float64, device=device)
     return Run(
@@ -94,7 +95,7 @@ def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | Non
         precision=prepared.precision,
         splits=splits,
         judged=part_of(splits.validation, settings.validation_images).to(device),
-        statistics=tuple(value.to(device) for value in prepared.statistics),
+        statistics=(mean.to(device), std.to(device)),
         batches=prepared.batches,
         loss=prepared.loss,
         limit=cost(prepared.limit),
