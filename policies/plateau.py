@@ -1,83 +1,58 @@
-"""The thesis: the whole net grows by a quarter when its error stalls."""
+"""The thesis: the whole net grows by a part when its error stalls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis import Record
 from nets import Action, Architecture, Freeze, Insert, Unfreeze, Widen, cost
-from nets.checks import check_choice, check_count, check_fraction
+from nets.checks import check_choice, check_fraction
+from nets.plan.actions import adds_capacity
 from nets.plan.blocks import Stage
-from policies.base import (
+from policies.base import Policy, largest_by, largest_width, room
+from policies.fitting import Choice, grow_at, said
+from policies.times import (
     History,
-    Policy,
+    Time,
+    check_time,
     flat,
-    largest_by,
-    largest_width,
-    room,
+    growths_planned,
+    in_records,
+    levelled,
+    losses_of,
+    records_to_level,
     since_growth,
-    stalled,
 )
+
+LEVEL = 0.2
+"""At which a fall of the loss is believed: one that goes unseen is as bad as one that is not."""
 
 
 @dataclass(frozen=True)
 class Plateau(Policy):
-    """Grows the whole net, a quarter of the limit at a time, when the validation loss stalls.
+    """DOC"""
 
-    Every stage gets an equal part: its blocks widen up to the width of their stream, and what is
-    left goes into new blocks. A budget so short that the loss falls until growth must end shows no
-    stall; such a run grows once at `latest`, rather than by the chance of one noisy loss or not at
-    all. It works when the learning rate is constant while growing (schedule `hold`); under a
-    falling rate the loss rarely stalls before growth must end. Waiting for full convergence hurts,
-    so keep `patience` short (Wen et al. 2020, AutoGrow, arXiv 1906.02909, section 3.3). Source: the
-    2017 thesis that this project finishes, section 4.1, which grows at stalls alone (`latest`
-    None).
-
-    Our runs (docs/thesis.md; all at stalls alone) show no gain in accuracy: on CIFAR-10 images,
-    with 4 epochs of ResNet-14's FLOPs, it is level with the net that it starts from (-0.19 points,
-    5 seeds) where it grew in one run of five, and 2.4 points behind it where a patience of 2 made
-    it grow in all (3 seeds); on MNIST level with the full net, behind the quarter net; on the sine
-    behind both static nets. On these two it was nearer to the best size over the whole budget than
-    the full net (anytime regret). `freeze` without a thaw cost accuracy in every experiment; a thaw
-    won a part of it back, on the sine all of it.
-
-    Args:
-        patience: records without improvement before growing; 2 to 4 of 20.
-        min_delta: an improvement is a loss lower by more than this; 0 or more.
-        when: "stall" waits for `patience`; "slope" tests whether the loss still falls over
-            `window`.
-        window: records of the slope test, at least 3.
-        share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
-        freeze: hold what existed fixed when the net grows (the thesis, section 4.2). New channels
-            and blocks train.
-        thaw_after: records after a growth at which all trains again; None for never.
-        thaw_at: fraction of the budget at which all trains again and nothing is frozen any more;
-            None for never.
-        latest: fraction of the budget at which a net that has not grown yet grows without a stall,
-            once; of use below the run's `grow_until`. By default half, so that what is new has as
-            long to train as what was there. None waits for a stall.
-    """
-
-    patience: int = 2
-    min_delta: float = 0.0
+    patience: Time = 0.1
+    min_delta: float = 0.05
     when: str = "stall"
-    window: int = 4
-    share: float = 0.25
+    window: Time = 0.2
+    share: float | None = None
     freeze: bool = False
-    thaw_after: int | None = None
+    thaw_after: Time | None = None
     thaw_at: float | None = None
     latest: float | None = 0.5
 
     def __post_init__(self) -> None:
-        check_count("patience", self.patience)
+        check_time("patience", self.patience)
         if not self.min_delta >= 0:
             raise ValueError(f"min_delta must be at least 0, got {self.min_delta}")
         check_choice("when", self.when, ("stall", "slope"))
-        check_count("window", self.window, least=3)
-        check_fraction("share", self.share)
+        check_time("window", self.window, least=3)
+        if self.share is not None:
+            check_fraction("share", self.share)
         if self.thaw_after is not None:
-            check_count("thaw_after", self.thaw_after)
+            check_time("thaw_after", self.thaw_after)
         if self.thaw_at is not None:
             check_fraction("thaw_at", self.thaw_at)
         if self.latest is not None:
@@ -90,22 +65,42 @@ class Plateau(Policy):
         if grown and self.freeze and not late:
             reason = "what existed is held when the net grows"
             return [*(Freeze(part, reason=reason) for part in _parts(record.architecture)), *grown]
-        rested = self.thaw_after is not None and len(since_growth(history)) >= self.thaw_after
+        rested = self.thaw_after is not None and len(since_growth(history)) >= in_records(
+            history, self.thaw_after
+        )
         if (late or rested) and record.architecture != record.architecture.thawed():
-            reason = "the end is near" if late else f"{self.thaw_after} records after growth"
+            after = f"{len(since_growth(history))} records after growth"
+            reason = "the end is near" if late else after
             return [*(Unfreeze(p, reason=reason) for p in _parts(record.architecture)), *grown]
         return grown
 
     def _growth(self, history: History) -> list[Action]:
         if self.when == "slope":
-            ready = flat(history, self.window)
-            reason = f"no downward slope over {self.window} records"
+            records = in_records(history, self.window, least=3)
+            ready = flat(history, self.window, LEVEL)
+            reason = f"no downward slope over {records} records"
         else:
-            ready = stalled(history, self.patience, self.min_delta)
-            reason = f"no better validation loss in {self.patience} records"
+            patience = in_records(history, self.patience)
+            records = records_to_level(patience)
+            losses = losses_of(since_growth(history))[:1]
+            least = self.min_delta * abs(losses[0]) if losses else 0.0
+            ready = levelled(history, self.patience, least, LEVEL)
+            reason = f"validation loss level over {patience} records"
         if not ready and self._at_latest(history):
             ready, reason = True, f"no stall by {self.latest:.0%} of the budget"
-        return grow_all_stages(history[-1], self.share, reason) if ready else []
+        if not ready:
+            return []
+        return grow_all_stages(history[-1], self._share_now(history, records), reason)
+
+    def _share_now(self, history: History, records: int) -> float:
+        """Give the share of a growth, if one that comes each `records` is to reach the limit."""
+        if self.share is not None:
+            return self.share
+        record, first = history[-1], history[0].cost.flops
+        done = sum(any(map(adds_capacity, past.applied)) for past in history)
+        part = min(1.0, (done + 1) / growths_planned(history, records))
+        goal = first + part * (record.limit.flops - first)
+        return max(0.0, goal - record.cost.flops) / record.limit.flops
 
     def _at_latest(self, history: History) -> bool:
         """Say whether the present record is the first at or past `latest`, and none has grown."""
@@ -129,7 +124,12 @@ def grow_all_stages(record: Record, share: float, reason: str = "") -> list[Acti
         for action in _fill(architecture, stage, target, ceiling, reason):
             architecture = architecture.apply(action)
             actions.append(action)
-    return actions
+    if flops >= record.limit.flops - record.cost.flops:  # all of it: no crumbs are left
+        now = replace(record, architecture=architecture)
+        blocks = sorted(architecture.blocks.values(), key=lambda block: block.width)
+        rest = [Choice("widen", block.name, reason) for block in blocks]
+        return [*actions, *grow_at([now], rest, 1.0)]
+    return said(actions, architecture, record.limit)
 
 
 def _fill(
