@@ -16,12 +16,12 @@ from policies.base import Policy, largest_amount, room, sites
 from policies.fitting import (
     MOST,
     Choice,
-    all_kinds,
     check_growth,
     check_widest,
     full_width,
     grow_at,
     kinds_of,
+    last_kinds,
     share_of,
     shuffled,
 )
@@ -70,13 +70,11 @@ class RandomSite(Policy):
     def decide(self, history: History) -> Sequence[Action]:
         if not due(history, self.every):
             return []
-        record, free = history[-1], set(sites(history, self.cooldown))
-        blocks = list(record.architecture.blocks)
-        kinds = kinds_of(history, self.edit, self.streams)
-        rested = self._choices(history, kinds, [name for name in blocks if name in free])
-        others = self._choices(history, all_kinds(self.edit, self.streams), blocks)
+        free = sites(history, self.cooldown)
+        choices = self._choices(history, kinds_of(history, self.edit, self.streams), free)
+        others = self._choices(history, last_kinds(self.edit, self.streams), free)
         share = share_of(history, self.share, self.every)
-        return grow_at(history, rested, share, self.widest, others=others)
+        return grow_at(history, choices, share, self.widest, others=others)
 
     def _choices(
         self, history: History, kinds: Sequence[str], blocks: Sequence[str]

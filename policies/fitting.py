@@ -56,9 +56,12 @@ def kinds_of(history: History, edit: str, streams: bool | None) -> tuple[str, ..
     return (*KINDS[edit], "stream") if streams else KINDS[edit]
 
 
-def all_kinds(edit: str, streams: bool | None) -> tuple[str, ...]:
-    """Give the kinds of growth that a policy may fall back on where its choices have no room."""
-    return KINDS[edit] if streams is False else (*KINDS[edit], "stream")
+def last_kinds(edit: str, streams: bool | None) -> tuple[str, ...]:
+    """Give the kinds of growth that a policy falls back on where its choices have no room.
+
+    Blocks that can only widen come to their cap, and need wider streams then.
+    """
+    return (*KINDS[edit], "stream") if streams is None and edit == "widen" else ()
 
 
 def check_growth(policy: Any) -> None:
@@ -133,8 +136,8 @@ def grow_at(
 
     A choice takes as much as it may, with new blocks as wide as their stream one after the other;
     what it leaves goes to the next. One is passed over if the parameters that it takes would be
-    missing for the FLOPs that are left, at the rate of the cheapest site. `others` (sites that
-    rest, say) are taken where the choices have no room for half of the share.
+    missing for the FLOPs that are left, at the rate of the cheapest site. `others` are taken where
+    the choices have no room for half of the share.
 
     Args:
         history: the present record is the last.
@@ -147,11 +150,14 @@ def grow_at(
     Raises:
         ValueError: the record has no limit.
     """
-    record, every = history[-1], [*choices, *others]
-    whole, actions = room(record, share)[0], list[Action]()
-    architecture = record.architecture
-    rate = _cheapest_rate(architecture, every, widest)
-    for offered, reserve in ((choices, rate), (every, rate), (every, 0.0)):
+    record = history[-1]
+    whole, parameters = room(record, share)
+    architecture, actions = record.architecture, list[Action]()
+    kinds = dict.fromkeys(choice.kind for choice in (*choices, *others))
+    rate = _cheapest_rate(architecture, kinds, widest)
+    missing = parameters < rate * (record.limit.flops - record.cost.flops)
+    last = 0.0 if missing else rate  # nothing can be held back where it is missing already
+    for offered, reserve in ((choices, rate), (others, rate), ((*choices, *others), last)):
         if _added(architecture, record) >= whole / 2:
             break
         for choice in offered:
@@ -246,23 +252,19 @@ def edit_of(
     return Edit(partial(Widen, name, reason=why), 1, most, width)
 
 
-def _cheapest_rate(
-    architecture: Architecture, choices: Sequence[Choice], widest: float | None
-) -> float:
-    """Give the fewest parameters for a FLOP that a choice takes, and 2 % for what is rounded."""
-    seen, rates = set[tuple[str, str]](), list[float]()
-    now = cost(architecture)
-    for choice in choices:
-        site = choice.kind, architecture.stage_of(choice.block).name
-        edit = edit_of(architecture, choice, widest)
-        if site in seen or edit.least > edit.most:
-            continue
-        try:
-            after = cost(architecture.apply(edit.make(edit.least)))
-        except ValueError:
-            continue
-        seen.add(site)
-        rates.append((after.parameters - now.parameters) / (after.flops - now.flops))
+def _cheapest_rate(architecture: Architecture, kinds: Iterable[str], widest: float | None) -> float:
+    """Give the fewest parameters for a FLOP at any site, and 2 % more for what is rounded."""
+    now, rates = cost(architecture), list[float]()
+    for kind in kinds:
+        for stage in architecture.stages:
+            thinnest = min(stage.blocks, key=lambda block: block.width)
+            edit = edit_of(architecture, Choice(kind, thinnest.name), widest)
+            try:
+                after = cost(architecture.apply(edit.make(edit.least)))
+            except ValueError:  # the architecture takes no such edit
+                continue
+            if edit.least <= edit.most:
+                rates.append((after.parameters - now.parameters) / (after.flops - now.flops))
     return 1.02 * min(rates, default=0.0)
 
 

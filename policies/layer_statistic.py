@@ -11,11 +11,11 @@ from policies.base import Policy, series, sites
 from policies.fitting import (
     MOST,
     Choice,
-    all_kinds,
     check_growth,
     grow_at,
     kinds_in_turn,
     kinds_of,
+    last_kinds,
     share_of,
     shuffled,
 )
@@ -82,24 +82,22 @@ class LayerStatistic(Policy):
         if not ready:
             return []
         values = self._values(history)
-        names = [name for name in history[-1].architecture.blocks if name in values]
+        names = [name for name in sites(history, self.cooldown) if name in values]
         highest = self.pick == "highest"
         ranked = sorted(shuffled(history[-1], names), key=values.__getitem__, reverse=highest)
-        free = set(sites(history, self.cooldown))
-        kinds = kinds_of(history, self.edit, self.streams)
-        rested, others = (
+        choices, others = (
             [
                 Choice(kind, name, f"{self.pick} {self.statistic}, {values[name]:.3g}")
-                for name in names
-                for kind in kinds_in_turn(history, name, allowed)
+                for name in ranked
+                for kind in kinds_in_turn(history, name, kinds)
             ]
-            for names, allowed in (
-                ([name for name in ranked if name in free], kinds),
-                (ranked, all_kinds(self.edit, self.streams)),
+            for kinds in (
+                kinds_of(history, self.edit, self.streams),
+                last_kinds(self.edit, self.streams),
             )
         )
         share = share_of(history, self.share, every)
-        return grow_at(history, rested, share, self.widest, others=others)
+        return grow_at(history, choices, share, self.widest, others=others)
 
     def _values(self, history: History) -> dict[str, float]:
         """Give each block's most extreme value, of the layers inside it if they have it."""

@@ -14,7 +14,6 @@ from policies.base import Policy, growths, room, sites
 from policies.fitting import (
     MOST,
     Choice,
-    all_kinds,
     check_growth,
     check_widest,
     full_width,
@@ -44,10 +43,9 @@ class Periodic(Policy):
             11 growths in the 0.6 of the budget in which a run grows.
         share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1; None
             divides what is left by the growths to come.
-        cooldown: for how long an edited block is left alone, as `every`, or 0; one that rests is
-            edited all the same where no other has room.
+        cooldown: for how long an edited block is left alone, as `every`, or 0.
         streams: widen residual streams too, in turn with blocks; None does if the blocks of the
-            first net fill theirs (`--start.stream`), and else where nothing else has room.
+            first net fill theirs, as where it began with thin ones (`--start.stream`).
         widest: a block's inner width at most, as a multiple of its stream's (of a quarter of it in
             a bottleneck); None for no cap.
     """
@@ -66,13 +64,10 @@ class Periodic(Policy):
             return []
         share = share_of(history, self.share, self.every)
         free = set(sites(history, self.cooldown))
-        rested = self._choices(history, kinds_of(history, "both", self.streams), free)
-        others = self._choices(history, all_kinds("both", self.streams), None)
-        return grow_at(history, rested, share, self.widest, others=others)
+        choices = self._choices(history, kinds_of(history, "both", self.streams), free)
+        return grow_at(history, choices, share, self.widest)
 
-    def _choices(
-        self, history: History, kinds: Sequence[str], free: set[str] | None
-    ) -> list[Choice]:
+    def _choices(self, history: History, kinds: Sequence[str], free: set[str]) -> list[Choice]:
         """Give a whole round of choices from the next turn on, of the blocks that are free."""
         record = history[-1]
         stages = record.architecture.stages
@@ -82,7 +77,7 @@ class Periodic(Policy):
             stage = stages[turn % len(stages)]
             kind = kinds[turn // len(stages) % len(kinds)]
             widths = {block.name: block.width for block in stage.blocks}
-            names = [name for name in shuffled(record, widths) if free is None or name in free]
+            names = [name for name in shuffled(record, widths) if name in free]
             if names:
                 block = min(names, key=lambda name: widths[name])
                 choices.append(Choice(kind, block, f"turn {number}: {stage.name}"))

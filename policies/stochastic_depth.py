@@ -60,18 +60,14 @@ class StochasticDepth(Policy):
             if abs(target - record.architecture.blocks[name].survival) > 0.005:
                 actions.append(SetSurvival(name, target, reason="linear decay with depth"))
         if due(history, self.every):
-            importance, free = record.importance, set(sites(history, self.cooldown))
-            ranked = sorted(shuffled(record, importance), key=importance.__getitem__, reverse=True)
-            rested, others = (
-                [
-                    Choice("insert", name, f"most important, {importance[name]:.3g}")
-                    for name in ranked
-                    if (name in free) is rest
-                ]
-                for rest in (True, False)
-            )
+            importance = record.importance
+            names = [name for name in sites(history, self.cooldown) if name in importance]
+            ranked = sorted(shuffled(record, names), key=importance.__getitem__, reverse=True)
+            choices = [
+                Choice("insert", name, f"most important, {importance[name]:.3g}") for name in ranked
+            ]
             share = share_of(history, self.share, self.every)
-            actions += grow_at(history, rested, share, survival=self.newborn, others=others)
+            actions += grow_at(history, choices, share, survival=self.newborn)
         return actions
 
     def _targets(self, history: History) -> dict[str, float]:

@@ -102,15 +102,15 @@ def stalled(history: History, patience: Time, min_delta: float = 0.0) -> bool:
     return len(losses) > last and min(losses[-last:]) >= min(losses[:-last]) - min_delta
 
 
-def levelled(history: History, patience: Time, min_delta: float = 0.0, level: float = 0.2) -> bool:
-    """Say whether the validation loss no longer falls by more than `min_delta` and its own noise.
+def levelled(history: History, patience: Time, min_delta: float = 0.0, level: float = 0.3) -> bool:
+    """Say whether the validation loss no longer falls by a part of itself, beyond its own noise.
 
     The mean of the last `patience` records is compared with that of as many before them, or half
     as many where growth is not longer ago. The noise is read off the second differences of these
     losses, which a smooth fall hardly touches: sigma^2 is the mean of (a - 2 b + c)^2 / 6 (Gasser,
-    Sroka and Jennen-Steinmetz 1986, Biometrika 73, pages 625-633). The loss falls if the gain
-    beyond `min_delta` is significant in a one-sided t test at `level`; 0.2 takes a fall that goes
-    unseen for as bad as one that is not there.
+    Sroka and Jennen-Steinmetz 1986, Biometrika 73, pages 625-633). The loss falls if what is gained
+    beyond the part `min_delta` of it is significant in a one-sided t test at `level`. The earliest
+    answer comes after `records_to_level` records from the start or a growth.
     """
     from scipy.stats import t as student  # imported late: it takes most of a second
 
@@ -122,9 +122,8 @@ def levelled(history: History, patience: Time, min_delta: float = 0.0, level: fl
     bends = [a - 2 * b + c for a, b, c in zip(losses, losses[1:], losses[2:])]
     noise = sqrt(mean(bend**2 for bend in bends) / 6)
     error = noise * sqrt(1 / len(before) + 1 / len(after))
-    return (
-        mean(before) - mean(after) <= min_delta + float(student.ppf(1 - level, len(bends))) * error
-    )
+    gain = mean(before) - mean(after) - min_delta * abs(mean(before))
+    return gain <= float(student.ppf(1 - level, len(bends))) * error
 
 
 def records_to_level(patience: int) -> int:
