@@ -81,11 +81,10 @@ class RandomSite(Policy):
     ) -> list[Choice]:
         """Give the choices of these blocks, and of the streams of their stages, in random order."""
         record = history[-1]
-        stages = {record.architecture.stage_of(name).name: name for name in blocks}
         found = {
             f"{kind} {name}": Choice(kind, name, "drawn at random")
             for kind in kinds
-            for name in (stages.values() if kind == "stream" else blocks)
+            for name in blocks
         }
         return [found[key] for key in shuffled(record, found)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, floor, inf
@@ -20,8 +20,7 @@ MOST = 2.0
 """A block's inner width at most, as a multiple of its stream's, unless another is asked for.
 
 In bottlenecks, whose streams are four times as wide as the blocks, of a quarter of its stream's.
-The other way round a stream is widened only where no block of its stage is thinner, and up to as
-many times the thinnest of them.
+The other way round a stream is widened up to as many times the thinnest block of its stage.
 """
 _REST = 0.25
 """A growth that has used all but this part of its FLOPs is whole; smaller edits are crumbs."""
@@ -134,10 +133,10 @@ def grow_at(
 ) -> list[Action]:
     """Give the growth by `share` of the limit's FLOPs at the first of the choices that can.
 
-    A choice takes as much as it may, with new blocks as wide as their stream one after the other;
-    what it leaves goes to the next. One is passed over if the parameters that it takes would be
+    A choice takes as much as it may, a new block no more than the width of its stream; what it
+    leaves goes to the next. One is passed over if the parameters that it takes would be
     missing for the FLOPs that are left, at the rate of the cheapest site. `others` are taken where
-    the choices have no room for half of the share.
+    the choices have no room for all but a quarter of the share.
 
     Args:
         history: the present record is the last.
@@ -158,19 +157,12 @@ def grow_at(
     missing = parameters < rate * (record.limit.flops - record.cost.flops)
     last = 0.0 if missing else rate  # nothing can be held back where it is missing already
     for offered, reserve in ((choices, rate), (others, rate), ((*choices, *others), last)):
-        if _added(architecture, record) >= whole / 2:
-            break
         for choice in offered:
-            deep = len(architecture.stage_of(choice.block).blocks)
-            for _ in range(deep if choice.kind == "insert" else 1):
-                part = whole - _added(architecture, record)
-                if part <= _REST * whole:
-                    break
-                action = _fitting(
-                    architecture, choice, record.limit, part, reserve, widest, survival
-                )
-                if action is None:
-                    break
+            part = whole - _added(architecture, record)
+            if part <= _REST * whole:
+                break
+            action = _fitting(architecture, choice, record.limit, part, reserve, widest, survival)
+            if action is not None:
                 actions.append(action)
                 architecture = architecture.apply(action)
     return said(actions, architecture, record.limit)
@@ -240,8 +232,7 @@ def edit_of(
     width, full = architecture.blocks[name].width, full_width(architecture, stage)
     if choice.kind == "stream":
         thinnest = min(block.width for block in stage.blocks)
-        open_ = full and thinnest >= full
-        most = floor((widest or MOST) * thinnest / full * stage.width) if open_ else 0
+        most = floor((widest or MOST) * thinnest / full * stage.width) if full else 0
         make = partial(WidenStage, stage.name, reason=why)
         return Edit(make, 1, most - stage.width, stage.width)
     if choice.kind == "insert":
@@ -252,19 +243,22 @@ def edit_of(
     return Edit(partial(Widen, name, reason=why), 1, most, width)
 
 
-def _cheapest_rate(architecture: Architecture, kinds: Iterable[str], widest: float | None) -> float:
-    """Give the fewest parameters for a FLOP at any site, and 2 % more for what is rounded."""
+def _cheapest_rate(
+    architecture: Architecture, kinds: Collection[str], widest: float | None
+) -> float:
+    """Give the fewest parameters for a FLOP at any stage, and 2 % more for what is rounded.
+
+    Of the kinds of growth that counts which a cap does not end: new blocks, else wider streams.
+    """
+    kind = next((kind for kind in ("insert", "stream", "widen") if kind in kinds), "widen")
     now, rates = cost(architecture), list[float]()
-    for kind in kinds:
-        for stage in architecture.stages:
-            thinnest = min(stage.blocks, key=lambda block: block.width)
-            edit = edit_of(architecture, Choice(kind, thinnest.name), widest)
-            try:
-                after = cost(architecture.apply(edit.make(edit.least)))
-            except ValueError:  # the architecture takes no such edit
-                continue
-            if edit.least <= edit.most:
-                rates.append((after.parameters - now.parameters) / (after.flops - now.flops))
+    for stage in architecture.stages:
+        edit = edit_of(architecture, Choice(kind, stage.blocks[0].name), widest)
+        try:
+            after = cost(architecture.apply(edit.make(edit.least)))
+        except ValueError:  # the architecture takes no such edit
+            continue
+        rates.append((after.parameters - now.parameters) / (after.flops - now.flops))
     return 1.02 * min(rates, default=0.0)
 
 

@@ -102,7 +102,7 @@ def stalled(history: History, patience: Time, min_delta: float = 0.0) -> bool:
     return len(losses) > last and min(losses[-last:]) >= min(losses[:-last]) - min_delta
 
 
-def levelled(history: History, patience: Time, min_delta: float = 0.0, level: float = 0.3) -> bool:
+def levelled(history: History, patience: Time, min_delta: float = 0.1, level: float = 0.3) -> bool:
     """Say whether the validation loss no longer falls by a part of itself, beyond its own noise.
 
     The mean of the last `patience` records is compared with that of as many before them, or half
