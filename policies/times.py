@@ -31,7 +31,9 @@ def check_time(name: str, value: object, least: int = 1) -> None:
 
 def spacing(history: History) -> float:
     """Give the fraction of the budget between two records, which lie at equal parts of it."""
-    return history[-1].spent / len(history) or UNKNOWN
+    between = len(history) - 1  # all of them are a little late: of the first alone nothing is sure
+    found = (history[-1].spent - history[0].spent) / between if between else 0.0
+    return found if found > 0 else history[-1].spent / len(history) or UNKNOWN
 
 
 def in_records(history: History, time: Time, least: int = 1) -> int:

@@ -39,8 +39,8 @@ def history_of(ages, spent=0.3, architecture=FROZEN, losses=None):
         ({"freeze": True, "thaw_after": 2}, history_of(2), UNFREEZE),
         ({"freeze": True, "thaw_after": 2}, history_of(3), UNFREEZE),
         ({"freeze": True, "thaw_after": 2}, history_of(3, architecture=FIRST), []),
-        ({"freeze": True, "thaw_after": 0.2}, history_of(2), UNFREEZE),  # of 10 records
-        ({"freeze": True, "thaw_after": 0.2}, history_of(1, spent=0.2), []),
+        ({"freeze": True, "thaw_after": 0.29}, history_of(2, spent=0.3), UNFREEZE),  # 2 records
+        ({"freeze": True, "thaw_after": 0.29}, history_of(1, spent=0.155), []),
         ({"freeze": True}, history_of(9), []),
         # near the end
         ({"freeze": True, "thaw_at": 0.5}, history_of(3, spent=0.49), []),

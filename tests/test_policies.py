@@ -608,12 +608,12 @@ def test_layer_statistic_draws_among_equal_blocks():
 def test_layer_statistic_waits_for_a_plateau():
     history = [
         replace(now, validation_loss=loss)
-        for now, loss in zip(statistics_of(*[(1, 3, 2)] * 4), (3, 2, 2.5, 2))
+        for now, loss in zip(statistics_of(*[(1, 3, 2)] * 6), (3, 2, 1, 1, 1, 1))
     ]
     policy = LayerStatistic(when="plateau", patience=2, share=0.1)
-    asked = [short(policy.decide(history[:n])) for n in range(1, 5)]
-    assert asked == [[], [], [], [(WIDE, TWO)]]
-    history[1] = replace(history[1], applied=(Widen(ONE, 1),))
+    asked = [short(policy.decide(history[:n])) for n in range(1, 7)]
+    assert asked == [*[[]] * 5, [(WIDE, TWO)]]
+    history[3] = replace(history[3], applied=(Widen(ONE, 1),))
     assert policy.decide(history) == []
 
 

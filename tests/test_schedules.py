@@ -211,10 +211,10 @@ def test_controls_grow_as_often_at_the_same_times_and_costs(policy):
 
 
 @pytest.mark.parametrize("first", [FIRST, THIN], ids=["narrow", "thin"])
-def test_the_yoked_control_follows_a_run_with_wider_streams(tmp_path, first, records=20):
-    source = simulated(RandomSite(streams=True), records, first=first)
+def test_the_yoked_control_follows_a_run_with_wider_streams(tmp_path, first):
+    source = simulated(RandomSite(streams=True), 20, first=first)
     write_history(tmp_path, source)
-    history = simulate(Yoked(str(tmp_path)), records, first=first, seed=1)
+    history = simulate(Yoked(str(tmp_path)), 20, first=first, seed=1)
     assert set(times(history)) <= set(times(source))
     assert history[-1].cost.flops > (0.9 if first is FIRST else 0.7) * source[-1].cost.flops
     assert history[-1].architecture != source[-1].architecture
