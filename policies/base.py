@@ -1,4 +1,4 @@
-"""What a policy is, and the `when` and `where` functions that policies call."""
+"""What a policy is, and the `where` functions that policies call; `when` is in policies.times."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Policy(ABC):
     of the history: no network, no state, randomness only from the record's seed and step. What
     needs the network is a probe: name it in `needs`, and the loop measures it into every record
     ("importance" into `importance`, "effective_rank" into the `extra` of the readings). Amounts of
-    growth are given as a `share` of the limit's FLOPs an image.
+    growth are given as a `share` of the limit's FLOPs an image, times as fractions of the budget or
+    counts of records (policies.times).
     """
 
     needs = tuple[str, ...]()  # unannotated: no field, and no name for jsonargparse to resolve

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from math import exp
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -263,11 +262,3 @@ def test_a_resumed_or_replayed_run_decides_the_same():
     for number, record in enumerate(history[:-1]):
         present = replace(record, decided=(), applied=(), refused=())
         assert tuple(LayerStatistic().decide((*history[:number], present))) == record.decided
-
-
-def test_the_loss_of_the_running_average_is_read_back(tmp_path: Path):
-    from analysis import read_history
-
-    record = record_of(1, ema_validation_loss=0.5, grow_until=0.7)
-    (read,) = read_history(write_history(tmp_path, [record]))
-    assert (read.ema_validation_loss, read.grow_until) == (0.5, 0.7)
