@@ -102,7 +102,7 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, "
-POLICIES += "StochasticDepth, Yoked, or an import path such as mine.Mine; got "
+POLICIES += "StochasticDepth, WholeNet, Yoked, or an import path such as mine.Mine; got "
 CASES = [
     # the command itself
     ("", "one of {train,compare,inspect,replay,branch}"),

@@ -228,7 +228,8 @@ def test_the_parts_of_all_processes_are_the_batch_of_one():
 def command(out: Path, *more: str) -> list[str]:
     """The command line of a run of half a second that grows at its first records."""
     words = "train --data digits --net resnet8 --epochs 0.25 --records 6 --batch-size 32"
-    words += " --observe-every 3 --device cpu --precision float32 --policy Periodic --out"
+    words += " --observe-every 3 --device cpu --precision float32"
+    words += " --policy Periodic --policy.share 0.1 --out"
     return [*words.split(), str(out), *more]
 
 
