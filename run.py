@@ -73,15 +73,14 @@ def _chosen(parser: Parser, words: Sequence[str] | None) -> Namespace:
     except (Exception, SystemExit) as error:
         raise ValueError(f"policy cannot be loaded: {told(error)}") from None
     given = chosen[chosen.subcommand]
-    policies = [cell.policy for cell in (getattr(given, "cells", None) or {}).values()]
-    initializer = getattr(given, "initializer", None)
-    for made in (getattr(given, "policy", None), *policies, initializer):
-        module = type(made).__module__
-        if not module.startswith(("policies.", "nets.")) and (why := hidden(module)):
-            what = "initializer" if made is initializer else "policy"
-            raise ValueError(f"{what} {module}.{type(made).__name__}: {why}")
-    if isinstance(initializer, str) and (why := unloaded(initializer, Initializer)):
-        raise ValueError(f"initializer {initializer} cannot be loaded: {why}")
+    rows = [given, *(getattr(given, "cells", None) or {}).values()]
+    for what in ("policy", "initializer"):
+        for made in (getattr(row, what, None) for row in rows):
+            module = type(made).__module__
+            if not module.startswith(("policies.", "nets.")) and (why := hidden(module)):
+                raise ValueError(f"{what} {module}.{type(made).__name__}: {why}")
+            if isinstance(made, str) and (why := unloaded(made, Initializer)):
+                raise ValueError(f"initializer {made} cannot be loaded: {why}")
     return chosen
 
 

@@ -28,7 +28,7 @@ from training.settings.train_settings import Train
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
-    "growing": Cell(Periodic(share=0.1), schedule="hold", lr=0.05),
+    "growing": Cell(Periodic(share=0.1), schedule="hold", lr=0.05, initializer="net2net"),
 }
 PICTURES = analysis.showing.html_report._pictures
 
@@ -135,7 +135,9 @@ def test_a_run_of_a_comparison_is_the_run_that_train_makes(tmp_path):
         3,
         Periodic(share=0.1),
     )
-    assert job_of(small(tmp_path), "static", 3).settings.schedule == settings.schedule
+    assert one.initializer == "net2net"
+    static = job_of(small(tmp_path), "static", 3).settings
+    assert (static.schedule, static.initializer) == (settings.schedule, "he")
     compare(settings, quiet)
     train(replace(one, out=str(tmp_path / "alone")), quiet)
     histories = [tmp_path / "c" / "growing" / "seed3", tmp_path / "alone"]
@@ -221,8 +223,9 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
         ]
         assert records[0] == records[1]
         assert sum(records[0]) > 0
-    again = job_of(settings, "again", 1).settings
-    assert (again.lr, again.schedule) == (0.05, "hold")
+    for name in ("again", "elsewhere"):
+        run = job_of(settings, name, 1).settings
+        assert (run.lr, run.schedule, run.initializer) == (0.05, "hold", "net2net")
     assert "Reference, the best static size on validation: **static**" in outcome.text
     before = bytes_of(tmp_path)
     compare(settings, quiet)
@@ -380,6 +383,7 @@ def test_a_comparison_with_other_settings_is_refused_and_nothing_is_touched(
         ({"seeds": [0, -1]}, "seed must be at least 0, got -1"),
         ({"cells": {"a": Cell(Never(), lr=-1.0)}}, "lr must be above 0 and finite, got -1.0"),
         ({"cells": {"a": Cell(Never(), schedule="step")}}, "schedule must be one of"),
+        ({"cells": {"a": Cell(initializer="zero")}}, "initializer must be one of he, .*'zero'"),
     ],
 )
 def test_a_comparison_that_cannot_run_writes_nothing(tmp_path, changes, message):

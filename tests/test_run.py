@@ -403,6 +403,8 @@ REFUSED = [
     ("--data imagenet", "data must be one of digits, mnist, .*, sine; got 'imagenet'"),
     ("--net resnet9", "net must be one of resnet8, .*; got 'resnet9'"),
     ("--order side", "order must be one of post, pre; got 'side'"),
+    ("--stem none", "stem must be one of cifar, imagenet; got 'none'"),
+    ("--net mlp-8 --stem cifar", "order, stem and block do not apply to mlp-8"),
     ("--optimizer lion", "optimizer must be one of sgd, adam, adamw, rmsprop; got 'lion'"),
     ("--schedule step", "schedule must be one of cosine, hold; got 'step'"),
     ("--budget steps", "budget must be one of flops, epochs, seconds; got 'steps'"),

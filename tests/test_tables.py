@@ -162,6 +162,18 @@ def test_the_comparison_table():
     ]
     without = comparison_table(comparison_rows({"a": [summary(0, None)]}))
     assert "accuracy %" not in without
+    assert "ublished" not in without
+
+
+def test_what_the_literature_gives_stands_beside_what_we_measured():
+    runs = [summary(seed, 0.5, test=0.5) for seed in range(5)]
+    published = {"grown": [92.8, 0.1], "large": [63.7]}
+    rows = comparison_rows({"grown": runs, "large": runs, "ours": runs}, published)
+    table = comparison_table(rows)
+    header, *lines = cells_of(table)
+    assert header[-3:] == ["test accuracy %", "published %", "seeds"]
+    assert [line[-2] for line in lines] == ["92.80 ± 0.10", "63.70", "-"]
+    assert table.endswith("the configuration says which.")
 
 
 @pytest.mark.parametrize(("seeds", "noted"), [((5, 5), False), ((5, 4), True), ((1,), True)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
 
 from analysis.judging.anytime_regret import (
@@ -60,6 +60,8 @@ class Judgement:
         curves: every run's score over FLOPs, by row and seed.
         grid, best: the static frontier: scores at FLOPs.
         notes: what a reader has to know.
+        published: the test accuracy in % that the literature gives for a row, (mean,) or (mean,
+            spread), by row.
     """
 
     rows: Rows
@@ -76,6 +78,7 @@ class Judgement:
     grid: Numbers
     best: Numbers | None
     notes: tuple[str, ...]
+    published: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def judge(

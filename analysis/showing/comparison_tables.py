@@ -18,7 +18,8 @@ EXPLORATORY = 5
 def judgement_text(judgement: Judgement) -> str:
     """Give the judgement as Markdown: the table, the claims, the figures, the notes."""
     rows = {name: [run.summary for run in row.values()] for name, row in judgement.rows.items()}
-    parts = [comparison_table(comparison_rows(rows)), *judgement.notes, *_claims(judgement)]
+    table = comparison_table(comparison_rows(rows, judgement.published))
+    parts = [table, *judgement.notes, *_claims(judgement)]
     return "\n\n".join([*parts, figures_table(judgement)])
 
 
@@ -94,7 +95,10 @@ def scale_of(judgement: Judgement) -> Callable[[float], str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a comparison: means over seeds, and the accuracy's sample std."""
+    """One row of a comparison: means over seeds, and the accuracy's sample std.
+
+    `published` is what the literature gives for it, in %: nothing, (mean,) or (mean, spread).
+    """
 
     name: str
     seeds: int
@@ -106,9 +110,13 @@ class Row:
     spread: float | None
     test: float | None
     test_spread: float | None
+    published: Sequence[float] = ()
 
 
-def comparison_rows(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+def comparison_rows(
+    summaries: Mapping[str, Sequence[Mapping[str, Any]]],
+    published: Mapping[str, Sequence[float]] | None = None,
+) -> list[Row]:
     """Average the summaries of each row over its seeds; accuracies are fractions in [0, 1]."""
     return [
         Row(
@@ -120,6 +128,7 @@ def comparison_rows(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
             _mean_and_spread(runs, "validation_loss")[0],
             *_mean_and_spread(runs, "validation_accuracy"),
             *_mean_and_spread(runs, "test_accuracy"),
+            published=tuple((published or {}).get(name, ())),
         )
         for name, runs in summaries.items()
         if runs
@@ -138,7 +147,7 @@ def _mean_and_spread(
 def comparison_table(rows: Sequence[Row]) -> str:
     """Give the comparison as Markdown, with a line that says how much it can carry."""
     header = ["run", "parameters", "training FLOPs", "seconds", "validation loss"]
-    header += ["validation accuracy %", "test accuracy %", "seeds"]
+    header += ["validation accuracy %", "test accuracy %", "published %", "seeds"]
     lines = [
         [
             row.name,
@@ -148,6 +157,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
             number(row.loss),
             _percent(row.accuracy, row.spread),
             _percent(row.test, row.test_spread),
+            " ± ".join(f"{number:.2f}" for number in row.published) or "-",
             str(row.seeds),
         ]
         for row in rows
@@ -157,6 +167,11 @@ def comparison_table(rows: Sequence[Row]) -> str:
     if min((row.seeds for row in rows), default=0) < EXPLORATORY:
         table += f"\n\nExploratory: fewer than {EXPLORATORY} seeds. "
         table += "Accuracies are mean ± sample std over seeds."
+    if any(row.published for row in rows):
+        table += (
+            "\n\nPublished: test accuracy as the literature gives it for such a row, under its "
+        )
+        table += "own settings; the configuration says which."
     return table
 
 

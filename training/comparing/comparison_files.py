@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def write_judged(
             continue
         static = [name for name in rows if settings.cells[name].is_static]
         pair = settings.pair if settings.pair and set(settings.pair) <= set(rows) else None
-        judgement = judge(rows, static, pair, settings.budget)
+        published = {name: settings.cells[name].published for name in rows}
+        published = {name: told for name, told in published.items() if told}
+        judgement = replace(judge(rows, static, pair, settings.budget), published=published)
         groups.append((f"{ground[0]}, {ground[1]}", judgement))
         title = f"## {ground[0]}, {ground[1]}\n\n" if len(grounds) > 1 else ""
         texts.append(title + judgement_text(judgement))

@@ -30,6 +30,8 @@ def check_common(settings: Any) -> None:
         raise ValueError(f"epochs must be above 0 and at most {MOST_EPOCHS}, got {settings.epochs}")
     check_choice("augment", settings.augment, AUGMENTATIONS)
     check_choice("budget", settings.budget, ("flops", "epochs", "seconds"))
+    if settings.stem is not None:
+        check_choice("stem", settings.stem, ("cifar", "imagenet"))
     check_choice("schedule", settings.schedule, ("cosine", "hold"))
     check_choice("optimizer", settings.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
     _check_initializer(settings.initializer)
@@ -101,6 +103,18 @@ def check_policy_and_start(settings: Any) -> None:
     check_made("policy", settings.policy, Policy)
     if settings.start is not None:
         check_made("start", settings.start, Start)
+
+
+def check_published(value: object) -> None:
+    """Raise a ValueError unless it is [mean] or [mean, spread] in %, or None."""
+    if value is None:
+        return
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    real = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+    if len(numbers) not in (1, 2) or not real or not all(0 <= number <= 100 for number in numbers):
+        raise ValueError(
+            f"published must be [mean] or [mean, spread], of 0 to 100 %, got {value!r}"
+        )
 
 
 def check_made(name: str, value: object, kind: type) -> None:

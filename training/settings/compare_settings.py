@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nets import Initializer
 from policies import LayerStatistic, Never, Periodic, Plateau, Policy, RandomSite, StochasticDepth
-from training.settings.checks import check_compare, check_policy_and_start, folder_of, named_rows
+from training.settings.checks import (
+    check_compare,
+    check_policy_and_start,
+    check_published,
+    folder_of,
+    named_rows,
+)
 from training.settings.start_settings import Start
 from training.settings.train_settings import Common
 
@@ -20,25 +27,31 @@ class Cell:
         start: the net to start from; by default as for a training run.
         schedule: of the learning rate, if other than the comparison's.
         lr: the largest learning rate, if other than the comparison's.
+        initializer: of first and new weights, if other than the comparison's.
         data: the data set, if other than the comparison's; rows are judged beside those on the same
             data and net.
         net: the limit, if other than the comparison's.
         scratch: a row whose final architecture this row trains from fresh weights, without growth,
             seed by seed.
         yoked: a row at whose times this row grows, by the same kinds and costs, at random sites.
+        published: the test accuracy in % that the literature gives for such a row, [mean] or [mean,
+            spread]; it is printed beside ours.
     """
 
     policy: Policy = field(default_factory=Never)
     start: Start | None = None
     schedule: str | None = None
     lr: float | None = None
+    initializer: Initializer | str | None = None
     data: str | None = None
     net: str | None = None
     scratch: str | None = None
     yoked: str | None = None
+    published: list[float] | None = None
 
     def __post_init__(self) -> None:
         check_policy_and_start(self)
+        check_published(self.published)
 
     @property
     def source(self) -> str | None:

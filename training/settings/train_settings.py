@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nets import Architecture, Initializer, preset
 from nets.plan.action_dicts import name_of
@@ -27,6 +28,8 @@ class Common:
         net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
             the run may cost more.
         order: post or pre activation; by default as the net was published.
+        stem: cifar (a 3x3 convolution) or imagenet (7x7 of stride 2, then pooling: too coarse for
+            images of 32 pixels a side); by default as the net was published.
         epochs: the budget; see budget.
         budget: flops is the training FLOPs of that many epochs of the limit; epochs is that many
             passes over the data; seconds is that many seconds.
@@ -76,6 +79,7 @@ class Common:
     augment: str = "auto"
     net: str = "resnet20"
     order: str | None = None
+    stem: str | None = None
     epochs: float = 20
     budget: str = "flops"
     records: int | None = None
@@ -167,7 +171,8 @@ class Train(Common):
 
     def limit(self, classes: int, image: tuple[int, ...]) -> Architecture:
         """Give the limit network for data of that shape."""
-        return preset(self.net, classes=classes, image=image, order=self.order)
+        shape: dict[str, Any] = {"classes": classes, "image": image}
+        return preset(self.net, **shape, order=self.order, stem=self.stem)
 
     def first(self, limit: Architecture) -> Architecture:
         """Give the network to start from; a ValueError if it costs more than the limit."""
