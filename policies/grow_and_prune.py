@@ -23,10 +23,9 @@ class GrowAndPrune(Policy):
     at `prune_until`. The block with the least importance for each of its parameters gives way: its
     branch fades and goes, or, where the block must stay, it loses channels. (After Dai et al. 2019,
     NeST, arXiv 1711.02017: growth by gradient, then pruning.) Growth is spread over the budget up
-    to `prune_from`, and reaches the limit's FLOPs there. In our runs of it (docs/thesis.md, 5.4)
-    the net was full after a few records, and paid for until it was taken apart. Pruning a large
-    net alone, to half of its parameters, ended 6 points below growing a small one up to as many at
-    equal FLOPs, by whatever saliency (docs/thesis.md, chapter 3).
+    to `prune_from`, and reaches the limit's FLOPs there: so spread it has not been measured on real
+    data. Pruning a large net alone, to half of its parameters, ended 6 points below growing a small
+    one up to as many at equal FLOPs, by whatever saliency (docs/thesis.md, chapter 3).
 
     Args:
         statistic, pick, every, share, cooldown: of the growth, as of LayerStatistic.

@@ -20,9 +20,8 @@ class StochasticDepth(Policy):
     1603.09382, equation 4). A newborn starts at `newborn` and rises to its place over `ramp`
     records. Importance is the loss without a block's branch minus the loss with it. Stochastic
     depth helps deep nets and hurts shallow ones (about 7 points on CIFAR-100 at depth 18 with
-    final 0.5), so `final` is high here: lower it to 0.5 from some 50 layers on. In our runs, on
-    nets of some ten layers and with all growth in the first 0.6 of few records (docs/thesis.md,
-    5.4), it was 3 to 4 points behind growth at random sites. It does not widen. Plain nets have no
+    final 0.5), so `final` is high here: lower it to 0.5 from some 50 layers on. It does not widen,
+    so a start on thin streams ends in a deep thin net below the limit's FLOPs. Plain nets have no
     branches and are left as they are.
 
     Args:
