@@ -160,8 +160,8 @@ def perform(command: str, patch: pytest.MonkeyPatch) -> None:
     elif words[:2] == ["-m", "pytest"]:
         selected(words[2:])
     elif words[0] == "-m":
-        module = words[1].split(".")
-        path = ROOT.joinpath(*module) if module[1:] else ROOT / module[0] / "__main__"
+        path = ROOT.joinpath(*words[1].split("."))
+        path = path / "__main__" if path.is_dir() else path
         accepted(path.with_suffix(".py"), words[2:], patch)
     elif words[0].startswith("benchmarks/"):
         accepted(ROOT / words[0], words[1:], patch)
