@@ -122,7 +122,8 @@ def binding(settings: Mapping[str, Any]) -> dict[str, Any]:
 def completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Give settings that an earlier version wrote with those that it did not know yet."""
     mirrored = str(settings.get("data")).startswith(_FOLDER)  # then; now that must be asked for
-    return {"augment": "crop-flip" if mirrored else "auto", "deterministic": False, **settings}
+    augment = "crop-flip" if mirrored else "auto"
+    return {"augment": augment, "deterministic": False, "rates": "shared", **settings}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
