@@ -19,6 +19,7 @@ from nets.plan.presets import preset, preset_names, seed_of
 from nets.plan.removal import Narrow, Remove
 
 if TYPE_CHECKING:
+    from nets.growing.cohort_rates import CohortRates
     from nets.growing.grow import Grown, build, grow
     from nets.growing.schedulers import follow
     from nets.initializing.edit import Edit, GrownAxis
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nets.modules.network import Network
 
 _LAZY = {
+    "CohortRates": "growing.cohort_rates",
     "Edit": "initializing.edit",
     "Grown": "growing.grow",
     "GrownAxis": "initializing.edit",
@@ -42,6 +44,7 @@ __all__ = [
     "Action",
     "Architecture",
     "Block",
+    "CohortRates",
     "Cost",
     "Edit",
     "Freeze",

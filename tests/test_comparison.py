@@ -28,7 +28,9 @@ from training.settings.train_settings import Train
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
-    "growing": Cell(Periodic(share=0.1), schedule="hold", lr=0.05, initializer="net2net"),
+    "growing": Cell(
+        Periodic(share=0.1), schedule="hold", lr=0.05, rates="cohort", initializer="net2net"
+    ),
 }
 PICTURES = analysis.showing.html_report._pictures
 
@@ -135,9 +137,10 @@ def test_a_run_of_a_comparison_is_the_run_that_train_makes(tmp_path):
         3,
         Periodic(share=0.1),
     )
-    assert one.initializer == "net2net"
+    assert (one.rates, one.initializer) == ("cohort", "net2net")
     static = job_of(small(tmp_path), "static", 3).settings
     assert (static.schedule, static.initializer) == (settings.schedule, "he")
+    assert static.rates == "shared"
     compare(settings, quiet)
     train(replace(one, out=str(tmp_path / "alone")), quiet)
     histories = [tmp_path / "c" / "growing" / "seed3", tmp_path / "alone"]
@@ -226,6 +229,7 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
     for name in ("again", "elsewhere"):
         run = job_of(settings, name, 1).settings
         assert (run.lr, run.schedule, run.initializer) == (0.05, "hold", "net2net")
+        assert run.rates == "cohort"
     assert "Reference, the best static size on validation: **static**" in outcome.text
     before = bytes_of(tmp_path)
     compare(settings, quiet)

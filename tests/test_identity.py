@@ -192,14 +192,16 @@ def test_branches_are_trained_on_the_same_images(root: Path):
 
 
 def old(root: Path) -> None:
-    """Make the copy's run one of an earlier version: no data.json, no `augment`."""
+    """Make the copy's run one of an earlier version: no data.json, and three settings less."""
     (root / "run" / "data.json").unlink()
     config = yaml.safe_load((root / "run" / "config.yaml").read_text())
-    del config["augment"]
+    for name in ("augment", "rates", "stem"):
+        del config[name]
     (root / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     for file in (root / "run").rglob("*.pt"):
         state = torch.load(file, weights_only=True)
-        state["identity"].pop("augment", None)
+        for name in ("augment", "rates", "stem"):
+            state["identity"].pop(name, None)
         state["identity"]["data"] = config["data"]
         torch.save(state, file)
 

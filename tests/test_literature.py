@@ -34,6 +34,8 @@ INITIALIZERS = {
         "plain": PLAIN,
         "net2net": "net2net",
         "variance-transfer": "variance-transfer",
+        "cohort": PLAIN,
+        "both": "variance-transfer",
     },
 }
 SHORT = "--data digits --epochs 1 --records 20 --batch_size 32 --seeds [0] --workers 1 --threads 1"
@@ -84,6 +86,7 @@ def test_a_table_grows_as_published(parser, name, net, growths, share):
     for row in rows:
         assert (runs[row].policy, runs[row].start) == (runs[rows[0]].policy, runs[rows[0]].start)
         assert runs[row].budget == "epochs"
+        assert runs[row].rates == ("cohort" if row in ("cohort", "both") else "shared")
     assert mean(map(train_flops, nets)) / train_flops(net) == pytest.approx(share, abs=0.01)
 
 

@@ -837,3 +837,18 @@ def test_responses_of_batchnorms_of_any_momentum(momentum, eps, size):
     with Observer(net, optimizer) as observer:
         slow = plain_steps(net, optimizer, range(3))
         slow.agrees_with(observer.readings())
+
+
+def test_the_hooks_on_an_optimizer_stay_behind_when_it_grows():
+    net = build(preset("resnet8"), seed=0)
+    optimizer = SGD(net.parameters(), 0.1, momentum=0.9)
+    inputs = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Observer(net, optimizer) as observer:
+        for number in (1, 2):
+            net(inputs).square().mean().backward()
+            optimizer.step()
+            assert len(optimizer._optimizer_step_post_hooks) == 1
+            grown = grow(net, Insert("stage1.block1", 2 * number), optimizer)
+            net, optimizer = grown.network, grown.optimizer
+            assert not optimizer._optimizer_step_post_hooks  # before its first step
+            observer.follow(grown)

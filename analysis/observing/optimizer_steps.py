@@ -25,6 +25,8 @@ class OptimizerSteps:
         after: is called after the update, with the optimizer.
     """
 
+    stays_behind = True  # when `grow` carries an optimizer's hooks: the new one gets its own
+
     def __init__(
         self,
         concerns: Callable[[Any], bool],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nets.growing.assembly import assemble, hand_over
 from nets.growing.carry import carry, unknown_channels
-from nets.growing.entry_sources import Carried
+from nets.growing.entry_sources import Carried, Sources
 from nets.growing.optimizers import carry_optimizer
 from nets.initializing.by_name import initializer_of
 from nets.initializing.distributions import Distribution
@@ -63,7 +63,8 @@ class Grown:
     """What `grow` gives. `difference` is None without a probe batch; see `grow`.
 
     `flops` is what initializers and saliencies measured on the probe batch; the forwards behind
-    `difference` and new running statistics are not in it.
+    `difference` and new running statistics are not in it. `sources` says, by entry whose shape has
+    changed, where its rows and columns came from, (size,) int64 on the CPU; -1: new.
     """
 
     network: Network
@@ -71,6 +72,7 @@ class Grown:
     ema: Network | None
     difference: float | None
     flops: int = 0
+    sources: Sources = field(default_factory=dict)
 
 
 def grow(
@@ -147,7 +149,8 @@ def grow(
         hand_over(each, made, attributes)
     if optimizer is not None:
         optimizer = carry_optimizer(optimizer, old, news[0], carried.sources)
-    return Grown(news[0], optimizer, news[-1] if old_ema else None, difference, carried.flops)
+    average = news[-1] if old_ema else None
+    return Grown(news[0], optimizer, average, difference, carried.flops, carried.sources)
 
 
 def _ours(name: str, net: nn.Module) -> Network:

@@ -21,7 +21,7 @@ from nets.modules.random_draws import hash_of
 from training.asking.branch_points import BranchPoint, Candidates, branch_point_of, candidates
 from training.computing.evaluation import evaluate
 from training.computing.learning_rate import set_learning_rate
-from training.computing.optimizer import make_optimizer
+from training.computing.optimizer import make_optimizer, make_rates
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import to_device
 from training.data.identity import check_same_data
@@ -102,13 +102,16 @@ def _train(
     device, loss, batches = prepared.precision.device, prepared.loss, prepared.batches
     net = to_device(network_of(state, point.state), device)
     optimizer, scaler = make_optimizer(net, settings), prepared.precision.scaler()
-    progress = restore(state, point.state, net, optimizer, scaler)
+    rates = make_rates(net, optimizer, settings)
+    progress = restore(state, point.state, net, optimizer, scaler, rates)
     if actions:
         probe = tuple(part[:CHECKED] for part in prepared.probe())
         how: Any = {"initializer": settings.initializer, "seed": settings.seed}
         grown = grow(net, actions, optimizer, probe=probe, loss=loss, **how)  # pyright: ignore
         assert grown.optimizer is not None
         net, optimizer = grown.network, grown.optimizer
+        if rates is not None:
+            rates.follow(grown)
     window = torch.zeros(3, dtype=torch.float64, device=device)
     skip = settings.nonfinite == "skip"
     how = loss, prepared.precision, window, settings.accumulate, scaler, skip

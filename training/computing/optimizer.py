@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nets import CohortRates, Network
 from training.computing import distributed
 from training.settings.train_settings import Common
 
@@ -42,6 +43,13 @@ def make_optimizer(net: nn.Module, settings: Common) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(groups, rate, foreach=True, capturable=on_gpu)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(groups, rate, fused=True, capturable=on_gpu)
+
+
+def make_rates(
+    net: Network, optimizer: torch.optim.Optimizer, settings: Common
+) -> CohortRates | None:
+    """Give what lets each cohort have its own learning rate, if the settings say so."""
+    return CohortRates(net, optimizer) if settings.rates == "cohort" else None
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from analysis import Observer
 from analysis.recording.atomic_files import write_whole
-from nets import Architecture, Network
+from nets import Architecture, CohortRates, Network
 from training.computing.budget import Progress
 from training.computing.optimizer import UNSCALED
 from training.keeping.run_folder import binding, completed
@@ -91,6 +91,7 @@ def save_checkpoint(
     identity: dict[str, Any],
     ema: Network | None = None,
     scaler: torch.amp.GradScaler = UNSCALED,
+    rates: CohortRates | None = None,
 ) -> None:
     """Write the whole state; a reader sees the old file or the new one."""
     state = {
@@ -99,6 +100,7 @@ def save_checkpoint(
         "ema": None if ema is None else ema.state_dict(),
         "optimizer": optimizer_state(net, optimizer),
         "scaler": scaler.state_dict(),
+        "rates": None if rates is None else rates.state_dict(),
         "generator": torch.get_rng_state(),
         "cuda_generator": torch.cuda.get_rng_state(window.device) if window.is_cuda else None,
         "progress": asdict(progress),

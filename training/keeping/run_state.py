@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from analysis import Observer, Record
 from analysis.showing.tensorboard_writer import Board
-from nets import Cost, Network
+from nets import CohortRates, Cost, Network
 from policies import Never
 from training.computing.budget import Budget, Progress
 from training.computing.clock import Clock
@@ -73,6 +73,7 @@ class Run:
     window: Tensor  # (3,) summed loss, correct, images of this process since the last record
     trace: Tensor  # (ROWS, 3): `window` before and after every step that losses.csv lacks
     clock: Clock  # the next step's numbers
+    rates: CohortRates | None = None  # None: all weights share the clock's
     captured: CapturedStep | None = None  # None: steps run as they are written
     untold: int = 0  # steps that losses.csv lacks
     progress: Progress = field(default_factory=Progress)

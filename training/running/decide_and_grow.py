@@ -101,6 +101,8 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
     run.clock.lead(run.optimizer)
+    if run.rates is not None:
+        run.rates.follow(grown)  # before the observer sees a step
     if run.captured:
         run.captured.forget()
     run.observer.follow(grown)

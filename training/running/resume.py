@@ -14,11 +14,11 @@ from torch import Tensor
 from analysis import Observer, read_history
 from analysis.recording.timeline import statistics_of
 from analysis.showing.tensorboard_writer import Board
-from nets import Network, build, cost
+from nets import CohortRates, Network, build, cost
 from training.computing import distributed
 from training.computing.budget import Budget, Progress
 from training.computing.clock import Clock
-from training.computing.optimizer import make_optimizer
+from training.computing.optimizer import make_optimizer, make_rates
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import model_of, to_device
 from training.data.splits import part_of
@@ -67,7 +67,7 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     torch.manual_seed(settings.seed)
     run = _begin(settings, prepared, *_networks(settings, prepared, state, path))
     if state is not None:
-        saved = run.net, run.optimizer, run.scaler, run.observer, run.window
+        saved = run.net, run.optimizer, run.scaler, run.rates, run.observer, run.window
         run.progress = restore(state, path, *saved)
         run.saved = run.progress.seconds
         run.trace[0] = run.window
@@ -110,6 +110,7 @@ def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | Non
         window=window,
         trace=window.new_zeros(ROWS, 3),
         clock=Clock(device),
+        rates=make_rates(net, optimizer, settings),
     )
 
 
@@ -119,6 +120,7 @@ def restore(
     net: Network,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    rates: CohortRates | None = None,
     observer: Observer | None = None,
     window: Tensor | None = None,
 ) -> Progress:
@@ -130,13 +132,15 @@ def restore(
     try:
         load_optimizer_state(net, optimizer, state["optimizer"])
         scaler.load_state_dict(state["scaler"])
+        if rates is not None:
+            rates.load_state_dict(state["rates"])
         set_generators(state, net.draw.device)
         if observer is not None:
             observer.load_state_dict(state["observer"])
         if window is not None and distributed.rank() == 0:  # it is the sum over all processes
             window.copy_(state["window"].reshape(3))
         return Progress(**state["progress"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error!r}") from None
 
 

@@ -52,7 +52,7 @@ def save(run: Run, name: str = "checkpoint.pt") -> None:
     with writing(path):
         path.parent.mkdir(exist_ok=True)
     identity, net, optimizer = binding(settings_to_dict(run.settings)), run.net, run.optimizer
-    state = run.progress, run.observer, window, identity, run.ema, run.scaler
+    state = run.progress, run.observer, window, identity, run.ema, run.scaler, run.rates
     save_checkpoint(path, net, optimizer, *state)
 
 
@@ -121,7 +121,7 @@ def _hyperparameters(run: Run) -> dict[str, str | float]:
     """
     settings = run.settings
     names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
-    names += ("weight_decay", "precision")
+    names += ("weight_decay", "precision", "rates")
     return {
         "data": in_one_line(settings.data, _MOST),
         "lr": settings.learning_rate,

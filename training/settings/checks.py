@@ -34,6 +34,7 @@ def check_common(settings: Any) -> None:
         check_choice("stem", settings.stem, ("cifar", "imagenet"))
     check_choice("schedule", settings.schedule, ("cosine", "hold"))
     check_choice("optimizer", settings.optimizer, ("sgd", "adam", "adamw", "rmsprop"))
+    check_choice("rates", settings.rates, ("shared", "cohort"))
     _check_initializer(settings.initializer)
     check_choice("policy_errors", settings.policy_errors, ("stop", "continue"))
     check_choice("precision", settings.precision, ("auto", "float32", "bf16", "fp16"))

@@ -27,6 +27,7 @@ class Cell:
         start: the net to start from; by default as for a training run.
         schedule: of the learning rate, if other than the comparison's.
         lr: the largest learning rate, if other than the comparison's.
+        rates: of learning, shared or cohort, if other than the comparison's.
         initializer: of first and new weights, if other than the comparison's.
         data: the data set, if other than the comparison's; rows are judged beside those on the same
             data and net.
@@ -42,6 +43,7 @@ class Cell:
     start: Start | None = None
     schedule: str | None = None
     lr: float | None = None
+    rates: str | None = None
     initializer: Initializer | str | None = None
     data: str | None = None
     net: str | None = None
