@@ -8,18 +8,19 @@ from policies.base import (
     insert,
     largest_by,
     largest_width,
+    levelled,
     room,
     series,
     sites,
     stalled,
     widen,
 )
+from policies.controls import Never, RandomSite, Yoked
 from policies.grow_and_prune import GrowAndPrune
 from policies.layer_statistic import LayerStatistic
 from policies.plateau import Plateau
-from policies.scheduled import Never, Periodic, RandomSite
+from policies.scheduled import Periodic, WholeNet
 from policies.stochastic_depth import StochasticDepth
-from policies.yoked import Yoked
 
 __all__ = [
     "GrowAndPrune",
@@ -30,6 +31,7 @@ __all__ = [
     "Policy",
     "RandomSite",
     "StochasticDepth",
+    "WholeNet",
     "Yoked",
     "due",
     "flat",
@@ -37,6 +39,7 @@ __all__ = [
     "insert",
     "largest_by",
     "largest_width",
+    "levelled",
     "room",
     "series",
     "sites",

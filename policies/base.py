@@ -1,4 +1,4 @@
-"""What a policy is, and the `when` and `where` functions that policies call."""
+"""What a policy is, and the `where` functions that policies call; `when` is in policies.times."""
 
 from __future__ import annotations
 
@@ -7,10 +7,40 @@ from collections.abc import Callable, Sequence
 
 from analysis import Record
 from analysis.recording.record import UNBOUNDED
-from nets import Action, Architecture, Insert, Widen, cost
-from nets.plan.actions import adds_capacity
+from nets import Action, Architecture, Insert, Widen, WidenStage, cost
+from policies.times import (
+    History,
+    Time,
+    due,
+    flat,
+    in_records,
+    levelled,
+    losses_of,
+    since_growth,
+    stalled,
+)
 
-History = Sequence[Record]
+__all__ = [
+    "History",
+    "Policy",
+    "Time",
+    "due",
+    "flat",
+    "growths",
+    "in_records",
+    "insert",
+    "largest_amount",
+    "largest_by",
+    "largest_width",
+    "levelled",
+    "losses_of",
+    "room",
+    "series",
+    "since_growth",
+    "sites",
+    "stalled",
+    "widen",
+]
 
 
 class Policy(ABC):
@@ -20,7 +50,8 @@ class Policy(ABC):
     of the history: no network, no state, randomness only from the record's seed and step. What
     needs the network is a probe: name it in `needs`, and the loop measures it into every record
     ("importance" into `importance`, "effective_rank" into the `extra` of the readings). Amounts of
-    growth are given as a `share` of the limit's FLOPs an image.
+    growth are given as a `share` of the limit's FLOPs an image, times as fractions of the budget or
+    counts of records (policies.times).
     """
 
     needs = tuple[str, ...]()  # unannotated: no field, and no name for jsonargparse to resolve
@@ -28,47 +59,6 @@ class Policy(ABC):
     @abstractmethod
     def decide(self, history: History) -> Sequence[Action]:
         """Give the actions to take now; history[-1] is the present, with nothing decided yet."""
-
-
-# When -------------------------------------------------------------------------------------------
-
-
-def due(history: History, every: int) -> bool:
-    """Say whether the present record is a multiple of `every` records from the start."""
-    return len(history) % every == 0
-
-
-def since_growth(history: History) -> History:
-    """Give the records made since the last growth, the present one included."""
-    grown = [i for i, record in enumerate(history) if any(map(adds_capacity, record.applied))]
-    return history[grown[-1] + 1 :] if grown else history
-
-
-def stalled(history: History, patience: int, min_delta: float = 0.0) -> bool:
-    """Say whether the last `patience` records have not beaten the best validation loss before.
-
-    Only records since the last growth count, so the earliest answer comes `patience + 1` records
-    after it. To beat means by more than `min_delta`.
-    """
-    losses = [r.validation_loss for r in since_growth(history) if r.validation_loss is not None]
-    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]) - min_delta
-
-
-def flat(history: History, window: int, level: float = 0.05) -> bool:
-    """Say whether the validation loss no longer falls, by a one-sided slope test.
-
-    True when a straight line through the last `window` losses since the last growth does not fall
-    at significance `level` (scipy.stats.linregress).
-    """
-    from scipy.stats import linregress  # imported late: it takes most of a second
-
-    records = [r for r in since_growth(history) if r.validation_loss is not None][-window:]
-    if len(records) < window:
-        return False
-    steps, losses = zip(*((record.step, record.validation_loss) for record in records))
-    test = linregress(steps, losses, alternative="less")
-    # not `>`: losses that are all the same have no p-value (nan), and do not fall
-    return not test.pvalue <= level  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Where ------------------------------------------------------------------------------------------
@@ -90,20 +80,21 @@ def series(history: History, layer: str, statistic: str) -> list[float]:
     return values[::-1]
 
 
-def growths(history: History) -> list[Widen | Insert]:
+def growths(history: History) -> list[Widen | WidenStage | Insert]:
     """Give the growth actions that were applied, in order."""
     applied = [action for record in history for action in record.applied]
-    return [action for action in applied if isinstance(action, Widen | Insert)]
+    return [action for action in applied if isinstance(action, Widen | WidenStage | Insert)]
 
 
-def sites(history: History, cooldown: int = 1) -> list[str]:
-    """Give the blocks that may be edited: all but those edited within `cooldown` records.
+def sites(history: History, cooldown: Time = 1) -> list[str]:
+    """Give the blocks that may be edited: all but those edited within `cooldown`.
 
     Edited is what was born, widened (its stream too), narrowed, or had a block inserted after it. A
     newborn's statistics say what its initialisation did, not what it needs. A block that fades is
     left alone too.
     """
-    recent = [_places(record.architecture) for record in history[-cooldown - 1 :]]
+    records = in_records(history, cooldown)
+    recent = [_places(record.architecture) for record in history[-records - 1 :]]
     blocks = history[-1].architecture.blocks
     rested = [name for name, now in recent[-1].items() if all(p.get(name) == now for p in recent)]
     return [name for name in rested if not blocks[name].fade]
@@ -140,8 +131,12 @@ def largest_amount(
     least: int,
     flops: float,
     parameters: float,
+    spared: Callable[[int, int], bool] = lambda flops, parameters: True,
 ) -> int:
-    """Give the largest amount, from `least` on, whose action adds at most so much; 0 if none."""
+    """Give the largest amount, from `least` on, whose action adds at most so much; 0 if none.
+
+    `spared` may refuse more of (FLOPs, parameters) added; what it refuses, it refuses of more too.
+    """
     if flops == parameters == float("inf"):
         raise ValueError(f"flops must be finite unless parameters are, got {flops}")
     before = cost(architecture)
@@ -149,7 +144,7 @@ def largest_amount(
     def fits(amount: int) -> bool:
         after = cost(architecture.apply(action(amount)))
         added = after.flops - before.flops, after.parameters - before.parameters
-        return added[0] <= flops and added[1] <= parameters
+        return added[0] <= flops and added[1] <= parameters and spared(*added)
 
     if not fits(least):
         return 0

@@ -1,117 +1,220 @@
-"""The controls of every comparison: no growth, growth in turn, growth at random."""
+"""Growth by the clock: round robin, or the whole net at given times."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from random import Random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor, inf
 
-from nets import Action, Architecture, Insert, Widen
-from nets.checks import check_count, check_fraction
-from policies.base import History, Policy, due, growths, insert, sites, widen
-
-
-@dataclass(frozen=True)
-class Never(Policy):
-    """Never grows: the static net, which a growth policy has to beat at equal training FLOPs.
-
-    Of several sizes take the one that growth starts from too: on CIFAR-10 images, at the training
-    FLOPs of 1 and of 4 epochs of ResNet-14, no row was shown to be better (docs/thesis.md, 5.4).
-    """
-
-    def decide(self, history: History) -> Sequence[Action]:
-        return []
+from analysis import Record
+from nets import Action, Architecture, Widen, WidenStage, cost
+from nets.checks import check_count
+from nets.plan.actions import adds_capacity
+from policies.base import Policy, growths, room, sites
+from policies.fitting import (
+    MOST,
+    Choice,
+    check_growth,
+    check_widest,
+    full_width,
+    grow_at,
+    kinds_of,
+    said,
+    share_of,
+    shuffled,
+    site_of,
+)
+from policies.times import History, Time, due
 
 
 @dataclass(frozen=True)
 class Periodic(Policy):
-    """Grows every k records, round robin over the stages: widens each, then inserts into each.
+    """Grows every so often, round robin over the stages: widens, inserts, then widens the streams.
 
     The standard baseline: growth at fixed times usually beats growth at plateaus (Wen et al. 2020,
     AutoGrow, arXiv 1906.02909). It looks at nothing, so a policy that looks should do better. In a
-    stage it takes the narrowest block, and begins with the first stage. In our runs on CIFAR-10
-    images it had 61.1 %, as growth at random sites and by three statistics, on a short budget, and
-    70.9 % on a long one, where random sites had 72.0 and the best statistic 72.9 (three seeds;
-    docs/thesis.md, 5.4).
+    stage it takes the narrowest block, of equal ones one drawn from (seed, step); it begins with
+    the first stage. In simulated runs of 20, 40 and 200 records it grows at the same parts of the
+    budget and reaches the limit's FLOPs (tests/test_schedules.py); what its schedule before did on
+    images (docs/thesis.md, 5.4) was another: all growth in the first 8 % of a run of 200 records.
 
     Args:
-        every: records between growths. With 20 records and growth until 0.6 of the budget, 1 gives
-            up to 12 growths, 2 up to 6.
-        share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
-        cooldown: records for which an edited block is left alone.
+        every: between growths: a fraction of the budget, or a number of records. The default gives
+            11 growths in the 0.6 of the budget in which a run grows.
+        share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1; None
+            divides what is left by the growths to come.
+        cooldown: for how long an edited block is left alone, as `every`, or 0.
+        streams: widen residual streams too, in turn with blocks; None does if the blocks of the
+            first net fill theirs, as where it began with thin ones (`--start.stream`).
+        widest: a block's inner width at most, as a multiple of its stream's (of a quarter of it in
+            a bottleneck); None for no cap.
     """
 
-    every: int = 1
-    share: float = 0.1
-    cooldown: int = 1
+    every: Time = 0.05
+    share: float | None = None
+    cooldown: Time = 0.05
+    streams: bool | None = None
+    widest: float | None = MOST
 
     def __post_init__(self) -> None:
-        check_schedule(self.every, self.share, self.cooldown)
+        check_growth(self)
 
     def decide(self, history: History) -> Sequence[Action]:
         if not due(history, self.every):
             return []
-        architecture, free = history[-1].architecture, set(sites(history, self.cooldown))
-        done, count = growths(history), len(architecture.stages)
-        first = _turn_of(done[-1], architecture) + 1 if done else 0
-        for turn in range(first, first + 2 * count):
-            stage = architecture.stages[turn % count]
-            blocks = [block for block in stage.blocks if block.name in free]
-            if blocks:
-                block = min(blocks, key=lambda block: block.width).name
-                edit = insert if turn // count % 2 else widen
-                actions = edit(history, block, self.share, f"turn {len(done) + 1}: {stage.name}")
-                if actions:
-                    return actions
-        return []
+        share = share_of(history, self.share, self.every)
+        free = set(sites(history, self.cooldown))
+        choices = self._choices(history, kinds_of(history, "both", self.streams), free)
+        return grow_at(history, choices, share, self.widest)
+
+    def _choices(self, history: History, kinds: Sequence[str], free: set[str]) -> list[Choice]:
+        """Give a whole round of choices from the next turn on, of the blocks that are free."""
+        record = history[-1]
+        stages = record.architecture.stages
+        number = 1 + sum(any(map(adds_capacity, past.applied)) for past in history)
+        first, choices = _next_turn(history, kinds), []
+        for turn in range(first, first + len(kinds) * len(stages)):
+            stage = stages[turn % len(stages)]
+            kind = kinds[turn // len(stages) % len(kinds)]
+            widths = {block.name: block.width for block in stage.blocks}
+            names = [name for name in shuffled(record, widths) if name in free]
+            if names:
+                block = min(names, key=lambda name: widths[name])
+                choices.append(Choice(kind, block, f"turn {number}: {stage.name}"))
+        return choices
 
 
-def _turn_of(growth: Widen | Insert, architecture: Architecture) -> int:
-    """Give a growth's place in a round: 0, 1, ... widen the stages, the next as many insert."""
-    block = growth.after if isinstance(growth, Insert) else growth.block
-    place = architecture.stages.index(architecture.stage_of(block))
-    return place + isinstance(growth, Insert) * len(architecture.stages)
+def _next_turn(history: History, kinds: Sequence[str]) -> int:
+    """Give the turn after that of the last growth: 0, 1, ... widen the stages, then insert."""
+    grown = [found for record in history if (found := growths([record]))]
+    if not grown:
+        return 0
+    architecture = history[-1].architecture
+    kind, place = site_of(grown[-1][0])  # what came after it filled up what it left
+    stage = place.partition(".")[0]
+    names = [each.name for each in architecture.stages]
+    return (kinds.index(kind) if kind in kinds else -1) * len(names) + names.index(stage) + 1
 
 
 @dataclass(frozen=True)
-class RandomSite(Policy):
-    """Grows every k records at a site and with an edit drawn from (seed, step).
+class WholeNet(Policy):
+    """Grows all widths at once at given times: the schedules of GradMax and of Variance Transfer.
 
-    The control for every 'where': a statistic that does not beat it says nothing about where
-    capacity is missing (Evci et al. 2022, arXiv 2201.05125, section 5, compare with random growth).
-    In our runs no statistic was shown to beat it; the residual ratio came nearest (docs/thesis.md,
-    5.4).
+    Every width is a multiple of what the first net had, so that proportions stay. Without `factor`
+    the widths rise in equal steps, and at the last time the net is the largest of its proportions
+    within the limit: from a quarter of the inner widths, 12 growths add 1/16 of the full inner
+    width each (Evci et al. 2022, GradMax, arXiv 2201.05125; `streams` false, `at` 10/78, 12.5/78
+    ... 37.5/78). With `factor` 1.2, `multiple` 2, `streams` and 8 times from a quarter of all
+    widths it is that of Yuan et al. 2023 (arXiv 2306.12700). A growth makes up what was refused
+    before. Plain nets grow in width alone.
 
     Args:
-        every: records between growths.
-        share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
-        cooldown: records for which an edited block is left alone.
+        at: fractions of the budget at which the net grows, in order, above 0 and below 1. What is
+            past the run's `grow_until` is refused.
+        factor: each growth multiplies the widths by it, above 1, while the limit allows; None
+            reaches the limit.
+        streams: residual streams too, or inner widths alone.
+        multiple: widths are rounded to a multiple of it; 2 makes them even.
+        widest: a block's inner width at most, as a multiple of its stream's; None for no cap.
     """
 
-    every: int = 1
-    share: float = 0.1
-    cooldown: int = 1
+    at: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    factor: float | None = None
+    streams: bool = True
+    multiple: int = 1
+    widest: float | None = MOST
 
     def __post_init__(self) -> None:
-        check_schedule(self.every, self.share, self.cooldown)
+        object.__setattr__(self, "at", tuple(self.at))
+        rising = all(before < after for before, after in zip((0, *self.at), (*self.at, 1)))
+        if not self.at or not rising:
+            raise ValueError(
+                f"at must be fractions of the budget in rising order, above 0 and below 1, got "
+                f"{list(self.at)}"
+            )
+        number = isinstance(self.factor, int | float) and not isinstance(self.factor, bool)
+        if self.factor is not None and not (number and 1 < self.factor < inf):
+            raise ValueError(f"factor must be above 1 and finite, or null, got {self.factor!r}")
+        check_count("multiple", self.multiple)
+        check_widest(self.widest)
 
     def decide(self, history: History) -> Sequence[Action]:
-        if not due(history, self.every):
+        record, start = history[-1], history[0].architecture
+        before = history[-2].spent if len(history) > 1 else 0.0
+        number = sum(time <= record.spent + 1e-9 for time in self.at)
+        if number == sum(time <= before + 1e-9 for time in self.at):
             return []
-        random = Random(f"{history[-1].seed}:{history[-1].step}")
-        choices = [
-            (edit, site) for site in sites(history, self.cooldown) for edit in (widen, insert)
-        ]
-        random.shuffle(choices)
-        for edit, site in choices:
-            actions = edit(history, site, self.share, "drawn at random")
-            if actions:
-                return actions
-        return []
+        room(record)  # refuses a record without a limit
+        widths = self._widths(start, record, number)
+        actions, architecture = list[Action](), record.architecture
+        for stage in start.stages:  # streams first: blocks are no wider than theirs allow
+            for name, kind in ((stage.name, WidenStage), *((b.name, Widen) for b in stage.blocks)):
+                by = widths[name] - _widths_of(architecture).get(name, widths[name])
+                if by > 0:
+                    actions.append(kind(name, by, reason=f"growth {number} of {len(self.at)}"))
+                    architecture = architecture.apply(actions[-1])
+        return said(actions, architecture, record.limit)
+
+    def _widths(self, start: Architecture, record: Record, number: int) -> dict[str, int]:
+        """Give the widths after growth of that number, by block and stage."""
+
+        def fits(scale: float) -> bool:
+            total = cost(_with_widths(start, self._scaled(start, scale)))
+            return total.flops <= limit.flops and total.parameters <= limit.parameters
+
+        limit, low, high = record.limit, 1.0, self.factor**number if self.factor else 2.0
+        while self.factor is None and high < 2**10 and fits(high):
+            high *= 2
+        if not fits(high):
+            for _ in range(30):
+                middle = (low + high) / 2
+                low, high = (middle, high) if fits(middle) else (low, middle)
+            high = low
+        last = self._scaled(start, high)
+        if self.factor is not None:
+            return last
+        part, first = number / len(self.at), _widths_of(start)
+        return {
+            name: self._rounded(first[name] + part * (width - first[name]))
+            if width > first[name] and part < 1
+            else width
+            for name, width in last.items()
+        }
+
+    def _scaled(self, start: Architecture, scale: float) -> dict[str, int]:
+        """Give every width times `scale`, by block and stage, no smaller than it is."""
+        found = {}
+        for stage in start.stages:
+            stream = max(stage.width, self._rounded(stage.width * scale) if self.streams else 0)
+            found[stage.name] = stream
+            for block in stage.blocks:
+                width = self._rounded(block.width * scale)
+                if stream and self.widest:
+                    full = full_width(start, replace(stage, width=stream))
+                    width = min(width, floor(self.widest * full))
+                found[block.name] = max(block.width, width)
+        return found
+
+    def _rounded(self, width: float) -> int:
+        return self.multiple * round(width / self.multiple)
 
 
-def check_schedule(every: int, share: float, cooldown: int) -> None:
-    """Raise a ValueError unless the settings that the scheduled policies share are in range."""
-    check_count("every", every)
-    check_fraction("share", share)
-    check_count("cooldown", cooldown, least=0)
+def _widths_of(architecture: Architecture) -> dict[str, int]:
+    """Give inner widths by block and widths of streams by stage."""
+    streams = {stage.name: stage.width for stage in architecture.stages}
+    return streams | {name: block.width for name, block in architecture.blocks.items()}
+
+
+def _with_widths(architecture: Architecture, widths: Mapping[str, int]) -> Architecture:
+    """Give the architecture with those widths; a stem that is part of a stream is as wide."""
+    stages = tuple(
+        replace(
+            stage,
+            width=widths[stage.name],
+            blocks=tuple(replace(block, width=widths[block.name]) for block in stage.blocks),
+        )
+        for stage in architecture.stages
+    )
+    first = stages[0]
+    stem = first.width if first.width and not first.projection else architecture.stem_width
+    return replace(architecture, stages=stages, stem_width=stem)

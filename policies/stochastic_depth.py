@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nets import Action, SetSurvival
-from nets.checks import check_count, check_fraction
-from policies.base import History, Policy, due, insert, sites
-from policies.scheduled import check_schedule
+from nets.checks import check_fraction
+from policies.base import Policy, sites
+from policies.fitting import Choice, check_growth, grow_at, share_of, shuffled
+from policies.times import History, Time, check_time, due, in_records
 
 
 @dataclass(frozen=True)
@@ -19,34 +20,33 @@ class StochasticDepth(Policy):
     1603.09382, equation 4). A newborn starts at `newborn` and rises to its place over `ramp`
     records. Importance is the loss without a block's branch minus the loss with it. Stochastic
     depth helps deep nets and hurts shallow ones (about 7 points on CIFAR-100 at depth 18 with
-    final 0.5), so `final` is high here: lower it to 0.5 from some 50 layers on. In our runs, on
-    nets of some ten layers, it was 3 to 4 points behind growth at random sites (docs/thesis.md,
-    5.4), with a smaller gap between training and validation than any other row (6.1).
-    Plain nets have no branches and are left as they are.
+    final 0.5), so `final` is high here: lower it to 0.5 from some 50 layers on. It does not widen,
+    so a start on thin streams ends in a deep thin net below the limit's FLOPs. Plain nets have no
+    branches and are left as they are.
 
     Args:
         final: survival of the last block, above 0 and at most 1.
         newborn: survival of a block at birth, above 0 and at most 1.
-        ramp: records over which a newborn rises to its place.
-        every: records between insertions.
-        share: the FLOPs a growth adds, as a fraction of the limit's, above 0 and at most 1.
-        cooldown: records for which nothing is inserted next to a newborn.
+        ramp: over which a newborn rises to its place: a fraction of the budget, or a number of
+            records.
+        every, share: of insertions, as of Periodic.
+        cooldown: for how long nothing is inserted next to a newborn, as of Periodic.
     """
 
     final: float = 0.9
     newborn: float = 0.5
-    ramp: int = 3
-    every: int = 1
-    share: float = 0.1
-    cooldown: int = 2
+    ramp: Time = 0.15
+    every: Time = 0.05
+    share: float | None = None
+    cooldown: Time = 0.1
 
     needs = ("importance",)
 
     def __post_init__(self) -> None:
         check_fraction("final", self.final)
         check_fraction("newborn", self.newborn)
-        check_count("ramp", self.ramp)
-        check_schedule(self.every, self.share, self.cooldown)
+        check_time("ramp", self.ramp)
+        check_growth(self)
 
     def decide(self, history: History) -> Sequence[Action]:
         record = history[-1]
@@ -60,22 +60,23 @@ class StochasticDepth(Policy):
                 actions.append(SetSurvival(name, target, reason="linear decay with depth"))
         if due(history, self.every):
             importance = record.importance
-            free = [site for site in sites(history, self.cooldown) if site in importance]
-            for site in sorted(free, key=lambda site: importance[site], reverse=True):
-                reason = f"most important, {importance[site]:.3g}"
-                born = insert(history, site, self.share, reason, survival=self.newborn)
-                if born:
-                    return actions + born
+            names = [name for name in sites(history, self.cooldown) if name in importance]
+            ranked = sorted(shuffled(record, names), key=importance.__getitem__, reverse=True)
+            choices = [
+                Choice("insert", name, f"most important, {importance[name]:.3g}") for name in ranked
+            ]
+            share = share_of(history, self.share, self.every)
+            actions += grow_at(history, choices, share, survival=self.newborn)
         return actions
 
     def _targets(self, history: History) -> dict[str, float]:
         """Give each block's survival now: its place on the line, or on the way there."""
-        blocks = history[-1].architecture.blocks
+        blocks, ramp = history[-1].architecture.blocks, in_records(history, self.ramp)
         targets = {}
         for depth, name in enumerate(blocks, start=1):
             place = 1 - depth / len(blocks) * (1 - self.final)
             age = sum(name in record.architecture.blocks for record in history)
-            if age < len(history) and age < self.ramp:
-                place = self.newborn + (place - self.newborn) * age / self.ramp
+            if age < len(history) and age < ramp:
+                place = self.newborn + (place - self.newborn) * age / ramp
             targets[name] = round(place, 4)
         return targets

@@ -151,6 +151,24 @@ def test_the_small_start_keeps_the_streams():
     assert min(block.width for block in seed_of(large, width=0.001).blocks.values()) == 1
 
 
+def test_the_small_start_may_have_thin_streams():
+    start = seed_of(preset("resnet20"), width=0.25, blocks=None, stream=0.25)
+    assert (start.stem_width, [stage.width for stage in start.stages]) == (4, [4, 8, 16])
+    assert {name: block.width for name, block in start.blocks.items()}["stage3.block2"] == 16
+    wide = seed_of(preset("wrn-16-4"), stream=0.5)  # its stem is no part of a stream
+    assert (wide.stem_width, [stage.width for stage in wide.stages]) == (16, [32, 64, 128])
+    deep = seed_of(preset("resnet50"), stream=0.25)
+    assert [stage.width for stage in deep.stages] == [64, 128, 256, 512]
+    assert seed_of(preset("resnet8"), stream=0.001).stem_width == 1
+    for name in ("resnet20", "wrn-16-2"):
+        limit = preset(name)
+        thin = seed_of(limit, 1.0, None, 0.25)
+        for stage, whole in zip(thin.stages, limit.stages):
+            by = whole.width - stage.width
+            thin = thin.apply(WidenStage(stage.name, by))
+        assert thin == limit
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,11 +209,18 @@ def test_an_impossible_preset_is_refused(arguments, message):
         ({"width": 0.0}, "width must be above 0 and at most 1, got 0.0"),
         ({"width": 1.5}, "width must be above 0 and at most 1, got 1.5"),
         ({"blocks": 0}, "blocks must be at least 1, got 0"),
+        ({"stream": 0}, "stream must be above 0 and at most 1, got 0"),
+        ({"stream": True}, "stream must be above 0 and at most 1, got True"),
     ],
 )
 def test_an_impossible_start_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         seed_of(preset("resnet8"), **setting)
+
+
+def test_a_plain_net_has_no_streams_to_thin():
+    with pytest.raises(ValueError, match="stream must be 1 for a plain net, which has none, got"):
+        seed_of(preset("mlp-8"), stream=0.5)
 
 
 def test_a_stream_widens_with_all_that_share_it():

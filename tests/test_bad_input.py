@@ -102,7 +102,7 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, "
-POLICIES += "StochasticDepth, Yoked, or an import path such as mine.Mine; got "
+POLICIES += "StochasticDepth, WholeNet, Yoked, or an import path such as mine.Mine; got "
 CASES = [
     # the command itself
     ("", "one of {train,compare,inspect,replay,branch}"),
@@ -246,7 +246,7 @@ CASES = [
     ("train --config import.yaml --out out", "policy cannot be loaded: RuntimeError: first second"),
     ("train --config rows.yaml --out out", "does not accept option 'cells'"),
     ("compare --config rows.yaml --out out", "cells must be a mapping, got '[1]'"),
-    ("compare --config row.yaml --out out", "cells.policy.patience must be an integer, got 'x'"),
+    ("compare --config row.yaml --out out", "cells.policy.patience must be an integer or a number, got 'x'"),
     # comparisons
     (COMPARE + "--seeds [1,1]", "seeds must be at least one, and no two the same, got [1, 1]"),
     (COMPARE + "--seeds [x]", "seeds must be an integer, got 'x'"),

@@ -27,6 +27,8 @@ from training.keeping.checkpoint import load_checkpoint, load_optimizer_state, n
 
 TRAIN = "train --net resnet8 --epochs 0.5 --records 4 --batch_size 64 --device cpu --threads 1"
 
+GROW = ["--policy", "Periodic", "--policy.share", "0.1"]
+
 
 def called(*arguments: object) -> int:
     try:
@@ -39,7 +41,7 @@ def called(*arguments: object) -> int:
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that grew; tests take copies."""
     folder = tmp_path_factory.mktemp("grown") / "run"
-    assert called(*TRAIN.split(), "--policy", "Periodic", "--out", folder) == 0
+    assert called(*TRAIN.split(), *GROW, "--out", folder) == 0
     return folder
 
 

@@ -28,7 +28,7 @@ from training.settings.train_settings import Train
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
-    "growing": Cell(Periodic(), schedule="hold", lr=0.05),
+    "growing": Cell(Periodic(share=0.1), schedule="hold", lr=0.05),
 }
 PICTURES = analysis.showing.html_report._pictures
 
@@ -129,7 +129,12 @@ def test_a_comparison_is_a_folder_of_runs_with_a_table(whole):
 def test_a_run_of_a_comparison_is_the_run_that_train_makes(tmp_path):
     settings = small(tmp_path / "c", seeds=[3], cells={"growing": CELLS["growing"]})
     one = job_of(settings, "growing", 3).settings
-    assert (one.schedule, one.lr, one.seed, one.policy) == ("hold", 0.05, 3, Periodic())
+    assert (one.schedule, one.lr, one.seed, one.policy) == (
+        "hold",
+        0.05,
+        3,
+        Periodic(share=0.1),
+    )
     assert job_of(small(tmp_path), "static", 3).settings.schedule == settings.schedule
     compare(settings, quiet)
     train(replace(one, out=str(tmp_path / "alone")), quiet)

@@ -47,7 +47,10 @@ UNKNOWN = [
     ),
     (TRAIN + "--policy.patience 3", "Never takes no settings (give a policy before its settings)"),
     (TRAIN + "--policy Plateau --policy.when stal", "(did you mean 'stall'?)"),
-    (TRAIN + "--start.widht 1", "Start takes width, blocks, architecture (did you mean 'width'?)"),
+    (
+        TRAIN + "--start.widht 1",
+        "Start takes width, blocks, stream, architecture (did you mean 'width'?)",
+    ),
     # values
     (TRAIN + "--schedule cos", "must be one of cosine, hold; got 'cos' (did you mean 'cosine'?)"),
     (TRAIN + "--optimizer Adam", "did you mean 'adam'?"),
@@ -83,7 +86,7 @@ UNKNOWN = [
     ("compare --config {cells: {a: {scratch: b}, bb: {}}}", "did you mean 'bb'?"),
     (
         "compare --config {cells: {a: {policy: {class_path: Periodic, init_args: {evry: 1}}}}}",
-        "Periodic takes every, share, cooldown (did you mean 'every'?)",
+        "Periodic takes every, share, cooldown, streams, widest (did you mean 'every'?)",
     ),
 ]
 

@@ -272,8 +272,11 @@ def test_the_average_of_the_weights_is_judged_at_every_record_and_grows_along(tm
 def test_a_run_without_an_average_is_the_same_but_for_it(tmp_path):
     with_it = train(small(tmp_path / "with"), quiet)
     without = train(small(tmp_path / "without", ema=0), quiet)
-    texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("with", "without")]
-    assert texts[0] == texts[1]
+    histories = [read_history(tmp_path / name) for name in ("with", "without")]
+    assert [replace(now, ema_validation_loss=None) for now in histories[0]] == histories[1]
+    rows = csv_rows(tmp_path / "with" / "metrics.csv")
+    read = [float(row["ema_validation_loss"]) for row in rows]
+    assert [record.ema_validation_loss for record in histories[0]] == pytest.approx(read)
     assert not differences(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
     assert with_it.keys() - without.keys() == {"ema_validation_loss", "ema_validation_accuracy"}
     assert torch.load(tmp_path / "without" / "checkpoint.pt")["ema"] is None

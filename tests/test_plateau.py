@@ -15,7 +15,7 @@ PARTS = ["stem", "stage1", "stage2", "stage3", "head"]
 FREEZE = [Freeze(part) for part in PARTS]
 UNFREEZE = [Unfreeze(part) for part in PARTS]
 FROZEN = after_all(FIRST, FREEZE)
-GROWN = Plateau(share=0.1).decide(losses_of(*STALLED))
+GROWN = Plateau(2, share=0.1).decide(losses_of(*STALLED))
 
 
 def history_of(ages, spent=0.3, architecture=FROZEN, losses=None):
@@ -39,6 +39,8 @@ def history_of(ages, spent=0.3, architecture=FROZEN, losses=None):
         ({"freeze": True, "thaw_after": 2}, history_of(2), UNFREEZE),
         ({"freeze": True, "thaw_after": 2}, history_of(3), UNFREEZE),
         ({"freeze": True, "thaw_after": 2}, history_of(3, architecture=FIRST), []),
+        ({"freeze": True, "thaw_after": 0.29}, history_of(2, spent=0.3), UNFREEZE),  # 2 records
+        ({"freeze": True, "thaw_after": 0.29}, history_of(1, spent=0.155), []),
         ({"freeze": True}, history_of(9), []),
         # near the end
         ({"freeze": True, "thaw_at": 0.5}, history_of(3, spent=0.49), []),
@@ -48,11 +50,11 @@ def history_of(ages, spent=0.3, architecture=FROZEN, losses=None):
     ],
 )
 def test_what_is_held_and_when_it_trains_again(settings, history, expected):
-    assert Plateau(share=0.1, **settings).decide(history) == expected
+    assert Plateau(2, share=0.1, **settings).decide(history) == expected
 
 
 def test_a_late_growth_freezes_nothing_and_thaws_what_is():
-    policy = Plateau(share=0.1, freeze=True, thaw_at=0.5)
+    policy = Plateau(2, share=0.1, freeze=True, thaw_at=0.5)
     late = losses_of(*STALLED)
     late[-1] = replace(late[-1], spent=0.7)
     assert policy.decide(late) == GROWN
@@ -61,7 +63,7 @@ def test_a_late_growth_freezes_nothing_and_thaws_what_is():
 
 
 def test_a_second_growth_holds_what_came_with_the_first():
-    policy = Plateau(share=0.05, freeze=True)
+    policy = Plateau(2, share=0.05, freeze=True)
     architecture = FIRST
     for _ in range(2):
         decided = policy.decide(losses_of(*STALLED, first=architecture))
@@ -77,12 +79,12 @@ def test_a_second_growth_holds_what_came_with_the_first():
 
 def test_a_plain_net_has_no_stem_to_hold():
     history = losses_of(*STALLED, first=seed_of(MLP), limit=MLP)
-    decided = Plateau(freeze=True).decide(history)
+    decided = Plateau(2, share=0.25, freeze=True).decide(history)
     assert decided == [Freeze("stage1"), Freeze("head"), Widen("stage1.block1", 125)]
 
 
 def test_nothing_freezes_where_nothing_fits():
-    assert Plateau(freeze=True).decide(losses_of(*STALLED, first=LIMIT)) == []
+    assert Plateau(2, share=0.25, freeze=True).decide(losses_of(*STALLED, first=LIMIT)) == []
 
 
 @pytest.mark.parametrize(
@@ -121,13 +123,17 @@ def at_latest(*spent, losses=FALLING, applied=()):
         ({}, at_latest(0.3, 0.52, applied=(Freeze("stem"),)), "no stall by 50% of the budget"),
         ({"latest": None}, at_latest(0.45, 0.5), None),
         ({"latest": 0.3}, at_latest(0.25, 0.3), "no stall by 30% of the budget"),
-        ({"when": "slope"}, at_latest(0.35, 0.4, 0.45, 0.5), "no stall by 50% of the budget"),
+        (
+            {"when": "slope", "window": 4},
+            at_latest(0.35, 0.4, 0.45, 0.5),
+            "no stall by 50% of the budget",
+        ),
         # a stall comes first, and says so
-        ({}, at_latest(0.4, 0.45, 0.5, losses=STALLED), "no better validation loss in 2 records"),
+        ({}, at_latest(0.4, 0.45, 0.5, losses=STALLED), "validation loss level over 2 records"),
     ],
 )
 def test_a_loss_that_never_stalls_grows_once_at_the_latest(settings, history, reason):
-    actions = Plateau(share=0.1, **settings).decide(history)
+    actions = Plateau(2, share=0.1, **settings).decide(history)
     assert actions == (GROWN if reason else [])
     assert {action.reason for action in actions} == ({reason} if reason else set())
 

@@ -44,9 +44,11 @@ FULL = Record(
     train_accuracy=1.0,
     validation_loss=2.5,
     validation_accuracy=0.0,
+    ema_validation_loss=1.5,
     learning_rate=1e-8,
     layers={"stage1.block1.bn1": READING, "stem": LayerReading(None, "stem")},
     importance={"stage1.block1": -0.125},
+    grow_until=0.75,
     decided=(
         Widen("stage1.block1", 3, reason="wide – or ‘narrow’\u2028"),
         Insert("stage2.block1", 8, 0.5, initializer="xavier"),
@@ -66,6 +68,21 @@ def test_records_survive_the_file(tmp_path):
     assert read[2].decided[1].initializer == "xavier"
     assert read[2].cost == FULL.cost
     assert [record.to_dict() for record in read] == [r.to_dict() for r in (BARE, BARE, FULL)]
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path):
+    data = FULL.to_dict()
+    del data["ema_validation_loss"], data["grow_until"]
+    (tmp_path / "history.jsonl").write_text(json.dumps(data) + "\n")
+    assert read_history(tmp_path) == [replace(FULL, ema_validation_loss=None, grow_until=0.6)]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, "0.5", None, True])
+def test_grow_until_is_a_fraction(tmp_path, value):
+    line = json.dumps({**FULL.to_dict(), "grow_until": value})
+    (tmp_path / "history.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match="line 1: grow_until must be"):
+        read_history(tmp_path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -93,6 +93,19 @@ def test_only_what_the_runs_rules_would_have_granted_counts(workplace):
     assert sum("Widen(" in line for line in replay_table(Periodic(2), ["early"]).splitlines()) == 2
 
 
+def test_a_run_of_an_earlier_version_allows_growth_as_its_settings_say(workplace):
+    """What a growth adds follows from the growths to come; the old records do not know the end."""
+    early, late = write(Path("early")), write(Path("late"))
+    (early / "config.yaml").write_text("grow_until: 0.2\n")
+    (late / "config.yaml").write_text("grow_until: 1\n")
+    widened = [
+        asked[0].by
+        for each in replay_runs(Periodic(every=1), [early, late])
+        for asked in [each.answers[0][1]]
+    ]
+    assert widened[0] > 2 * widened[1]
+
+
 def test_a_run_that_cannot_be_asked_takes_no_other_with_it(workplace):
     write(Path("bare"))
     write(Path("full"), importance=dict.fromkeys(FIRST.blocks, 0.1))

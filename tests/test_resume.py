@@ -44,6 +44,8 @@ def command(out: Path, policy: str = "Periodic", *more: str) -> list[str]:
     words = (
         "train --data digits --net resnet8 --epochs 0.25 --records 6 --batch_size 32 --threads 1"
     )
+    if policy == "Periodic":
+        policy += " --policy.share 0.1"
     if policy == "StochasticDepth":  # its probes take a good part of the budget
         policy += " --policy.cooldown 1 --epochs 0.5"
     return [
@@ -55,7 +57,7 @@ def command(out: Path, policy: str = "Periodic", *more: str) -> list[str]:
 
 def small(out: Path, **changes: Any) -> Train:
     """The same as settings."""
-    given = {"epochs": 0.25, "records": 6, "observe_every": 3, "policy": Periodic()}
+    given = {"epochs": 0.25, "records": 6, "observe_every": 3, "policy": Periodic(share=0.1)}
     return short_run(out, **{**given, **changes})
 
 

@@ -379,7 +379,7 @@ def test_a_policy_from_the_users_own_file(workplace, capsys):
 
 
 POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, "
-POLICIES += "StochasticDepth, Yoked"
+POLICIES += "StochasticDepth, WholeNet, Yoked"
 REFUSED = [
     (
         "--policy Foo",
@@ -575,7 +575,7 @@ RESUMED = [
     (untouched, "--resume --epochs 0.2", "epochs must be 0.1 to resume the run in .*, got 0.2"),
     (untouched, "--resume --seed 1", "seed must be 0 to resume"),
     (untouched, "--resume --policy Never", "policy must be .*Periodic.* to resume"),
-    (untouched, "--resume --policy.every 2", "policy must be .*'every': 1.* to resume"),
+    (untouched, "--resume --policy.every 2", "policy must be .*'every': 0.05.* to resume"),
     *(
         (cut(length), "--resume", "checkpoint .* cannot be read: ")
         for length in (0, 0.01, 0.5, 0.9, -1)

@@ -136,7 +136,7 @@ def savings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("policy", [Never(), Periodic()])
+@pytest.mark.parametrize("policy", [Never(), Periodic(share=0.1)])
 @pytest.mark.parametrize("save_every", [0.0, 60.0, 100.0, NEVER])
 def test_checkpoints_come_at_growths_at_the_end_and_in_time(
     tmp_path, monkeypatch, policy, save_every
@@ -218,7 +218,7 @@ class Broken(Policy):
     def decide(self, history: Sequence[Record]) -> Sequence[Action]:
         if len(history) == 4 and not self.mended:
             raise ZeroDivisionError
-        return Periodic().decide(history) if len(history) == 1 else []
+        return Periodic(share=0.1).decide(history) if len(history) == 1 else []
 
 
 def test_a_policy_that_failed_leaves_the_last_checkpoint_and_goes_on_mended(tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_a_policy_that_failed_leaves_the_last_checkpoint_and_goes_on_mended(tmp_
 
 @pytest.mark.parametrize(("policy", "told"), [("Periodic", "of step "), ("Never", "no checkpoint")])
 def test_a_loss_that_broke_names_the_checkpoint_there_is(tmp_path, monkeypatch, policy, told):
-    policy = {"Periodic": Periodic(), "Never": Never()}[policy]
+    policy = {"Periodic": Periodic(share=0.1), "Never": Never()}[policy]
     settings = small(tmp_path / "broken", policy=policy, save_every=NEVER)
     with monkeypatch.context() as patch:
         poison(patch, {18 if told == "of step " else 5})

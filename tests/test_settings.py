@@ -92,6 +92,8 @@ def test_a_comparison_that_makes_no_sense_is_refused(changes, message):
         ({"width": 0}, "start.width must be above 0 and at most 1, got 0"),
         ({"width": 2}, "start.width must be above 0 and at most 1, got 2"),
         ({"width": nan}, "start.width must be above 0"),
+        ({"stream": 0}, "start.stream must be above 0 and at most 1, got 0"),
+        ({"stream": 1.5}, "start.stream must be above 0 and at most 1, got 1.5"),
         ({"blocks": 0}, "start.blocks must be at least 1, got 0"),
         ({"blocks": 1.5}, "start.blocks must be an integer"),
     ],
@@ -148,6 +150,8 @@ def test_growing_policies_start_small_and_never_starts_from_the_limit():
     assert Train().first(limit) == limit
     small = Train(policy=Periodic()).first(limit)
     assert [block.width for block in small.blocks.values()] == [4, 8, 16]
+    thin = Train(start=Start(0.5, None, 0.5)).first(limit)
+    assert [stage.width for stage in thin.stages] == [8, 16, 32]
     half = Train(start=Start(0.5, None)).first(limit)
     assert len(half.blocks) == len(limit.blocks)
     assert cost(half).flops < cost(limit).flops
@@ -172,7 +176,12 @@ def test_settings_are_plain_data_that_yaml_gives_back():
     assert list(plain) == [item.name for item in fields(Train)]
     assert plain["policy"]["class_path"] == "policies.Plateau"
     assert plain["policy"]["init_args"]["patience"] == 4
-    assert plain["start"] == {"width": 0.5, "blocks": None, "architecture": None}
+    assert plain["start"] == {
+        "width": 0.5,
+        "blocks": None,
+        "stream": 1.0,
+        "architecture": None,
+    }
     assert yaml.safe_load(settings_to_yaml(settings)) == plain
 
 

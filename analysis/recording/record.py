@@ -26,7 +26,7 @@ from analysis.recording.atomic_files import path_of
 UNBOUNDED = Cost(parameters=2**62, flops=2**62)
 """The limit of a record that was given none."""
 _MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-_MEASURED += ("learning_rate",)
+_MEASURED += ("ema_validation_loss", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Record:
         train_loss, train_accuracy: means over the window, in training mode; accuracies are
             fractions in [0, 1], None for regression.
         validation_loss, validation_accuracy: of the validation split, in eval mode.
+        ema_validation_loss: the same of the running average of the weights; None without one.
         learning_rate: in force when the record was made.
         layers: readings by module path.
         importance: the probe "importance" by block, if a policy needs it: the loss without the
             block's branch minus the loss with it, on the probe batch.
+        grow_until: fraction of the budget after which nothing grows; of records that were written
+            without it, and in a loop of one's own that does not say, the default of `train`.
         decided, applied, refused: what the policy asked for, what was done, and what was not and
             why; empty in the last record while the policy decides.
     """
@@ -63,9 +66,11 @@ class Record:
     train_accuracy: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    ema_validation_loss: float | None = None
     learning_rate: float | None = None
     layers: Mapping[str, LayerReading] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
+    grow_until: float = 0.6
     decided: Sequence[Action] = ()
     applied: Sequence[Action] = ()
     refused: Sequence[tuple[Action, str]] = ()
@@ -152,10 +157,12 @@ def _check(record: Record) -> None:
     check_count("seed", record.seed, least=-(2**63))
     for name in ("parameters", "flops"):
         check_count(f"{name} of limit", getattr(record.limit, name))
-    for name in ("epoch", "spent"):
+    for name in ("epoch", "spent", "grow_until"):
         _check_number(name, getattr(record, name))
     if not 0 <= record.spent < inf:  # in a loop of one's own it may be more than the budget
         raise ValueError(f"spent must be at least 0 and finite, got {record.spent!r}")
+    if not 0 <= record.grow_until <= 1:
+        raise ValueError(f"grow_until must be from 0 to 1, got {record.grow_until!r}")
     for name in _MEASURED:
         _check_number(name, getattr(record, name), optional=True)
     for block, value in record.importance.items():

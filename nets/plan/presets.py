@@ -133,28 +133,42 @@ def _near(name: str) -> tuple[str, ...]:
 
 
 def seed_of(
-    architecture: Architecture, width: float = 0.25, blocks: int | None = 1
+    architecture: Architecture, width: float = 0.25, blocks: int | None = 1, stream: float = 1.0
 ) -> Architecture:
-    """Give a smaller net that can grow into `architecture`: same streams, less on them.
+    """Give a smaller net that can grow into `architecture`: thinner, with fewer blocks.
 
     Args:
         architecture: the large net.
         width: fraction of every inner width that stays, above 0 and at most 1 (at least one channel
             stays).
         blocks: how many blocks of each stage stay, counted from its first; None keeps all.
+        stream: fraction of every residual stream that stays, above 0 and at most 1, as for `width`;
+            a stem that hands its channels on as they are is as wide as the stream. A stem before a
+            projection, which no growth widens, stays as it is.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or a net without streams should have thinner
+            ones.
     """
     check_fraction("width", width)
+    check_fraction("stream", stream)
     if blocks is not None:
         check_count("blocks", blocks)
+    if architecture.block == "plain" and stream != 1:
+        raise ValueError(f"stream must be 1 for a plain net, which has none, got {stream}")
     stages, architecture = [], architecture.thawed()
     for stage in architecture.stages:
         kept = tuple(
-            replace(block, width=max(1, round(block.width * width)))
-            for block in stage.blocks[:blocks]
+            replace(block, width=_part(block.width, width)) for block in stage.blocks[:blocks]
         )
         births = max(int(block.name.rpartition("block")[2]) for block in kept)
-        stages.append(replace(stage, blocks=kept, births=births))
-    return replace(architecture, stages=tuple(stages))
+        thin = _part(stage.width, stream) if stage.width else 0
+        stages.append(replace(stage, width=thin, blocks=kept, births=births))
+    stem = architecture.stem_width
+    if stages[0].width and not stages[0].projection:
+        stem = stages[0].width
+    return replace(architecture, stages=tuple(stages), stem_width=stem)
+
+
+def _part(width: int, fraction: float) -> int:
+    return max(1, round(width * fraction))

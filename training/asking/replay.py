@@ -85,6 +85,8 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
         grow_until = config.get("grow_until", 1.0)
         if not isinstance(grow_until, int | float):
             raise ValueError(f"grow_until of {run} must be a number, got {grow_until!r}")
+        if "grow_until" in config:  # records of an earlier version do not know it
+            history = [replace(record, grow_until=float(grow_until)) for record in history]
         try:
             answers = list(replay(own_copy(policy), history))
             found.append(Replay(run, answers, grow_until))

@@ -41,6 +41,8 @@ def one_line(message: str) -> str:
     expected = re.match(r"Expected a <class '([\w.]+)'>", reason)
     if expected and value:
         kind = _KINDS.get(expected[1], f"a {expected[1].rpartition('.')[2]}")
+        if expected[1] == "int" and "Expected a <class 'float'>" in line:  # a Time is either
+            kind += " or a number"
         return f"{name} must be {kind}, got {value[1]!r}"
     reason += settings_hint(reason) + class_hint(reason)
     given = re.search(r"given class_path '([\w.]+)'", line)

@@ -38,12 +38,12 @@ def take_record(run: Run) -> tuple[Record, Means]:
     check_validation(run, validated[0])
     check_state(run)
     measured = measure_probes(run)
-    record = with_probes(_capture(run, trained, validated), measured)
     loss, accuracy = (None, None) if run.ema is None else validate(run, run.ema)
-    return record, (finite(loss), accuracy)
+    averaged = finite(loss), accuracy
+    return with_probes(_capture(run, trained, validated, averaged), measured), averaged
 
 
-def _capture(run: Run, trained: Means, validated: Means) -> Record:
+def _capture(run: Run, trained: Means, validated: Means, averaged: Means) -> Record:
     record = Record.capture(
         run.net,
         run.observer,
@@ -52,11 +52,13 @@ def _capture(run: Run, trained: Means, validated: Means) -> Record:
         spent=run.spent,
         seed=run.settings.seed,
         limit=run.limit,
+        grow_until=run.settings.grow_until,
         train_flops=run.progress.flops,
         train_loss=trained[0],
         train_accuracy=trained[1],
         validation_loss=validated[0],
         validation_accuracy=validated[1],
+        ema_validation_loss=averaged[0],
         learning_rate=learning_rate(run.settings, run.spent),
     )
     return replace(record, layers=finite_readings(record.layers))

@@ -17,21 +17,24 @@ class Start:
     Args:
         width: fraction of the limit's inner widths, above 0 and at most 1.
         blocks: blocks of each stage; null keeps all.
+        stream: fraction of the limit's residual streams, above 0 and at most 1.
         architecture: a run's architecture.json to start from instead, at any width and depth.
     """
 
     width: float = 0.25
     blocks: int | None = 1
+    stream: float = 1.0
     architecture: str | None = None
 
     def __post_init__(self) -> None:
         check_fraction("start.width", self.width)
+        check_fraction("start.stream", self.stream)
         if self.blocks is not None:
             check_count("start.blocks", self.blocks)
 
     def within(self, limit: Architecture) -> Architecture:
         """Give the net; a ValueError if it costs more than the limit or is made for other data."""
-        first = seed_of(limit, self.width, self.blocks)
+        first = seed_of(limit, self.width, self.blocks, self.stream)
         if self.architecture is not None:
             first = _read_architecture(self.architecture)
             if (first.image, first.classes) != (limit.image, limit.classes):
