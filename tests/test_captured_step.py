@@ -200,3 +200,16 @@ def test_a_captured_step_takes_nothing_from_the_host_and_tells_it_nothing(tmp_pa
             names = [str(func) for func, *_ in recorder.operations]
             assert len(names) > 200
             assert not [n for n in names for part in FROM_HOST_OR_TO_IT if f".{part}." in n]
+
+
+def test_a_hook_of_ones_own_is_called_at_every_step_and_told_once(tmp_path):
+    run, called = opened(tmp_path), []
+    run.captured = Captured(Recorder())
+    run.net.stem.register_forward_hook(lambda *_: called.append(1))
+    with run.held, run.observer:
+        with pytest.warns(UserWarning, match="steps are not captured: stem has a hook"):
+            take_step(run)
+        for _ in range(3):  # a second warning would be an error
+            take_step(run)
+        assert len(called) == 4
+        assert run.observer.step == run.progress.step == 4

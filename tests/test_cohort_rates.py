@@ -108,6 +108,7 @@ def test_every_entry_moves_as_at_the_rate_of_its_cohort(name, kind):
         batch = batch_for(net.architecture, 99, dtype=torch.float64)
         expected, labels = ratios_of(net, marks), dict(marks.named_parameters())
         assert len(expected) > 1
+        assert len(optimizer._optimizer_step_post_hooks) == 1
         assert rates.ratios().tolist() == pytest.approx(list(expected.values()), rel=1e-12)
         moved = {mark: moved_at(net, optimizer, batch, r) for mark, r in expected.items()}
         take_step(net, optimizer, *batch)
@@ -183,6 +184,26 @@ def test_a_step_that_is_left_out_changes_nothing(kind):
         parameter.grad = torch.full_like(parameter, torch.inf)
     step_unless(torch.ones(()), optimizer)
     assert not differences(before, net.state_dict())
+
+
+class Outer(torch.optim.SGD):
+    """An optimizer whose step is another's, so that torch calls hooks for both."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_within_a_step_is_scaled_once():
+    net, _, rates, _ = grown_with_rates("basic", "sgd", EDITS[:1])
+    batch = batch_for(net.architecture, 99, dtype=torch.float64)
+    found = []
+    for kind in (torch.optim.SGD, Outer):
+        own = copy.deepcopy(net)
+        optimizer = kind(own.parameters(), 0.1)
+        CohortRates(own, optimizer).load_state_dict(rates.state_dict())
+        take_step(own, optimizer, *batch)
+        found.append(dict(own.named_parameters()))
+    assert not differences(*found)
 
 
 def test_the_observer_reads_the_updates_that_are_made():

@@ -32,6 +32,7 @@ REFUSED = [
     ("optimizer", "lion", "optimizer must be one of sgd, adam, adamw, rmsprop; got 'lion'"),
     ("initializer", "zero", "initializer must be one of he, xavier, .*; got 'zero'"),
     ("precision", "fp8", "precision must be one of auto, float32, bf16, fp16; got 'fp8'"),
+    ("rates", "own", "rates must be one of shared, cohort; got 'own'"),
     ("nonfinite", "ignore", "nonfinite must be one of stop, skip; got 'ignore'"),
     ("net", "resnet9", "net must be one of resnet8, .*; got 'resnet9'"),
     ("grow_until", 2, "grow_until must be from 0 to 1, got 2"),

@@ -23,8 +23,9 @@ class CohortRates:
     network and of the first cohort's, those that it began with. Ours is: one ratio for a cohort and
     not one for each layer, since a newborn block has no entry of the first cohort; weights that are
     frozen count; entries of BatchNorm and biases do not, and follow the rate of their cohort;
-    nothing bounds the ratio, which is above 1 for a cohort larger than the first, and small for one
-    of few entries; it is 1 where a norm is 0. If the first cohort was removed, the oldest is first.
+    nothing bounds the ratio; it is 1 where a norm is 0. If the first cohort was removed, the oldest
+    left is the first. The rule was made for growths of all layers at once, with norms not far from
+    the first's: a growth of one block has few entries, a small norm, and hence a small rate.
 
     After each step every entry is moved to before + ratio * (after - before). That is what the
     optimizer would do with that learning rate, weight decay included, to the rounding of a weight:

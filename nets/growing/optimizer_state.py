@@ -85,6 +85,13 @@ def _carry_entry(
     shape: torch.Size,
 ) -> dict[Tensor, dict[str, Any]]:
     """Give the state of those parts of an entry that hold something which had state before."""
+    # what no edit has touched, which is most, needs no way through its joined form
+    if source is None and [part.place for part in parts] == [part.place for part, _ in known]:
+        pairs = zip(parts, (state for _, state in known))
+        return {
+            part.parameter: {key: own_copy(value) for key, value in state.items()}
+            for part, state in pairs
+        }
     marks = [(part, torch.ones(part.parameter.shape[:2], device="cpu")) for part, _ in known]
     reached = _moved(marks, 0.0, source, old_shape[:2], shape[:2])
     joined: dict[str, Tensor] = {}

@@ -45,8 +45,8 @@ class Common:
         lr: the largest learning rate; by default 0.001, and for sgd 0.1, or 0.5/W where mlp-W fits
             numbers (sine) from He's values: from about 1/W on its loss grows without bounds.
         rates: shared gives all weights that learning rate; cohort gives what is born at one growth
-            a rate of its own, the shared one times the ratio of the norm of its weights to that of
-            the weights that the run began with (Yuan et al. 2023; see nets.CohortRates).
+            a rate of its own, the shared one times the norm of its weights over that of those that
+            the run began with (Yuan et al. 2023): small where few are born, as in one block alone.
         momentum: of sgd (Nesterov).
         weight_decay: of weights; BatchNorm and biases get none.
         initializer: of the first weights and of new ones: he, xavier; net2net or gradmax, which

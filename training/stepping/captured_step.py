@@ -39,6 +39,7 @@ class Captured:
         self._replays: dict[bool, tuple[Replay, Counts]] = {}  # by whether the layers are read
         self._repeated: dict[str, tuple[Replay, Any] | None] = {}
         self._settled = False  # whether nothing grew any more when these were captured
+        self._hindered = False  # by a hook that replays would not call
 
     def step(self, run: Run) -> None:
         """Do what `step_on_device` does."""
@@ -47,7 +48,8 @@ class Captured:
             self._settled = run.settled
         read = run.observer.due
         if read not in self._replays:
-            if self._hindered(run):
+            self._look_for_hooks(run)
+            if self._hindered:
                 step_on_device(run)
                 return
             self._replays[read] = self._capture(run)
@@ -57,7 +59,7 @@ class Captured:
 
     def repeated(self, name: str, work: Callable[[], T]) -> T:
         """Do some other work, which changes nothing: a replay from the second time on."""
-        if name not in self._repeated:
+        if name not in self._repeated or self._hindered:
             self._repeated[name] = None
             return work()
         known = self._repeated[name]
@@ -73,14 +75,14 @@ class Captured:
         self._replays.clear()
         self._repeated.clear()
 
-    def _hindered(self, run: Run) -> bool:
-        """Say whether the network has hooks that replays would not call; a warning tells."""
+    def _look_for_hooks(self, run: Run) -> None:
+        """Say, once in a warning, whether the network has hooks that replays would not call."""
         hooked = foreign_hook(run.net)
         if hooked and run.settings.graphs == "true":
             raise ValueError(f"graph must be auto or false here, got true: {hooked} has a hook")
-        if hooked:
+        if hooked and not self._hindered:
             warnings.warn(f"steps are not captured: {hooked} has a hook", stacklevel=2)
-        return hooked is not None
+        self._hindered = hooked is not None
 
     def _capture(self, run: Run) -> tuple[Replay, Counts]:
         def work() -> None:
