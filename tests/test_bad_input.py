@@ -246,10 +246,7 @@ CASES = [
     ("train --config import.yaml --out out", "policy cannot be loaded: RuntimeError: first second"),
     ("train --config rows.yaml --out out", "does not accept option 'cells'"),
     ("compare --config rows.yaml --out out", "cells must be a mapping, got '[1]'"),
-    (
-        "compare --config row.yaml --out out",
-        "cells.policy.patience must be an integer or a number, got 'x'",
-    ),
+    ("compare --config row.yaml --out out", "patience must be an integer or a number, got 'x'"),
     # comparisons
     (COMPARE + "--seeds [1,1]", "seeds must be at least one, and no two the same, got [1, 1]"),
     (COMPARE + "--seeds [x]", "seeds must be an integer, got 'x'"),

@@ -312,10 +312,8 @@ def test_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     given = {"net": "resnet8", "epochs": 0.25, "records": 6, "batch_size": 32, "observe_every": 3}
-    alone = Train(
-        **given, policy=Periodic(share=0.1), device="cpu", precision="float32", out=str(tmp_path)
-    )
-    alone = replace(alone, accumulate=2, final=True, lr=1e-4)  # rounding stays rounding
+    given |= {"device": "cpu", "precision": "float32", "accumulate": 2, "final": True}
+    alone = Train(**given, policy=Periodic(share=0.1), lr=1e-4)  # rounding stays rounding
     summary = train(replace(alone, out=str(tmp_path / "one")), lambda line: None)
     two, one = (read_history(tmp_path / name) for name in ("two", "one"))
     assert done.stdout.count("step ") == len(two)

@@ -19,13 +19,13 @@ class CohortRates:
     """Lets the entries of parameters that were born at one growth share a learning rate.
 
     That of cohort c is the optimizer's times |W_c| / |W_0| (Yuan et al. 2023, arXiv 2306.12700, the
-    rate adaptation): the Frobenius norms, at every step, of the cohort's weights in the whole
-    network and of the first cohort's, those that it began with. Ours is: one ratio for a cohort and
-    not one for each layer, since a newborn block has no entry of the first cohort; weights that are
-    frozen count; entries of BatchNorm and biases do not, and follow the rate of their cohort;
-    nothing bounds the ratio; it is 1 where a norm is 0. If the first cohort was removed, the oldest
-    left is the first. The rule was made for growths of all layers at once, with norms not far from
-    the first's: a growth of one block has few entries, a small norm, and hence a small rate.
+    rate adaptation, as growing_wiki gives it): the Frobenius norms of the cohort's weights in the
+    whole network and of the first cohort's, those that it began with. Decided here: the norms are
+    those at every step; there is one ratio for a cohort, not one for each layer, since a newborn
+    block has no entry of the first; weights that are frozen count; entries of BatchNorm and biases
+    do not, and follow the rate of their cohort; nothing bounds the ratio; it is 1 where a norm is
+    0; if the first cohort was removed, the oldest left is the first. In the paper all layers grow
+    at once: a growth of one block has few entries, a small norm, and hence a small rate.
 
     After each step every entry is moved to before + ratio * (after - before). That is what the
     optimizer would do with that learning rate, weight decay included, to the rounding of a weight:
