@@ -1,5 +1,6 @@
 """When and where to grow: policies, and the functions that a custom policy calls."""
 
+from analysis.recording.probed import probed
 from policies.base import (
     Policy,
     due,
@@ -14,6 +15,7 @@ from policies.base import (
     stalled,
     widen,
 )
+from policies.gain import Gain
 from policies.grow_and_prune import GrowAndPrune
 from policies.layer_statistic import LayerStatistic
 from policies.plateau import Plateau
@@ -22,6 +24,7 @@ from policies.stochastic_depth import StochasticDepth
 from policies.yoked import Yoked
 
 __all__ = [
+    "Gain",
     "GrowAndPrune",
     "LayerStatistic",
     "Never",
@@ -37,6 +40,7 @@ __all__ = [
     "insert",
     "largest_by",
     "largest_width",
+    "probed",
     "room",
     "series",
     "sites",

@@ -15,6 +15,7 @@ from policies import widen
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "policies"
 NAMES = ("ash.Ash", "autogrow.AutoGrow", "firefly.Firefly", "gradmax.GradMax", "north.North")
+NAMES += ("largest_gain.LargestGain",)
 LIMIT = preset("resnet20", image=(3, 8, 8))
 FIRST = seed_of(LIMIT)
 ONE, TWO, THREE = FIRST.blocks  # of widths 4, 8, 16
