@@ -33,8 +33,8 @@ class Gain:
     A policy names it in `needs` as "gain", or as an object for other settings or candidates; a
     class that derives from it may give other actions by `candidate`, under another `name`.
 
-    It costs (blocks + 1) times `steps` training steps on the probe batch, at every record where
-    it is needed: see `Policy.needs_at`. New entries begin as `grow` makes them with the seed of the
+    It costs (blocks + 1) times `steps` training steps on the probe batch (128 images) at every
+    record where it is needed, which a short run can hardly pay: see `Policy.needs_at`. New entries begin as `grow` makes them with the seed of the
     network, and nothing else is drawn: the same network gives the same gains.
 
     Args:
@@ -48,7 +48,7 @@ class Gain:
 
     kind: str = "widen"
     share: float = 0.1
-    steps: int = 5
+    steps: int = 3
     rate: float = 0.1
     initializer: str = "he"
 

@@ -14,9 +14,9 @@ from policies import Gain, Policy, due, probed, sites, widen
 
 @dataclass(frozen=True)
 class LargestGain(Policy):
-    every: int = 2
+    every: int = 4
     until: float = 0.6  # as --grow_until: growth is refused after it
-    steps: int = 5
+    steps: int = 3
     share: float = 0.1
 
     @property
