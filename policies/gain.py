@@ -34,8 +34,9 @@ class Gain:
     class that derives from it may give other actions by `candidate`, under another `name`.
 
     It costs (blocks + 1) times `steps` training steps on the probe batch (128 images) at every
-    record where it is needed, which a short run can hardly pay: see `Policy.needs_at`. New entries begin as `grow` makes them with the seed of the
-    network, and nothing else is drawn: the same network gives the same gains.
+    record where it is needed, which a short run can hardly pay: see `Policy.needs_at`. New entries
+    begin as `grow` makes them with the seed of the network, and nothing else is drawn: the same
+    network gives the same gains.
 
     Args:
         kind: "widen" (the probe is called "gain"), or "insert" a block after it ("insert_gain").

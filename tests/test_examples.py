@@ -244,6 +244,37 @@ def test_largest_gain_tries_where_it_may_grow_and_nowhere_else(example):
         policy.decide(history_of([], []))
 
 
+def test_a_probe_goes_through_config_files_replays_and_workers(
+    example, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+    example("largest_gain.LargestGain")
+    words = "train --net resnet8 --epochs 2 --records 6 --batch_size 64 --device cpu --threads 1"
+    words += " --policy largest_gain.LargestGain --policy.every 2 --policy.steps 2 --out run"
+    assert run.main(words.split()) == 0
+    assert run.main(["train", "--config", "run/config.yaml", "--out", "again"]) == 0
+    whole = (tmp_path / "run" / "history.jsonl").read_bytes()
+    assert b'"gain"' in whole
+    assert (tmp_path / "again" / "history.jsonl").read_bytes() == whole
+    capsys.readouterr()
+    asks = "replay run --policy largest_gain.LargestGain --policy.every"
+    assert run.main([*asks.split(), "2"]) == 0
+    done = [row.split("|")[3:5] for row in capsys.readouterr().out.splitlines() if "Widen(" in row]
+    assert done
+    assert all(did == wished for did, wished in done)
+    assert run.main([*asks.split(), "1"]) == 2
+    assert "LargestGain needs the probe 'gain', got a record without" in capsys.readouterr().err
+    Path("rows.yaml").write_text(
+        "cells:\n  gain:\n    policy:\n      class_path: largest_gain.LargestGain\n"
+        "      init_args: {every: 2, steps: 2}\n"
+    )
+    both = "compare --config rows.yaml --net resnet8 --epochs 2 --records 6 --batch_size 64"
+    both += " --device cpu --threads 1 --seeds [0,1] --workers 2 --out both"
+    assert run.main(both.split()) == 0
+    assert Path("both/gain/seed0/history.jsonl").read_bytes() == whole
+
+
 # Ash --------------------------------------------------------------------------------------------
 
 
