@@ -10,7 +10,7 @@ import torch
 from makers import CASES, CLASSES, architecture_of, plain
 from torch.nn import functional
 
-from nets import Freeze, Insert, Remove, Widen, build, cost, grow, preset, seed_of
+from nets import Freeze, Insert, Remove, SetSurvival, Widen, build, cost, grow, preset, seed_of
 from policies import Gain
 
 LOSS = functional.cross_entropy
@@ -98,6 +98,14 @@ def test_frozen_entries_stay_and_what_fades_is_left_out():
     assert list(Gain(steps=1)(deeper, batch, LOSS)) == [
         name for name in deeper.architecture.blocks if name != "stage2.block2"
     ]
+
+
+def test_nothing_is_dropped_whatever_mode_the_network_is_in():
+    net, batch = build(FIRST, seed=5), batch_of(FIRST)
+    chancy = grow(net, [SetSurvival(name, 0.5) for name in FIRST.blocks]).network
+    expected = Gain(steps=2)(net, batch, LOSS)
+    assert Gain(steps=2)(chancy, batch, LOSS) == pytest.approx(expected, abs=1e-6)
+    assert Gain(steps=2)(net.eval(), batch, LOSS) == expected
 
 
 def test_a_widening_adds_a_channel_at_least_and_what_does_not_fit_is_not_inserted():

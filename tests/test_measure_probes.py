@@ -238,7 +238,7 @@ def test_what_a_probe_draws_is_the_same_in_a_run_that_is_resumed(tmp_path, monke
         calls.append(run.progress.step)
         if len(calls) == 3:
             raise RuntimeError("a crash")
-        random.random()  # of somebody else
+        random.random(), np.random.rand(), torch.rand(())  # of somebody else
         return take_record(run)
 
     broken = replace(settings, out=str(tmp_path / "broken"))
