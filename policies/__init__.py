@@ -1,5 +1,6 @@
 """When and where to grow: policies, and the functions that a custom policy calls."""
 
+from analysis.recording.probed import probed
 from policies.base import (
     Policy,
     due,
@@ -16,6 +17,7 @@ from policies.base import (
     widen,
 )
 from policies.controls import Never, RandomSite, Yoked
+from policies.gain import Gain
 from policies.grow_and_prune import GrowAndPrune
 from policies.layer_statistic import LayerStatistic
 from policies.plateau import Plateau
@@ -23,6 +25,7 @@ from policies.scheduled import Periodic, WholeNet
 from policies.stochastic_depth import StochasticDepth
 
 __all__ = [
+    "Gain",
     "GrowAndPrune",
     "LayerStatistic",
     "Never",
@@ -40,6 +43,7 @@ __all__ = [
     "largest_by",
     "largest_width",
     "levelled",
+    "probed",
     "room",
     "series",
     "sites",

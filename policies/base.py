@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from analysis import Record
+from analysis.recording.probed import Probe
 from analysis.recording.record import UNBOUNDED
 from nets import Action, Architecture, Insert, Widen, WidenStage, cost
 from policies.times import (
@@ -48,13 +49,24 @@ class Policy(ABC):
 
     Subclasses are frozen dataclasses whose fields are their settings. `decide` is a pure function
     of the history: no network, no state, randomness only from the record's seed and step. What
-    needs the network is a probe: name it in `needs`, and the loop measures it into every record
-    ("importance" into `importance`, "effective_rank" into the `extra` of the readings). Amounts of
-    growth are given as a `share` of the limit's FLOPs an image, times as fractions of the budget or
-    counts of records (policies.times).
+    needs the network is a probe: name it in `needs`, and the loop measures it into every record,
+    where `probed` finds it. Amounts of growth are given as a `share` of the limit's FLOPs an image,
+    times as fractions of the budget or counts of records (policies.times).
+
+    A probe is one in the box ("importance", "effective_rank", "gradient_signal_to_noise", "gain")
+    or a function of one's own. It takes a copy of the network in eval mode, the probe batch as
+    (inputs, targets) and the loss, and gives finite numbers by block, or by layer's path; its
+    name is the function's. An object that is called so is one too, under its `name`.
     """
 
-    needs = tuple[str, ...]()  # unannotated: no field, and no name for jsonargparse to resolve
+    needs = tuple[Probe, ...]()  # unannotated: no field, and no name for jsonargparse to resolve
+
+    def needs_at(self, history: History) -> Sequence[Probe]:
+        """Give those of `needs` that history[-1], the present, must hold: all of them.
+
+        A policy that decides now and then may leave out what it would pay for in vain.
+        """
+        return self.needs
 
     @abstractmethod
     def decide(self, history: History) -> Sequence[Action]:

@@ -193,11 +193,11 @@ CASES = [
     ),
     (
         TRAIN + "--policy faulty_class.Moon",
-        "policy Moon must need probes of importance, effective_rank, got 'moon'",
+        "policy Moon must need probes of importance, .*, got 'moon'",
     ),
     (
         TRAIN + "--policy faulty_class.Number",
-        "policy Number must need probes of importance, effective_rank, got 5",
+        "policy Number must need probes of importance, .*, got 5",
     ),
     (
         TRAIN + "--policy faulty_class.Fine --policy.every x",

@@ -13,7 +13,7 @@ from runs import quiet, short_run
 
 import training.running.decide_and_grow
 import training.running.loop
-import training.running.take_record
+import training.running.measure_probes
 import training.stepping.step
 from analysis import Record, read_history
 from nets import Action, Insert, SetSurvival, Widen, cost, preset, train_flops
@@ -51,7 +51,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Count FLOPs beside the loop: steps by what was trained, growths by what they ran."""
     log = Log()
     step, grow = training.stepping.step.train_step, training.running.decide_and_grow.grow
-    probe = training.running.take_record.block_importance
+    probe = training.running.measure_probes.block_importance
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> None:
         step(net, optimizer, inputs, *rest)
@@ -72,7 +72,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
     monkeypatch.setattr(training.stepping.step, "train_step", stepped)
     monkeypatch.setattr(training.running.decide_and_grow, "grow", grown)
-    monkeypatch.setattr(training.running.take_record, "block_importance", probed)
+    monkeypatch.setattr(training.running.measure_probes, "block_importance", probed)
     return log
 
 

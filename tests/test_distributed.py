@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import training.stepping.step
 from analysis import read_history
 from analysis.showing.tensorboard_writer import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
-from policies import Periodic
+from policies import Periodic, Policy, probed
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, evaluate
 from training.computing.optimizer import Precision, make_optimizer
@@ -270,6 +270,42 @@ def test_a_run_of_two_processes_resumes_exactly_whichever_is_interrupted(tmp_pat
     assert len(list(stopped.glob("events*"))) == 4  # of rank 0
     history = read_history(stopped)
     assert sum(map(len, (record.applied for record in history))) >= 3
+
+
+def of_this_rank(network: Network, batch: Any, loss: Any) -> dict[str, float]:
+    """A probe that gives and costs something else on every rank."""
+    for _ in range(1 + distributed.rank()):
+        network(batch[0])
+    return {"stage1.block1": 1.0 + distributed.rank(), "stage2.block1": 1.5}
+
+
+@dataclass(frozen=True)
+class Ranked(Policy):
+    needs = (of_this_rank,)
+
+    def decide(self, history: Any) -> list[Widen]:
+        found = probed(history[-1], of_this_rank)
+        return [Widen(max(found, key=found.__getitem__), 1)] if len(history) == 1 else []
+
+
+def train_ranked(folder: Path) -> None:
+    with distributed.joined():
+        Board.pictures = lambda *_: None
+        given = {"net": "resnet8", "epochs": 0.25, "records": 6, "batch_size": 32}
+        settings = Train(**given, policy=Ranked(), device="cpu", out=str(folder / "run"))
+        flops = train(settings, lambda line: None)["train_flops"]
+        (folder / f"{distributed.rank()}.txt").write_text(str(flops))
+
+
+def test_rank_0_measures_probes_and_all_charge_the_same(tmp_path):
+    assert together(train_ranked, tmp_path) == [0, 0]
+    flops = {(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)}
+    assert len(flops) == 1
+    history = read_history(tmp_path / "run")
+    assert [record.probes["of_this_rank"]["stage1.block1"] for record in history[:-1]] == [1.0] * (
+        len(history) - 1
+    )
+    assert [a for record in history for a in record.applied] == [Widen("stage2.block1", 1)]
 
 
 def run_with_two_clocks(arguments: list[str]) -> None:

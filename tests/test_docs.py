@@ -17,7 +17,7 @@ from nets.plan.actions import INITIALIZERS
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "policies.md").read_text()
 COMMANDS = re.findall(r"^(?:PYTHONPATH=(\S+) )?python (.*)$", TEXT, re.MULTILINE)
-FILES = ("spread.py", "test_spread.py", "spread.yaml")
+FILES = ("spread.py", "test_spread.py", "spread.yaml", "own_probe.py")
 SHORTER = {
     "compare": "--epochs 0.2 --records 20 --workers 1",
     "north.North": "--epochs 0.3",

@@ -15,6 +15,7 @@ from policies import widen
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "policies"
 NAMES = ("ash.Ash", "autogrow.AutoGrow", "firefly.Firefly", "gradmax.GradMax", "north.North")
+NAMES += ("largest_gain.LargestGain",)
 LIMIT = preset("resnet20", image=(3, 8, 8))
 FIRST = seed_of(LIMIT)
 ONE, TWO, THREE = FIRST.blocks  # of widths 4, 8, 16
@@ -208,6 +209,72 @@ def test_firefly_waits_cools_and_adds_a_single_channel_as_a_new_one(example):
     assert example("firefly.Firefly")(every=1).decide(history_of([], layers=[{}])) == []
 
 
+# The largest gain -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gains", "rounds", "expected"),
+    [
+        ({ONE: 0.1, TWO: 0.3, THREE: 0.2}, [[], []], TWO),
+        ({ONE: -0.1, THREE: -0.2}, [[], []], ONE),
+        ({ONE: 0.1, TWO: 0.3, THREE: 0.2}, [[Widen(TWO, 1)], []], THREE),  # the widest cools
+        ({}, [[], []], None),
+        ({ONE: 0.1}, [[], [], []], None),  # not due
+    ],
+)
+def test_largest_gain_widens_where_trying_has_helped_most(example, gains, rounds, expected):
+    policy = example("largest_gain.LargestGain")(every=2, share=0.05, steps=3)
+    assert [(probe.name, probe.steps) for probe in policy.needs] == [("gain", 3)]
+    history = history_of(*rounds, probes=[{"gain": gains}] * len(rounds))
+    assert policy.decide(history) == (widen(history, expected, 0.05) if expected else [])
+
+
+def test_largest_gain_tries_where_it_may_grow_and_nowhere_else(example):
+    policy = example("largest_gain.LargestGain")(every=2)
+    assert [bool(policy.needs_at(history_of(*[[]] * n))) for n in (1, 2, 3, 4)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    late = [replace(record, spent=0.7) for record in history_of([], [])]
+    assert policy.needs_at(late) == ()
+    assert policy.decide(late) == []
+    with pytest.raises(ValueError, match="record must hold the probe 'gain'"):
+        policy.decide(history_of([], []))
+
+
+def test_a_probe_goes_through_config_files_replays_and_workers(
+    example, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+    example("largest_gain.LargestGain")
+    words = "train --net resnet8 --epochs 2 --records 6 --batch_size 64 --device cpu --threads 1"
+    words += " --policy largest_gain.LargestGain --policy.every 2 --policy.steps 2 --out run"
+    assert run.main(words.split()) == 0
+    assert run.main(["train", "--config", "run/config.yaml", "--out", "again"]) == 0
+    whole = (tmp_path / "run" / "history.jsonl").read_bytes()
+    assert b'"gain"' in whole
+    assert (tmp_path / "again" / "history.jsonl").read_bytes() == whole
+    capsys.readouterr()
+    asks = "replay run --policy largest_gain.LargestGain --policy.every"
+    assert run.main([*asks.split(), "2"]) == 0
+    done = [row.split("|")[3:5] for row in capsys.readouterr().out.splitlines() if "Widen(" in row]
+    assert done
+    assert all(did == wished for did, wished in done)
+    assert run.main([*asks.split(), "1"]) == 2
+    assert "LargestGain needs the probe 'gain', got a record without" in capsys.readouterr().err
+    Path("rows.yaml").write_text(
+        "cells:\n  gain:\n    policy:\n      class_path: largest_gain.LargestGain\n"
+        "      init_args: {every: 2, steps: 2}\n"
+    )
+    both = "compare --config rows.yaml --net resnet8 --epochs 2 --records 6 --batch_size 64"
+    both += " --device cpu --threads 1 --seeds [0,1] --workers 2 --out both"
+    assert run.main(both.split()) == 0
+    assert Path("both/gain/seed0/history.jsonl").read_bytes() == whole
+
+
 # Ash --------------------------------------------------------------------------------------------
 
 
@@ -262,6 +329,7 @@ def test_each_is_short_cites_its_paper_and_says_how_it_deviates(path):
 @pytest.mark.parametrize("path", NAMES)
 def test_each_grows_a_net_on_digits(example, tmp_path, capsys, path):
     settings = {"ash.Ash": ["--policy.trigger", "1e9"], "north.North": ["--policy.threshold", "0"]}
+    settings["largest_gain.LargestGain"] = ["--policy.every", "2", "--epochs", "2"]
     words = "train --net resnet8 --epochs 0.3 --records 6 --batch_size 64 --device cpu --threads 1"
     words += f" --policy {path} --out {tmp_path / 'run'}"
     assert run.main([*words.split(), *settings.get(path, [])]) == 0

@@ -63,6 +63,7 @@ RECORD = Record(
     train_loss=1.5,
     layers={"stem": LayerReading(None, "stem"), "stage1.block1.bn1": READING},
     importance={"stage1.block1": 0.5},
+    probes={"gain": {"stage1.block1": 0.5}},
     decided=ACTIONS,
     applied=(Widen("stage1.block1", 3),),
     refused=((Insert("stage2.block1", 8), "the limit"),),

@@ -16,6 +16,7 @@ from runs import csv_rows, quiet, short_run
 
 import training.running.decide_and_grow
 import training.running.finished
+import training.running.measure_probes
 import training.running.take_record
 import training.stepping.step
 from analysis import Record, read_history
@@ -328,7 +329,7 @@ def test_importance_is_measured_only_for_a_policy_that_needs_it(tmp_path, monkey
     def unwanted(*_: Any) -> None:
         raise AssertionError("nobody asked for it")
 
-    monkeypatch.setattr(training.running.take_record, "block_importance", unwanted)
+    monkeypatch.setattr(training.running.measure_probes, "block_importance", unwanted)
     train(small(tmp_path), quiet)
     assert not any(record.importance for record in read_history(tmp_path))
 

@@ -88,13 +88,15 @@ def test_statistics_of_a_block_are_the_mean_of_its_layers_and_its_own_output():
     layers |= readings((9.0, 9.0), "stream", path="{}.shortcut.bn")
     layers["stem"] = LayerReading(None, "stem", response_std=1.0)
     layers["x"] = LayerReading(BLOCKS[0], "branch", extra={"own": 7.0})
-    record = record_of(layers, importance={BLOCKS[0]: 0.5})
+    probes = {"gain": {BLOCKS[1]: 0.25}}
+    record = record_of(layers, importance={BLOCKS[0]: 0.5}, probes=probes)
     one, two = BLOCKS[:2]
     assert block_statistics(record) == {
         "response_std, inner": {one: 2.0, two: 3.0},
         "response_std, stream": {one: 5.0, two: 6.0},
         "own, branch": {one: 7.0},
         "importance": {one: 0.5},
+        "gain": {two: 0.25},
         "place in the network": {block: float(index) for index, block in enumerate(BLOCKS)},
     }
 

@@ -49,6 +49,7 @@ FULL = Record(
     layers={"stage1.block1.bn1": READING, "stem": LayerReading(None, "stem")},
     importance={"stage1.block1": -0.125},
     grow_until=0.75,
+    probes={"gain": {"stage1.block1": 0.1 + 0.2}},
     decided=(
         Widen("stage1.block1", 3, reason="wide – or ‘narrow’\u2028"),
         Insert("stage2.block1", 8, 0.5, initializer="xavier"),

@@ -51,6 +51,8 @@ class Record:
             block's branch minus the loss with it, on the probe batch.
         grow_until: fraction of the budget after which nothing grows; of records that were written
             without it, and in a loop of one's own that does not say, the default of `train`.
+        probes: by name, what other probes of the policy have measured by block. What they measure
+            by layer is in the readings' `extra`; `policies.probed` finds both.
         decided, applied, refused: what the policy asked for, what was done, and what was not and
             why; empty in the last record while the policy decides.
     """
@@ -71,6 +73,7 @@ class Record:
     layers: Mapping[str, LayerReading] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
     grow_until: float = 0.6
+    probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     decided: Sequence[Action] = ()
     applied: Sequence[Action] = ()
     refused: Sequence[tuple[Action, str]] = ()
@@ -78,6 +81,8 @@ class Record:
     def __post_init__(self) -> None:
         for name in ("layers", "importance"):
             object.__setattr__(self, name, ReadOnly(getattr(self, name)))
+        probes = {name: ReadOnly(found) for name, found in self.probes.items()}
+        object.__setattr__(self, "probes", ReadOnly(probes))
 
     @classmethod
     def capture(cls, net: nn.Module, observer: Observer, **numbers: Any) -> Record:
@@ -100,12 +105,18 @@ class Record:
         return cost(self.architecture)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain data for one line of JSON; None and empty fields of readings are left out."""
+        """Give plain data for one line of JSON; None and empty fields of readings are left out.
+
+        So is `probes` where there are none, as in a history of an earlier version.
+        """
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data["architecture"] = self.architecture.to_dict()
         data["limit"] = asdict(self.limit)
         data["layers"] = {path: _reading_to_dict(reading) for path, reading in self.layers.items()}
         data["importance"] = dict(self.importance)
+        data["probes"] = {name: dict(found) for name, found in self.probes.items()}
+        if not self.probes:
+            del data["probes"]
         data["decided"] = [action_to_dict(action) for action in self.decided]
         data["applied"] = [action_to_dict(action) for action in self.applied]
         data["refused"] = [[action_to_dict(action), why] for action, why in self.refused]
@@ -167,6 +178,9 @@ def _check(record: Record) -> None:
         _check_number(name, getattr(record, name), optional=True)
     for block, value in record.importance.items():
         _check_number(f"importance of {block!r}", value)
+    for name, found in record.probes.items():
+        for block, value in found.items():
+            _check_number(f"probe {name!r} of {block!r}", value)
     for path, reading in record.layers.items():
         _check_reading(path, reading)
     for _, why in record.refused:

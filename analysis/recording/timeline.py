@@ -68,6 +68,9 @@ def layer_values(history: Sequence[Record]) -> Iterator[tuple[int, str, str, flo
                     yield record.step, path, name, value
         for block, value in record.importance.items():
             yield record.step, block, "importance", value
+        for name, found in record.probes.items():
+            for block, value in found.items():
+                yield record.step, block, name, value
 
 
 def architectures(history: Sequence[Record]) -> list[tuple[int, Architecture]]:

@@ -77,8 +77,8 @@ class Board:
             "network/flops": record.cost.flops,
             "network/train_flops": record.train_flops,
         }
-        for block, value in record.importance.items():
-            scalars[tag_of("importance", block)] = value
+        for name, found in {"importance": record.importance, **record.probes}.items():
+            scalars.update({tag_of(name, block): value for block, value in found.items()})
         names = statistics_of([record])
         for path, reading in record.layers.items():
             scalars.update({tag_of(name, path): reading.value(name) for name in names})

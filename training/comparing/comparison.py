@@ -18,7 +18,8 @@ from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
 from training.computing.optimizer import Precision, slow_settings
 from training.data.identity import check_same_data, settle
-from training.deciding.call_policy import check_needs, is_frozen, told_of_state
+from training.deciding.call_policy import is_frozen, told_of_state
+from training.deciding.check_probes import check_needs
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison

@@ -14,10 +14,8 @@ from nets import Action, Initializer, action_to_dict
 from nets.plan.action_dicts import ACTIONS, action_from_dict
 from policies import Policy, Yoked
 from policies.base import History
+from training.deciding.check_probes import check_needs, missing
 from training.deciding.user_errors import PolicyFailed, told
-
-PROBES = ("importance", "effective_rank")
-"""The names in a policy's `needs`: Record.importance, and LayerReading.extra["effective_rank"]."""
 
 
 def own_copy(policy: Policy) -> Policy:
@@ -62,18 +60,6 @@ def check_policy(policy: Policy) -> None:
         read_history(policy.run)
 
 
-def check_needs(policy: Policy) -> None:
-    """Raise a ValueError if the policy needs something that is no probe."""
-    needs = policy.needs
-    named = isinstance(needs, tuple | list)
-    unknown = [name for name in needs if name not in PROBES] if named else [needs]
-    if unknown:
-        name = type(policy).__name__
-        raise ValueError(
-            f"policy {name} must need probes of {', '.join(PROBES)}, got {unknown[0]!r}"
-        )
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a policy asks for, or in one line how it failed, and the traceback if it raised."""
@@ -87,10 +73,14 @@ def ask(policy: Policy, history: History) -> tuple[Action, ...]:
     """Ask the policy about a recorded history.
 
     Raises:
-        ValueError: the policy refuses the history, or what it returns is no sequence of actions.
+        ValueError: a probe that the policy needs is not in the record, the policy refuses the
+            history, or what it returns is no sequence of actions.
         PolicyFailed: it raised something else.
     """
     try:
+        without = missing(policy, history)
+        if without:
+            raise ValueError(without)
         answer = policy.decide(history)
     except ValueError:
         raise

@@ -12,7 +12,7 @@ from nets.plan.action_dicts import name_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.wrapped_model import model_of
-from training.deciding.call_policy import attempt, failure_of, state_of, told_of_state
+from training.deciding.call_policy import Answer, attempt, failure_of, state_of, told_of_state
 from training.deciding.refusals import Decision, admit, first_refusals
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import check_growth
@@ -24,8 +24,10 @@ MOST_MOVED = 0.01
 """Of the largest output: from here on it is no rounding, in float32 and TF32."""
 
 
-def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, list[str]]:
-    """Ask the policy and do what it may.
+def decide_and_grow(
+    run: Run, record: Record, unmeasured: Answer | None = None
+) -> tuple[Decision, float | None, list[str]]:
+    """Ask the policy and do what it may; one whose probe was not measured has failed already.
 
     Gives what was decided, how much the outputs differ after growth, None without one, and what
     people are told of it.
@@ -36,7 +38,7 @@ def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, l
     """
     policy = run.settings.policy
     state = state_of(policy)
-    decision, difference, failure = _decide_and_grow(run, record)
+    decision, difference, failure = _decide_and_grow(run, record, unmeasured)
     notes = first_refusals(run.history, decision.refused)
     notes += filter(None, [failure, _told_of_move(run, decision, difference)])
     if not run.stateful and state_of(policy) != state:
@@ -45,7 +47,9 @@ def decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, l
     return decision, difference, notes
 
 
-def _decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, str]:
+def _decide_and_grow(
+    run: Run, record: Record, unmeasured: Answer | None
+) -> tuple[Decision, float | None, str]:
     """Take away what has faded, ask the policy and do what it may; last comes how it failed.
 
     A policy that fails has asked for nothing, or ends the run: see `policy_errors`.
@@ -58,7 +62,9 @@ def _decide_and_grow(run: Run, record: Record) -> tuple[Decision, float | None, 
     faded, settings = Decision(applied=gone), run.settings
     if run.spent >= 1:
         return faded, grow_run(run, faded), ""
-    answer = distributed.from_first(lambda: attempt(settings.policy, (*run.history, record)))
+    answer = unmeasured or distributed.from_first(
+        lambda: attempt(settings.policy, (*run.history, record))
+    )
     failure = answer.failure
     if not failure:
         architecture = reduce(Architecture.apply, gone, run.net.architecture)

@@ -77,8 +77,8 @@ def _train(run: Run, say: Say, advance: Advance | None) -> None:
 
 def record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
-    record, averaged = take_record(run)
-    decision, difference, notes = decide_and_grow(run, record)
+    record, averaged, unmeasured = take_record(run)
+    decision, difference, notes = decide_and_grow(run, record, unmeasured)
     record = replace(record, **vars(decision))
     run.history.append(record)
     run.progress.records += 1
