@@ -22,6 +22,7 @@ import analysis.measuring.dead_channels
 from analysis import Record
 from nets import Action, Freeze, Insert, Remove, SetSurvival, Unfreeze, Widen
 from policies import Policy
+from training.computing.optimizer import Precision, check_graph, obstacle, slow_settings
 from training.keeping.run_state import Run
 from training.running.loop import record_and_grow
 from training.running.resume import open_run
@@ -213,3 +214,25 @@ def test_a_hook_of_ones_own_is_called_at_every_step_and_told_once(tmp_path):
             take_step(run)
         assert len(called) == 4
         assert run.observer.step == run.progress.step == 4
+
+
+def test_what_keeps_steps_from_being_captured_is_said(monkeypatch):
+    cuda = torch.device("cuda")
+    assert obstacle(torch.device("cpu")) == "cpu has no CUDA graphs"
+    assert obstacle(cuda) is None
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
+    assert not slow_settings(Train(), Precision(cuda, torch.float32))
+    for value, told in (
+        ("PYTORCH_ALLOC_CONF", "PYTORCH_ALLOC_CONF asks for expandable_segments"),
+        ("two", "there are several processes"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(value, "max_split_size_mb:128,expandable_segments:True")
+            ranks = 1 + (value == "two")
+            patch.setattr("training.computing.distributed.size", lambda ranks=ranks: ranks)
+            (line,) = slow_settings(Train(), Precision(cuda, torch.float32))
+            assert line == f"slow: steps are not captured as a CUDA graph: {told}"
+            assert not slow_settings(Train(graph="false"), Precision(cuda, torch.float32))
+            refused = f"graph must be auto or false here, got true: {told}"
+            with pytest.raises(ValueError, match=refused):
+                check_graph(Train(graph=True), cuda)
