@@ -69,7 +69,7 @@ class Common:
             then repeats and resumes bit for bit on a GPU too; slower there. A CPU does so anyway.
         graph: on a GPU the whole step runs as one CUDA graph, captured anew after every growth and
             replayed: auto does so where it can and says why where it can't, true refuses to go
-            without, false runs step by step. The same bits all three.
+            without, false runs step by step. With deterministic all three give the same bits.
         threads: CPU threads; by default torch's choice.
         compile: compile the network with torch.compile, anew after every growth; slower on a CPU.
         policy_errors: stop ends a run whose policy fails, with exit code 1, to be resumed when the
