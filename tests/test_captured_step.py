@@ -236,3 +236,12 @@ def test_what_keeps_steps_from_being_captured_is_said(monkeypatch):
             refused = f"graph must be auto or false here, got true: {told}"
             with pytest.raises(ValueError, match=refused):
                 check_graph(Train(graph=True), cuda)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_left_out_takes_no_readings_with_it(tmp_path, accumulate):
+    run = opened(tmp_path, nonfinite="skip", accumulate=accumulate, observe_every=1)
+    train(run, spoil)
+    assert run.progress.skipped == 1
+    for record in run.history:
+        assert not [path for path, layer in record.layers.items() if layer.response_std is None]

@@ -19,6 +19,8 @@ from analysis.measuring.mean_and_std import RowSums, moments_of, row_sums
 TOGETHER = 32
 """Outputs that are kept to be looked at one after the other on a CPU: amid a forward pass the code
 that does it has left the caches, and fetching it takes longer than its arithmetic."""
+SHAPES = 256
+"""Of what stays the same from step to step, how much is kept: a captured step needs some ten."""
 Slots = tuple[int, ...]
 """Places in the list of all statistics of a network."""
 
@@ -111,6 +113,8 @@ class Responses:
             return self._statistics() if self._slots else []
         finally:
             self._begin()
+            while len(self.known) > SHAPES:  # of inputs whose shapes change all the time
+                del self.known[next(iter(self.known))]
 
     def _statistics(self) -> list[tuple[Slots, Tensor]]:
         parts = [*self._told, moments_of(self._read, self.known)] if self._read else self._told

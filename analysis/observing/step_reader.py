@@ -17,7 +17,7 @@ from analysis.observing.optimizer_steps import OptimizerSteps
 from analysis.observing.reading import STATISTICS
 from analysis.observing.watched_layers import unwrap
 from analysis.observing.watched_network import WatchedNetwork
-from analysis.observing.window import Values, defined_of
+from analysis.observing.window import Values
 
 _GONE = (
     "the gradient of {} was gone when the backward pass had made it, so gradient_norm is None; "
@@ -55,11 +55,19 @@ class StepReader:
 
         For loops that replay a captured step (a CUDA graph): a replay adds to `tensors`, and
         `count` says so. What the step has added to `tensors` is the caller's to put back.
+
+        Raises:
+            ValueError: there is no optimizer that holds all parameters: without one a step is added
+                where the next one begins.
         """
+        held = self._watched.parameters.held_by(self.optimizer)
+        if len(held) < sum(1 for _ in self._watched.net.parameters()):
+            raise ValueError("optimizer must hold all parameters for a step to be rehearsed")
         self._prepare()
         number, counted = self.step, self._watched.window.counted()
         try:
             step()
+            self._close()
         finally:
             found = self._watched.window.uncount(counted)
             self.step = number
@@ -242,8 +250,7 @@ class StepReader:
     ) -> None:
         of_parameters, undefined = (found.values, found.undefined) if found else ([], [])
         if values or of_parameters or self._watched.window.aside:
-            values, none = defined_of(values, left_out)
-            self._watched.window.add(values + of_parameters, undefined + none)
+            self._watched.window.add(values + of_parameters, undefined, left_out)
 
     def _begin_step(self) -> None:
         """Count the step that is over."""

@@ -77,17 +77,31 @@ class Window:
         """Whether parts of a step are aside."""
         return self._aside is not None
 
-    def add(self, values: Values, undefined: Values) -> None:
+    def add(self, values: Values, undefined: Values, left_out: Sequence[Tensor] = ()) -> None:
         """Add a step, or the end of one of which parts are aside.
 
         Args:
             values: statistics in float64.
             undefined: 1 where a value is not defined and 0 stands for it.
+            left_out: by optimizer, whether its update was left out, (1,) each, not 0 if so; then
+                what is not finite is undefined.
         """
         with torch.inference_mode(False), torch.no_grad():
             start, counts = self._aside, self._aside_counts
             self.drop_aside()
-            reading = self._reading(values, undefined, start)
+            skipped = None
+            if left_out and values:
+                skipped = torch.cat([one.to(values[0][1].device) for one in left_out]).any()
+                values, broken = _finite_of(values)
+                lost = [(slots, where * skipped) for slots, where in broken]
+                values = [
+                    (slots, value.masked_fill((where > 0) & ~skipped, torch.nan))
+                    for (slots, value), (_, where) in zip(values, broken)
+                ]
+                undefined = [*undefined, *lost]
+            reading = self._reading(values, undefined)
+            if start is not None:
+                reading += _told(start.to(reading.device), skipped)
             totals, finite = self._sums_on(reading)
             totals += reading
             finite += totals[0].isfinite()
@@ -98,12 +112,14 @@ class Window:
     def put_aside(self, values: Values) -> None:
         """Add a part of the step under way."""
         with torch.inference_mode(False), torch.no_grad():
-            self._aside = self._reading(values, [], self._aside)
+            part = self._reading(*_finite_of(values))
+            self._aside = part if self._aside is None else self._aside.to(part.device) + part
             _count(self._aside_counts, values)
 
     def drop_aside(self) -> None:
         """Forget what is aside."""
-        self._aside: Tensor | None = None  # as the totals
+        # (2, size): sums; how many readings were not finite, for which 0 stands in the sums
+        self._aside: Tensor | None = None
         self._aside_counts = [0] * self.size
 
     def readings(self, edited: Mapping[str, int]) -> dict[str, LayerReading]:
@@ -161,7 +177,8 @@ class Window:
         if totals is not None:
             if totals.dim() == 1:  # of a checkpoint from before some readings could be undefined
                 totals = torch.stack([totals, torch.zeros_like(totals)])
-            self._sums_on(totals.to(device))[0].copy_(totals)
+            with torch.inference_mode(False):
+                self._sums_on(totals.to(device))[0].copy_(totals)
 
     def rearrange(self, rows: Sequence[Layer], slots: Sequence[int | None]) -> None:
         """Go on with other layers: of every slot, which of the old ones it was, if any."""
@@ -182,13 +199,11 @@ class Window:
         self._totals, self._finite = totals, finite.to(like.device)
         return self._totals, self._finite
 
-    def _reading(self, values: Values, undefined: Values, start: Tensor | None) -> Tensor:
-        """Give what a step adds to the totals, (2, size); `start` is what was aside of it."""
+    def _reading(self, values: Values, undefined: Values) -> Tensor:
+        """Give what a step, or a part of one, adds to the totals, (2, size)."""
         some = values or undefined
-        device = some[0][1].device if some else start.device if start is not None else None
+        device = some[0][1].device if some else None
         reading = torch.zeros(2, self.size, dtype=torch.float64, device=device)
-        if start is not None:
-            reading += start.to(device)
         for row, found in zip(reading, (values, undefined)):
             slots = tuple(slot for places, _ in found for slot in places)
             if slots:
@@ -199,24 +214,24 @@ class Window:
         return reading
 
 
-def defined_of(values: Values, left_out: Sequence[Tensor]) -> tuple[Values, Values]:
-    """Give values and, as `Window.add` takes it, where they are undefined and now 0.
-
-    That is where they are not finite, in a step whose update was left out because of that.
-
-    Args:
-        values: of a step.
-        left_out: by optimizer, whether that is so, (1,) each, not 0 if it is.
-    """
-    if not values or not left_out:
-        return values, []
-    skipped = torch.cat([one.to(values[0][1].device) for one in left_out]).any()
-    defined, none = [], []
+def _finite_of(values: Values) -> tuple[Values, Values]:
+    """Give values with 0 for what is not finite, and 1 where that is so."""
+    finite, broken = [], []
     for slots, value in values:
-        broken = skipped & ~value.isfinite()
-        defined.append((slots, value.masked_fill(broken, 0)))
-        none.append((slots, broken.double()))
-    return defined, none
+        where = ~value.isfinite()
+        finite.append((slots, value.masked_fill(where, 0)))
+        broken.append((slots, where.double()))
+    return finite, broken
+
+
+def _told(aside: Tensor, skipped: Tensor | None) -> Tensor:
+    """Give what was aside as the totals take it: NaN where it was not finite, or undefined.
+
+    Undefined it is in a step whose update was left out.
+    """
+    sums, broken = aside
+    nan = torch.stack([sums.masked_fill(broken > 0, torch.nan), torch.zeros_like(broken)])
+    return nan if skipped is None else torch.where(skipped, aside, nan)
 
 
 def _count(counts: list[int], values: Values) -> None:

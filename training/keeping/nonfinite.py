@@ -23,13 +23,18 @@ def check_losses(run: Run, losses: Sequence[float | None]) -> None:
     """Check the training losses of the latest steps, None for those that were skipped.
 
     Raises:
-        NonFinite: one is NaN or infinite, or all were skipped.
+        NonFinite: one is NaN or infinite.
     """
     before = run.progress.step - len(losses)
     for step, loss in enumerate(losses, start=before + 1):
         if loss is not None and not isfinite(loss):
             raise NonFinite(f"the training loss is {loss} at step {step}, {_told(run)}")
-    if losses and all(loss is None for loss in losses):
+
+
+def check_window(run: Run, loss: float | None) -> None:
+    """Raise NonFinite if all steps since the last record were left out: they have no loss."""
+    before = run.history[-1].step if run.history else 0
+    if loss is None and run.progress.step > before:
         steps = f"steps {before + 1} to {run.progress.step}"
         raise NonFinite(f"no loss and gradients of {steps} were finite, {_told(run)}")
 

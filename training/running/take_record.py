@@ -12,7 +12,13 @@ from training.computing import distributed
 from training.computing.evaluation import means_of, sums_over
 from training.computing.learning_rate import learning_rate
 from training.deciding.call_policy import Answer
-from training.keeping.nonfinite import check_state, check_validation, finite, finite_readings
+from training.keeping.nonfinite import (
+    check_state,
+    check_validation,
+    check_window,
+    finite,
+    finite_readings,
+)
 from training.keeping.run_state import Run
 from training.running.measure_probes import measure_probes
 from training.running.write_down import write_losses
@@ -33,6 +39,7 @@ def take_record(run: Run) -> tuple[Record, Means, Answer | None]:
     run.progress.boundary = int(run.spent * run.settings.record_count)
     classification = run.splits.task == "classification"
     trained = means_of(distributed.total(run.window), classification)
+    check_window(run, trained[0])
     write_losses(run)
     run.window.zero_()
     run.trace[0].zero_()
