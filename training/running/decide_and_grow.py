@@ -102,8 +102,7 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     check_growth(run, grown.difference)
     if any(map(adds_capacity, decision.applied)):  # only now: it could not have been done
         save(run, f"growth/step{run.progress.step:07d}.pt")
-    if not all(isinstance(action, SetSurvival) for action in decision.applied):  # free, as in place
-        run.progress.flops += _flops(run.net, grown)
+    run.progress.flops += _flops(run.net, grown)
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
