@@ -197,3 +197,4 @@ def test_replays_wait_for_nothing(tmp_path):
         with alarm("cuda"):
             for _ in range(4):
                 take_step(run)
+        assert run.progress.step == run.observer.step == 12

@@ -19,16 +19,8 @@ from training.keeping.result_files import write_json
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
-_FREE += (
-    "graph",
-    "save_every",
-    "policy_errors",
-    "engine",
-    "workers",
-    "per_gpu",
-    "address",
-    "dry_run",
-)
+_FREE += ("graph", "save_every", "policy_errors")
+_FREE += ("engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 _FOLDER = "folder:"
 
