@@ -11,6 +11,7 @@ from analysis.recording.record import Record, read_history
 
 if TYPE_CHECKING:
     from analysis.observing.observer import Observer
+    from analysis.recording.comparison_folder import ComparedRun, Comparison, read_comparison
     from analysis.recording.probes import (
         block_importance,
         effective_rank,
@@ -19,20 +20,26 @@ if TYPE_CHECKING:
     )
 
 _LAZY = {
+    "ComparedRun": "recording.comparison_folder",
+    "Comparison": "recording.comparison_folder",
     "Observer": "observing.observer",
     "block_importance": "recording.probes",
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
+    "read_comparison": "recording.comparison_folder",
     "response_histograms": "recording.probes",
 }
 
 __all__ = [
+    "ComparedRun",
+    "Comparison",
     "LayerReading",
     "Observer",
     "Record",
     "block_importance",
     "effective_rank",
     "gradient_signal_to_noise",
+    "read_comparison",
     "read_history",
     "response_histograms",
 ]
