@@ -33,7 +33,7 @@ $(BIN)/.docs: $(BIN)/.installed
 
 docs: $(BIN)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "here: build/site/index.html"
+	@echo "here: build/site/index.html; $(BIN)/mkdocs serve has its search too"
 
 bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks --data $(BENCH_DATA) --data-dir $(DATA_DIR)
