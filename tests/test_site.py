@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -125,13 +126,31 @@ def test_a_torchvision_resnet_grows_as_printed(capsys):
     assert float(said.removeprefix("outputs moved by ")) < 1e-4
 
 
-def test_a_comparison_is_read_as_printed(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """A comparison in runs/digits of a folder, of two rows with one seed."""
+    folder = tmp_path_factory.mktemp("site") / "runs" / "digits"
     rows = {"static": Cell(Never()), "periodic": Cell(Periodic(every=1))}
-    settings = short_comparison(tmp_path / "runs/digits", cells=rows, seeds=[0], epochs=0.1)
-    compare(settings, quiet)
-    monkeypatch.chdir(tmp_path)
+    compare(short_comparison(folder, cells=rows, seeds=[0], epochs=0.1), quiet)
+    return folder
+
+
+def test_a_comparison_is_read_as_printed(comparison, monkeypatch, capsys):
+    monkeypatch.chdir(comparison.parents[1])
     exec(code_of("files.md")[0], {})
     static, periodic, columns = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"static 0 0\.\d+ \[\]", static)
     assert re.fullmatch(r"periodic 0 0\.\d+ \[\d+.*\]", periodic)
     assert columns.startswith("['row', 'seed', ")
+
+
+def test_the_page_of_files_has_every_name_that_stands_in_them(comparison):
+    run = comparison / "periodic" / "seed0"
+    names = {path.name for path in (*run.iterdir(), *comparison.glob("*.*"))}
+    for file in ("summary", "data"):
+        names |= set(json.loads((run / f"{file}.json").read_text()))
+    for table in (run / "metrics.csv", run / "losses.csv", comparison / "comparison.csv"):
+        names |= set(table.read_text().splitlines()[0].split(","))
+    said = set(re.findall(r"`([^`]+)`", (DOCS / "files.md").read_text()))
+    said |= {name.removesuffix("/") for name in said}
+    assert {name for name in names if "tfevents" not in name} <= said

@@ -110,7 +110,7 @@ def _summary(path: Path) -> dict[str, Any]:
 def _summary_line(run: ComparedRun) -> Iterable[Mapping[str, Any]]:
     plain = (str, int, float, type(None))
     told = {name: value for name, value in run.summary.items() if isinstance(value, plain)}
-    yield {name: value for name, value in told.items() if name not in ("row", "seed")} | run.judged
+    yield {**told, **run.judged, "row": run.row, "seed": run.seed}
 
 
 def _metrics(run: ComparedRun) -> Iterable[Mapping[str, Any]]:
