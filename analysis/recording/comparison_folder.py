@@ -14,8 +14,6 @@ from analysis.recording.atomic_files import path_of
 from analysis.recording.record import Record, read_history
 from analysis.recording.timeline import layer_values
 
-JUDGED = ("regret", "flops_to_reference", "transient")
-"""The columns of comparison.csv that are no run's own: they came of judging all of them."""
 TABLES = ("runs", "records", "layers")
 
 
@@ -28,8 +26,9 @@ class ComparedRun:
         seed: its seed.
         folder: where it lies: ROW/seedN in the comparison's folder.
         summary: what its summary.json holds; accuracies are fractions in [0, 1].
-        judged: `regret` (a fraction), `flops_to_reference` and `transient` (a loss) as the
-            comparison judged them, None where it could not or has not.
+        judged: what the comparison says of it beside that: `regret` (a fraction),
+            `flops_to_reference`, `transient` (a loss) and their kin; None where there is nothing to
+            say, or nothing was judged yet.
     """
 
     row: str
@@ -92,8 +91,10 @@ def read_comparison(folder: str | Path) -> Comparison:
         if not row or Path(row).name != row or not isinstance(seed, int):
             raise ValueError(f"{file}, line {number}: must have a run and its seed, got {line}")
         of_run = place / row / f"seed{seed}"
-        judged = {name: _value(line.get(name)) for name in JUDGED}
-        runs.append(ComparedRun(row, seed, of_run, _summary(of_run / "summary.json"), judged))
+        summary = _summary(of_run / "summary.json")
+        own = {"run", None, *summary}  # None: what a line has beyond the header
+        judged = {name: _value(text) for name, text in line.items() if name not in own}
+        runs.append(ComparedRun(row, seed, of_run, summary, judged))
     return Comparison(runs)
 
 
