@@ -55,8 +55,10 @@ def machines_of(rows: Rows) -> dict[Machine, dict[str, list[int]]]:
 
 
 def machine_notes(rows: Rows, budget: str) -> list[str]:
-    """Say on which machine the runs ran, or on which which of them did."""
+    """Say on which machine the runs ran, or which ran on which; nothing if no folder tells."""
     found = machines_of(rows)
+    if not any(machine.processor for machine in found):
+        return []
     if len(found) == 1:
         (machine,) = found
         told = f"Machine: {machine.text}."
@@ -80,6 +82,6 @@ def seconds_mark(runs: Mapping[int, Finished]) -> str:
     """Give what a row's mean seconds must not be read without, or nothing."""
     machines = {machine_of(run) for run in runs.values()}
     if len(machines) > 1:
-        return "several machines"
+        return "mixed"
     (machine,) = machines
     return f"{machine.at_a_time} at a time" if (machine.at_a_time or 1) > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
@@ -164,7 +165,7 @@ def _mean_and_spread(
     runs: Sequence[Mapping[str, Any]], key: str
 ) -> tuple[float | None, float | None]:
     values = [run[key] for run in runs]
-    if None in values:
+    if not all(value is not None and isfinite(value) for value in values):
         return None, None
     return mean(values), stdev(values) if len(values) > 1 else None
 

@@ -49,6 +49,7 @@ def make_parser() -> Parser:
     for name, command, text in (
         ("train", _settings_parser(Train), "train one network under one policy"),
         ("compare", _settings_parser(Compare), "train policies x seeds on one budget; one table"),
+        ("judge", _judge_parser(), "one table of comparisons that were run apart; runs nothing"),
         ("inspect", _inspect_parser(), "what grew, when and why, and the layers' statistics"),
         ("replay", _replay_parser(), "what another policy would have decided on recorded runs"),
         ("branch", _branch_parser(), "what growth at each other site would bring"),
@@ -69,6 +70,17 @@ def _settings_parser(kind: type) -> Parser:
             _add_flag(parser, name, text)
     if kind is Compare:
         parser.set_defaults(cells=settings_to_dict(Compare())["cells"])
+    return parser
+
+
+def _judge_parser() -> Parser:
+    parser = Parser(
+        description="Judge comparisons of the same settings together, of other rows or seeds or "
+        "from other machines, as if all runs lay in one folder. It runs nothing."
+    )
+    parser.add_argument("folders", nargs="+", help="folders of comparisons")
+    text = "folder of comparison.csv, comparison.md and report.html"
+    parser.add_argument("--out", required=True, help=text)
     return parser
 
 

@@ -136,7 +136,7 @@ def told_of(asked: Provenance, rows: Collection[str], seeds: Collection[int]) ->
     if not asked.asked:
         return []
     plan, now, told = asked.plan, asked.asked[-1], list[str]()
-    if new := [seed for seed in seeds if seed not in plan.seeds]:
+    if new := [seed for seed in now.seeds if seed in seeds and seed not in plan.seeds]:
         told.append(_sentence(seeds_text(new), len(new), "added after results were seen"))
     if new := [row for row in now.rows if row in rows and row not in plan.rows]:
         told.append(_sentence(_rows(new), len(new), "added after results were seen"))
@@ -147,7 +147,9 @@ def told_of(asked: Provenance, rows: Collection[str], seeds: Collection[int]) ->
     if gone := list(dict.fromkeys(r for each in later for r in each.rows if r not in now.rows)):
         told.append(_sentence(_rows(gone), len(gone), "left out after results were seen"))
     if gone := sorted({s for each in later for s in each.seeds if s not in seeds}):
-        told.append(_sentence(seeds_text(gone), len(gone), "asked for too and left out here"))
+        told.append(
+            _sentence(seeds_text(gone), len(gone), "asked for too, and left out of this table")
+        )
     return told
 
 
