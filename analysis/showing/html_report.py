@@ -59,7 +59,8 @@ def write_report(
     ]
     for part in parts_of or [folder]:
         parts += [f"<h2>{escape(str(part))}</h2>"] if parts_of else []
-        parts += _provenance(part, next(run for run in runs if run.is_relative_to(part)))
+        run = next((run for run in runs if run.is_relative_to(part)), part)
+        parts += _provenance(part, run)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
