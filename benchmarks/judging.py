@@ -97,8 +97,8 @@ def shares(setting: Setting, tries: int = TRIES) -> tuple[float, float]:
         others += GROWING[0] in better if setting.better else bool(better)
         seeds = shared_seeds(scores, GROWING[:2])
         if len(seeds) >= EXPLORATORY:
-            pair = ([scores[name][seed] for seed in seeds] for name in GROWING[:2])
-            claim = paired(*pair, setting.step)
+            first, second = ([scores[name][seed] for seed in seeds] for name in GROWING[:2])
+            claim = paired(first, second, setting.step)
             primary += claim.p < 0.05 and (claim.mean > 0 or not setting.better)
     return others / tries, primary / tries
 

@@ -134,7 +134,8 @@ def judge(
     reference, resolution = best_static(seen, static), resolution_of(rows, measure)
     primary = None
     if pair and len(seeds := shared_seeds(scores, pair)) > 1:
-        primary = paired(*([scores[name][s] for s in seeds] for name in pair), resolution)
+        first, second = ([scores[name][seed] for seed in seeds] for name in pair)
+        primary = paired(first, second, resolution)
     others = _others(scores, static, reference, pair, resolution)
     curves = {
         name: {seed: read_curve(run.folder) for seed, run in row.items()}
@@ -191,11 +192,9 @@ def _figures(
     steps = [entry["step"] for entry in run.summary["growth"]]
     found = transients(read_losses(run.folder), steps) if steps else []
     grid, best, axis = along
-    reached = [
-        None if goal is None else spent_to_reach(curve, goal, x) for x in ("flops", "seconds")
-    ]
-    return Figures(
-        regret(curve, grid, best, axis) if best is not None and curve.any else None,
-        *reached,
-        mean(found) if found else None,
+    flops, seconds = (
+        None if goal is None else spent_to_reach(curve, goal, spent)
+        for spent in ("flops", "seconds")
     )
+    away = regret(curve, grid, best, axis) if best is not None and curve.any else None
+    return Figures(away, flops, seconds, mean(found) if found else None)

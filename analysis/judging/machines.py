@@ -37,8 +37,8 @@ def machine_of(run: Finished) -> Machine:
     found = json.loads(_text(run.folder / "environment.json") or "{}")
     cpu = re.search(r"^device: ['\"]?cpu\b", _text(run.folder / "config.yaml"), re.MULTILINE)
     gpu = None if cpu else found.get("gpu")
-    told = (found.get(name) for name in ("cores", "threads"))
-    return Machine(found.get("processor"), gpu, *told, run.at_a_time)
+    cores, threads = found.get("cores"), found.get("threads")
+    return Machine(found.get("processor"), gpu, cores, threads, run.at_a_time)
 
 
 def _text(path: Path) -> str:
