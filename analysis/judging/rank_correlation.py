@@ -95,11 +95,9 @@ def correlations(record: Record, sites: Sequence[Site]) -> list[Correlation]:
             if ranks is None or not orders:
                 continue
             each = tuple(_product(ranks, gains) for gains in orders)
-            null = np.abs(_permuted(ranks) @ np.mean(orders, axis=0))
-            reached = [
-                float(np.mean(null >= least - 1e-9)) for least in (abs(mean(each)), null.max())
-            ]
-            found.append(Correlation(statistic, kind, len(pairs), mean(each), each, *reached))
+            rho, null = mean(each), np.abs(_permuted(ranks) @ np.mean(orders, axis=0))
+            p, least = (float(np.mean(null >= value - 1e-9)) for value in (abs(rho), null.max()))
+            found.append(Correlation(statistic, kind, len(pairs), rho, each, p, least))
     return found
 
 

@@ -129,7 +129,9 @@ def _rho(each: Correlation | None) -> str:
 
 def _ranged(value: float, single: Sequence[float]) -> str:
     """Give a mean of correlations with the lowest and the highest of them."""
-    return f"{value:+.2f}" + (f" [{min(single):+.2f}, {max(single):+.2f}]" if single[1:] else "")
+    return f"{round(value, 2) + 0.0:+.2f}" + (
+        f" [{min(single):+.2f}, {max(single):+.2f}]" if single[1:] else ""
+    )
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

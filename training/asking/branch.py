@@ -127,9 +127,9 @@ def _forecast(tries: Sequence[Tried], jobs: Sequence[Job], plan: Plan) -> str:
     """Say what it will take: by the speed of the runs themselves, on their machine."""
     works = [(each.point.run, *work(plan, each.point, each.wanted[name])) for each, _, name in jobs]
     growths = ", ".join(f"{len(each.wanted) - 1} + none" for each in tries)
-    steps, flops = (sum(each[part] for each in works) for part in (1, 2))
+    steps, flops = sum(each[1] for each in works), sum(each[2] for each in works)
     speeds = {run: seconds_a_flop(run) for run, _, _ in works}
-    seconds = [flops * (speeds[run] or 0) for run, _, flops in works]
+    seconds = [own * (speeds[run] or 0) for run, _, own in works]
     about = f", about {sum(seconds):.0f} s at the run's own speed" if all(seconds) else ""
     return (
         f"growths: {growths}; data orders: {plan.orders}; {len(jobs)} branches to train, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def points_of(runs: Sequence[Path], at: int | str | None = None) -> list[BranchP
     by_run = {run: _points(run) for run in dict.fromkeys(runs)}
     if wanted is None:
         return [points[0] for points in by_run.values()]
-    if wanted == ALL:
+    if isinstance(wanted, str):
         return [point for points in by_run.values() for point in points]
     steps = {run: [point.record.step for point in points] for run, points in by_run.items()}
     known = " and ".join(f"{', '.join(map(str, own))} of {run}" for run, own in steps.items())
@@ -101,8 +102,10 @@ def points_of(runs: Sequence[Path], at: int | str | None = None) -> list[BranchP
 
 
 def _numbers(at: int | str | None) -> Sequence[int] | str | None:
-    if at is None or at == ALL:
-        return at
+    if at is None:
+        return None
+    if at == ALL:
+        return ALL
     try:
         return [int(word) for word in str(at).split(",")]
     except ValueError:
@@ -143,9 +146,7 @@ def _initializers(settings: Any, name: str) -> Iterator[Any]:
         return
     path = settings.get("class_path")
     if isinstance(path, str) and name.startswith(path.rpartition(".")[2]):
-        try:
+        with suppress(ValueError):  # another class of that name
             yield made_initializer(settings)
-        except ValueError:  # another class of that name
-            pass
     for value in settings.values():
         yield from _initializers(value, name)

@@ -114,8 +114,8 @@ def report(tried: Tried, plan: Plan) -> tuple[str, list[Correlation]]:
     lines = [
         f"# {point.run}, the growth at step {record.step} ({record.spent:.0%} of the budget)",
         f"{len(sites)} growths of about {flops:,} FLOPs, {plan.steps} steps, {plan.orders} data "
-        f"orders (mean ± sample std over them). {_lengths(plan)} {_beside(tried)}Without growth the "
-        f"validation loss is {spread([each['loss'] for each in base])} after "
+        f"orders (mean ± sample std over them). {_lengths(plan)} {_beside(tried)}"
+        f"Without growth the validation loss is {spread([each['loss'] for each in base])} after "
         f"{base[0]['taken']} steps.",
         gain_table(sites, point.grown),
         "Rank correlation (Spearman) of the statistics at that step with the gain: mean over the "
