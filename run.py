@@ -156,10 +156,13 @@ def _replay(chosen: Namespace) -> int:
 
 def _branch(chosen: Namespace) -> int:
     from training.asking.branch import branch
+    from training.asking.branch_points import numbers_of
     from training.asking.inspect_run import history_of
 
     _check_alone("branch")
-    how = {"budget": chosen.budget, "kinds": chosen.kinds.split(","), "sites": chosen.sites}
+    kinds = [word.strip() for word in chosen.kinds.split(",")]
+    how: dict[str, Any] = {"budget": chosen.budget, "kinds": kinds, "sites": chosen.sites}
+    numbers_of(chosen.at)
     for run in chosen.run:
         history_of(run)  # refuses a comparison with a word on its runs
     runs = [path_of("run", run) for run in chosen.run]

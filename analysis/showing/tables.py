@@ -129,9 +129,8 @@ def _rho(each: Correlation | None) -> str:
 
 def _ranged(value: float, single: Sequence[float]) -> str:
     """Give a mean of correlations with the lowest and the highest of them."""
-    return f"{round(value, 2) + 0.0:+.2f}" + (
-        f" [{min(single):+.2f}, {max(single):+.2f}]" if single[1:] else ""
-    )
+    low, mid, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (min(single), value, max(single)))
+    return f"{mid} [{low}, {high}]" if len(single) > 1 else mid
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

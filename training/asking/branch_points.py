@@ -82,7 +82,7 @@ def points_of(runs: Sequence[Path], at: int | str | None = None) -> list[BranchP
     Raises:
         ValueError: a run has none, or a number is not one of them; the message lists them.
     """
-    wanted = _numbers(at)
+    wanted = numbers_of(at)
     by_run = {run: _points(run) for run in dict.fromkeys(runs)}
     if wanted is None:
         return [points[0] for points in by_run.values()]
@@ -101,7 +101,12 @@ def points_of(runs: Sequence[Path], at: int | str | None = None) -> list[BranchP
     return [p for points in by_run.values() for p in points if p.record.step in wanted]
 
 
-def _numbers(at: int | str | None) -> Sequence[int] | str | None:
+def numbers_of(at: int | str | None) -> Sequence[int] | str | None:
+    """Give the steps that a text such as "61,122" names, "all" as it is, None for none.
+
+    Raises:
+        ValueError: it names no integers.
+    """
     if at is None:
         return None
     if at == ALL:
