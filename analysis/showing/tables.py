@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from math import factorial
 from statistics import mean
 from typing import Any
 
@@ -82,7 +83,7 @@ def correlation_table(found: Sequence[Correlation], chance: Sequence[Chance]) ->
     ordered = sorted(by_name, key=lambda name: -strength[name])
     rows = [[name, *(_rho(by_name[name].get(kind)) for kind in kinds)] for name in ordered]
     header = ["statistic", *(f"{each.kind} ({each.sites} sites)" for each in telling)]
-    table = markdown(header, rows) if rows else "too few sites for a rank correlation"
+    table = markdown(header, rows) if rows else "no rank correlation could be told from chance"
     lines = [f"- {_by_chance(each, found)}" for each in chance]
     return "\n\n".join([table, "\n".join(lines)]) if lines else table
 
@@ -91,7 +92,9 @@ def _by_chance(chance: Chance, found: Sequence[Correlation]) -> str:
     """Say what chance alone gives for a kind of site, and what was found beyond it."""
     what = f"{chance.kind}: {chance.sites} sites, data orders: {chance.orders}"
     if chance.least_p > LEVEL:
-        return f"{what}. Too few sites to tell: by chance p = {chance.least_p:.2g} at the least."
+        few = factorial(chance.sites) * LEVEL < 2
+        why = "Too few sites to tell" if few else "The orders disagree too much"
+        return f"{what}. {why}: by chance p = {chance.least_p:.2g} at the least."
     own = [each for each in found if each.kind == chance.kind and each.telling]
     many, raised = sum(each.p <= LEVEL for each in own), adjusted(found)
     held = [each.statistic for each in own if raised[each.statistic, each.kind] <= LEVEL]
