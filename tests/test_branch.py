@@ -14,6 +14,7 @@ from runs import bytes_of, csv_rows, quiet
 import run
 import training.asking.branch
 from analysis import read_history
+from analysis.recording.record import UNBOUNDED
 from analysis.showing.tables import to_csv
 from nets import (
     Freeze,
@@ -128,7 +129,8 @@ def test_every_growth_of_equal_cost_is_tried_and_none(branched, at):
     assert any(row["gain"] != "0.0" for row in csv_rows(fork.out / "gains.csv"))
     assert (fork.out / "branch.md").read_text() == text + "\n"
     assert csv_rows(fork.out / "correlations.csv")
-    assert "response_std, inner" in text
+    assert "response_std, inner" in (fork.out / "correlations.csv").read_text()
+    assert text.count("Too few sites to tell") == 3  # of three blocks
 
 
 def test_a_branch_is_what_the_steps_by_hand_give(branched, at):
@@ -303,17 +305,17 @@ def test_every_growth_goes_with_what_else_the_run_did(grown, at):
     assert len(inserted) > 1
 
 
-def test_what_is_removed_at_the_step_is_no_site_and_costs_nothing(grown):
-    point = next(
-        p for p in points_of([grown], "all") if len(p.record.architecture.stages[0].blocks) > 1
-    )
-    gone = point.record.architecture.stages[0].blocks[-1].name
-    kept = point.record.architecture.stages[0].blocks[0].name
-    pruned = doing(point, Remove(gone), Widen(kept, 6))
+def test_what_is_removed_at_the_step_is_no_site_and_costs_nothing(grown, at):
+    point = branch_point_of(grown, at)
+    kept, gone = "stage1.block1", "stage1.block2"
+    deeper = point.record.architecture.apply(Insert(kept, 8))
+    roomy = replace(point.record, architecture=deeper, limit=UNBOUNDED)
+    pruned = doing(replace(point, record=roomy), Remove(gone), Widen(kept, 6))
     wanted, left_out = candidates(pruned)
-    assert base_of(pruned) == point.record.architecture.apply(Remove(gone))
+    assert base_of(pruned) == deeper.apply(Remove(gone))
     assert wanted[NONE] == (Remove(gone),)
     assert all(actions[0] == Remove(gone) for actions in wanted.values())
+    assert len(wanted) > 3
     assert not any(gone in line for line in [*list(wanted), *left_out])
     assert pruned.done in wanted.values()
 
@@ -331,11 +333,11 @@ def test_kinds_and_numbers_of_sites_are_a_choice_and_a_draw(grown, at):
     point = branch_point_of(grown, at)
     for kind, action in (("widen", Widen), ("insert", Insert), ("streams", WidenStage)):
         wanted, _ = candidates(point, [kind])
-        grown_at = [actions[0] for name, actions in wanted.items() if not name.startswith(DONE)][1:]
-        assert {type(each) for each in grown_at} == {action}
-    names = [set(candidates(point, ["insert"], most)[0]) for most in (1, 2, 3, None)]
-    assert names[0] < names[1] < names[2] < names[3]
-    assert [len(each) for each in names[:3]] == [3, 4, 5]  # none, what was done, and the sites
+        names = [name for name in wanted if name != NONE and not name.startswith(DONE)]
+        assert {type(wanted[name][0]) for name in names} == {action}
+    names = [set(candidates(point, ["insert"], most)[0]) for most in (1, 2, None)]
+    assert names[0] < names[1] < names[2]
+    assert [len(each) for each in names[:2]] == [3, 4]  # none, what was done, and the sites
     _, left_out = candidates(point, ["insert"], 1)
     assert left_out[-1].startswith("insert: ")
     assert left_out[-1].endswith(" sites not drawn")
