@@ -297,6 +297,10 @@ def test_every_growth_goes_with_what_else_the_run_did(grown, at):
         assert actions[:2] == (freeze, survive)
         assert actions[3:] == (Unfreeze("head"),)
         assert [adds_capacity(action) for action in actions] == [False, False, True, False]
+    # what does not fit is told by itself, not by what was to be frozen for it
+    _, left_out = candidates(replace(both, record=replace(both.record, limit=point.record.cost)))
+    assert left_out
+    assert not any("make room" in line for line in left_out)
     # every newborn has the survival of that of the run
     born = doing(point, Insert(first, 4, 0.5))
     wanted, _ = candidates(born)

@@ -136,7 +136,8 @@ def _obstacle(
     """Say why a growth cannot be tried in the recorded one's place, or nothing."""
     decision = admit(point.record.architecture, actions, point.record.limit, may_grow=True)
     if decision.refused:
-        return decision.refused[0][1]
+        whys = [why for each, why in decision.refused if adds_capacity(each)]
+        return (whys or [why for _, why in decision.refused])[0]
     added, flops = (site_of(before, each).flops for each in ([action], point.grown))
     fits = LEAST_SHARE * flops <= added <= flops
     return "" if fits else f"adds {added:,} FLOPs, not about {flops:,}"
