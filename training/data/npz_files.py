@@ -146,10 +146,7 @@ def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read what an array that follows is: its shape, whether columns come first, its type."""
     version = npy.read_magic(member)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(member)
-    if dtype.hasobject:
-        raise ValueError("it holds objects, which only unpickling would read")
-    return shape, fortran, dtype
+    return read(member)
 
 
 def _mapped(file: Path, info: ZipInfo) -> memoryview:
