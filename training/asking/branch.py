@@ -20,7 +20,7 @@ from nets.checks import check_count
 from nets.modules.random_draws import hash_of
 from training.asking.branch_points import BranchPoint, Candidates, branch_point_of, candidates
 from training.computing.evaluation import evaluate
-from training.computing.learning_rate import set_learning_rate
+from training.computing.learning_rate import batch_factor, set_learning_rate
 from training.computing.optimizer import make_optimizer, make_rates
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import to_device
@@ -46,8 +46,9 @@ def branch(
 
     All branches of a data order see the same batches at the same learning rate, which falls from
     the run's own to 0 over the steps (a cosine), so that the loss at their end is not the noise of
-    a high rate. The first order is the one that the run itself went on with; every further one
-    has batches and new weights of its own.
+    a high rate. With `batch_growth` batch and rate are those of the network before the growth. The
+    first order is the one that the run itself went on with; every further one has batches and new
+    weights of its own.
 
     Args:
         run: a run folder; results go to its branch/stepN/, a finished branch is not trained again.
@@ -112,14 +113,16 @@ def _train(
         net, optimizer = grown.network, grown.optimizer
         if rates is not None:
             rates.follow(grown)
+    record = point.record
+    batches.join(batch_factor(settings, record.limit, record.architecture, batches.per_epoch))
     window = torch.zeros(3, dtype=torch.float64, device=device)
     skip = settings.nonfinite == "skip"
     how = loss, prepared.precision, window, settings.accumulate, scaler, skip
     for number in range(steps):
-        rate = (point.record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2
+        rate = (record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2
         set_learning_rate(optimizer, rate)
         train_step(net, optimizer, *batches.batch(progress.epoch, progress.position), *how)
-        progress.next_batch(batches.per_epoch)
+        progress.next_batch(batches.per_epoch, batches.joined)
     images, statistics = prepared.splits.validation, prepared.statistics
     value, accuracy = evaluate(net, images, *statistics, loss, prepared.precision)
     assert value is not None
