@@ -121,6 +121,7 @@ def _train(
     for number in range(steps):
         rate = (record.learning_rate or 0.0) * (1 + cos(pi * number / steps)) / 2
         set_learning_rate(optimizer, rate)
+        progress.make_room(batches.per_epoch, batches.joined)
         train_step(net, optimizer, *batches.batch(progress.epoch, progress.position), *how)
         progress.next_batch(batches.per_epoch, batches.joined)
     images, statistics = prepared.splits.validation, prepared.statistics

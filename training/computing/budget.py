@@ -29,11 +29,11 @@ class Progress:
                 raise ValueError(f"{item.name} must be a number of at least 0, got {value!r}")
 
     def next_batch(self, per_epoch: int, joined: int = 1) -> None:
-        """Count so many batches of the epoch, which were taken as one."""
+        """Count so many batches, taken as one; after an epoch's last one the next epoch begins."""
         self.position += joined
-        self.make_room(per_epoch, joined)
+        self.make_room(per_epoch)
 
-    def make_room(self, per_epoch: int, joined: int) -> None:
+    def make_room(self, per_epoch: int, joined: int = 1) -> None:
         """Begin the next epoch if this one has too few batches left to take so many as one.
 
         Those are left out, as the incomplete last batch of an epoch is.

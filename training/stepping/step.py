@@ -35,7 +35,7 @@ def set_clock(run: Run) -> None:
     """Say which step is next: its learning rate, its batch, its places in average and losses."""
     progress, factor = run.progress, run.factor
     run.batches.join(factor)
-    progress.make_room(run.batches.per_epoch, factor)  # it is larger after a removal
+    progress.make_room(run.batches.per_epoch, factor)
     run.batches.begin(progress.epoch)
     run.clock.set(
         rate=learning_rate(run.settings, run.spent, factor),
