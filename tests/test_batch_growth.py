@@ -128,9 +128,15 @@ class Scripted(Policy):
 
 
 def settings_of(folder: Path, **changes: Any) -> Train:
-    """Settings of a run of 22 steps, of 8, 4, 2 and 4 of the 40 batches of an epoch."""
+    """Settings of a run of 22 steps, of 8, 4, 2 and 4 of the 35 batches of an epoch."""
     given = {"epochs": 1.9, "records": 4, "budget": "epochs", "batch_growth": 8, "ema": 0.9}
-    given |= {"start": SMALL, "grow_until": 1.0, "observe_every": 3, "validation_images": 20}
+    given |= {
+        "start": SMALL,
+        "batch_size": 36,
+        "grow_until": 1.0,
+        "observe_every": 3,
+        "validation_images": 20,
+    }
     return short_run(folder, Scripted(), **{**given, **changes})
 
 
@@ -173,7 +179,7 @@ def test_an_epoch_shows_no_image_twice_whatever_grows_in_it(whole):
     for epoch in range(seen[-1][0]):
         images = [image for drawn, images, *_ in seen if drawn == epoch for image in images]
         assert len(set(images)) == len(images)
-        assert 1280 - 7 * 32 <= len(images) <= 1280
+        assert 1260 - 7 * 36 <= len(images) <= 1260
 
 
 def test_what_a_run_counts_is_what_it_did(whole):
@@ -183,7 +189,7 @@ def test_what_a_run_counts_is_what_it_did(whole):
     for record, row in zip(history, rows, strict=True):
         steps = seen[step : record.step]
         factors = {factor for *_, factor, _ in steps}
-        assert {int(row["batch_size"])} == {32 * factor for factor in factors}
+        assert {int(row["batch_size"])} == {36 * factor for factor in factors}
         images += sum(len(images) for _, images, *_ in steps)
         flops += sum(len(i) for _, i, *_ in steps) * train_flops(record.architecture)
         assert record.epoch == images / 1295
@@ -221,7 +227,7 @@ def test_with_a_growth_of_1_nothing_is_otherwise(tmp_path):
         settings = settings_of(tmp_path / name, start=Start(1, None), batch_growth=growth)
         train(settings_changed(settings), said.append)
         texts.append((tmp_path / name / "history.jsonl").read_bytes())
-        assert any(line.startswith("batch 32 (1 x 32) at 1 times") for line in said) == (growth > 1)
+        assert any(line.startswith("batch 36 (1 x 36) at 1 times") for line in said) == (growth > 1)
         columns = csv_rows(tmp_path / name / "metrics.csv")[0]
         assert ("batch_size" in columns) == (growth > 1)
     assert texts[0] == texts[1]
@@ -234,12 +240,12 @@ def settings_changed(settings: Train) -> Train:
 def test_a_change_is_said(tmp_path):
     said: list[str] = []
     train(settings_of(tmp_path, optimizer="adam"), said.append)
-    assert said[1] == "batch 256 (8 x 32) at 2.83 times the learning rate"
+    assert said[1] == "batch 288 (8 x 36) at 2.83 times the learning rate"
     told = [line for line in said if line.startswith("step") and " batch " in line]
     assert [line.partition("  batch ")[2][:12] for line in told] == [
-        "128 (4 x 32)",
-        "64 (2 x 32) ",
-        "128 (4 x 32)",
+        "144 (4 x 36)",
+        "72 (2 x 36) ",
+        "144 (4 x 36)",
     ]
 
 
