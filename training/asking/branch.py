@@ -20,7 +20,7 @@ from training.asking.branch_cost import Plan, seconds_a_flop, work
 from training.asking.branch_points import BranchPoint, points_of
 from training.asking.branch_results import Tried, report, together
 from training.computing.evaluation import evaluate
-from training.computing.learning_rate import set_learning_rate
+from training.computing.learning_rate import batch_factor, set_learning_rate
 from training.computing.optimizer import make_optimizer, make_rates
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import to_device
@@ -55,9 +55,10 @@ def branch(
 
     All branches of a data order see the same batches from the first on, and a learning rate that
     falls from the run's own to 0 over their steps (a cosine), so that the loss at their end is not
-    the noise of a high rate. They do what else the run did at that step (`candidates`), but not
-    what its policy did later: a thaw, a rise of survival. The first order is the one that the run
-    itself went on with; every further one has batches, new weights and drop masks of its own.
+    the noise of a high rate. With `batch_growth` both are those of the network before the growth.
+    They do what else the run did at that step (`candidates`), but not what its policy did later: a
+    thaw, a rise of survival. The first order is the one that the run itself went on with; every
+    further one has batches, new weights and drop masks of its own.
 
     By default all train for equal FLOPs, as everything here is compared: at equal steps a growth
     would get its additional FLOPs for nothing, and more of them where it costs more.
@@ -169,15 +170,18 @@ def _train(
         net, optimizer = grown.network, grown.optimizer
         if rates is not None:
             rates.follow(grown)
+    record = point.record
+    batches.join(batch_factor(settings, record.limit, record.architecture, batches.per_epoch))
     window = torch.zeros(3, dtype=torch.float64, device=device)
     skip = settings.nonfinite == "skip"
     how = loss, prepared.precision, window, settings.accumulate, scaler, skip
     taken = plan.steps_of(point, net.architecture, spent)
     for number in range(taken):
-        rate = (point.record.learning_rate or 0.0) * (1 + cos(pi * number / taken)) / 2
+        rate = (record.learning_rate or 0.0) * (1 + cos(pi * number / taken)) / 2
         set_learning_rate(optimizer, rate)
+        progress.make_room(batches.per_epoch, batches.joined)
         train_step(net, optimizer, *batches.batch(progress.epoch, progress.position), *how)
-        progress.next_batch(batches.per_epoch)
+        progress.next_batch(batches.per_epoch, batches.joined)
     images, statistics = prepared.splits.validation, prepared.statistics
     value, accuracy = evaluate(net, images, *statistics, loss, prepared.precision)
     assert value is not None

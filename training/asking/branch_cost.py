@@ -54,17 +54,16 @@ class Plan:
         """
         if self.budget == "steps":
             return self.steps
-        images = point.settings.batch_size
         after = reduce(Architecture.apply, point.record.applied, point.record.architecture)
-        left = self.steps * images * train_flops(after) - spent
-        return max(1, ceil(left / (images * train_flops(architecture))))
+        left = self.steps * point.images * train_flops(after) - spent
+        return max(1, ceil(left / (point.images * train_flops(architecture))))
 
 
 def work(plan: Plan, point: BranchPoint, actions: Sequence[Action]) -> tuple[int, int]:
     """Give about how many steps and training FLOPs a branch takes."""
     architecture = reduce(Architecture.apply, actions, point.record.architecture)
     steps = plan.steps_of(point, architecture)
-    return steps, steps * point.settings.batch_size * train_flops(architecture)
+    return steps, steps * point.images * train_flops(architecture)
 
 
 def seconds_a_flop(run: Path) -> float | None:

@@ -13,6 +13,7 @@ from analysis.recording.phrases import no_growth
 from nets import Action
 from nets.plan.action_dicts import name_of
 from nets.plan.actions import INITIALIZERS, adds_capacity
+from training.computing.learning_rate import batch_factor
 from training.keeping.run_folder import binding, read_config
 from training.settings.config_yaml import made_initializer
 from training.settings.train_settings import Common, Train
@@ -43,6 +44,12 @@ class BranchPoint:
     def out(self) -> Path:
         """The folder of the results."""
         return self.run / "branch" / f"step{self.record.step:07d}"
+
+    @property
+    def images(self) -> int:
+        """How many images a step of a branch takes (an epoch holds more than one such step)."""
+        limit, architecture = self.record.limit, self.record.architecture
+        return self.settings.batch_size * batch_factor(self.settings, limit, architecture)
 
     @property
     def grown(self) -> tuple[Action, ...]:
