@@ -16,10 +16,10 @@ from runs import csv_rows, quiet, refusal_of, short_run
 import training.asking.branch
 import training.stepping.step
 from analysis import Record, read_history
-from analysis.judging.rank_correlation import NONE
 from nets import Action, Cost, Narrow, Widen, WidenStage, cost, preset, seed_of, train_flops
 from policies import Never, Periodic, Policy
 from training.asking.branch import branch
+from training.asking.branch_candidates import NONE
 from training.comparing.dry_run import forecast
 from training.comparing.jobs import job_of
 from training.computing.budget import Progress
@@ -272,14 +272,14 @@ def test_branches_take_the_batch_and_rate_of_the_net_before_the_growth(tmp_path,
     record = next(record for record in read_history(tmp_path) if record.applied)
     seen, step = [], training.asking.branch.train_step
     wanted = {NONE: (), "done": record.applied}, []
-    monkeypatch.setattr(training.asking.branch, "candidates", lambda point: wanted)
+    monkeypatch.setattr(training.asking.branch, "candidates", lambda *_: wanted)
 
     def stepped(net: Any, optimizer: Any, inputs: Any, *rest: Any) -> None:
         seen.append((len(inputs), optimizer.param_groups[0]["lr"]))
         step(net, optimizer, inputs, *rest)
 
     monkeypatch.setattr(training.asking.branch, "train_step", stepped)
-    branch(tmp_path, steps=11, orders=1, say=quiet)  # into another epoch of 10
+    branch(tmp_path, steps=11, orders=1, say=quiet, budget="steps")  # into another epoch of 10
     assert {images for images, _ in seen} == {128}
     assert seen[0][1] == record.learning_rate == 4 * learning_rate(Train(), record.spent)
 
