@@ -19,12 +19,13 @@ class Common:
     """What a training run and a comparison share.
 
     Args:
-        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine or folder:PATH
-            (PATH/train/CLASS/* and PATH/test/CLASS/*).
+        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine, folder:PATH
+            (PATH/train/CLASS/* and PATH/test/CLASS/*) or npz:FILE (train_images, train_labels,
+            test_images, test_labels; val_images, val_labels as validation split where it has them).
         data_dir: where torchvision keeps or downloads its files.
         augment: of training images: none, crop (from an image padded with black), flip (one of two
             is mirrored: not for what has a left and a right), crop-flip, or auto: the data set's
-            standard recipe, which for a folder is none.
+            standard recipe, which for folder: and npz: is none.
         net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
             the run may cost more.
         order: post or pre activation; by default as the net was published.
@@ -39,6 +40,10 @@ class Common:
         schedule: of the learning rate over the budget: cosine, or hold (constant until grow_until,
             then a cosine).
         batch_size: images a step, of all processes together.
+        batch_growth: up to how many times batch_size a step takes while the net is small: times the
+            largest power of two that is at most this, the limit's FLOPs over the net's and the
+            batches of an epoch, decided anew when the net grows. The learning rate is multiplied by
+            the same (by its square root but for sgd). It buys time, not accuracy; 1 is never.
         accumulate: parts into which a step's batch is divided to save memory; BatchNorm sees a part
             at a time.
         optimizer: sgd, adam, adamw or rmsprop.
@@ -89,6 +94,7 @@ class Common:
     grow_until: float = 0.6
     schedule: str = "cosine"
     batch_size: int = 128
+    batch_growth: int = 1
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float | None = None
@@ -168,7 +174,9 @@ class Train(Common):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        data = Path(self.data.removeprefix("folder:")).name
+        data = Path(self.data.removeprefix("folder:").removeprefix("npz:")).name.removesuffix(
+            ".npz"
+        )
         policy = type(self.policy).__name__.lower()
         name = f"runs/{data}-{self.net}-{policy}-seed{self.seed}"
         return folder_of(name if self.out is None else self.out)
