@@ -9,6 +9,7 @@ from time import perf_counter
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
+from analysis.observing.reading import pattern_of, tag_of
 from analysis.recording.phrases import phrase
 from analysis.recording.probes import Histogram
 from analysis.recording.record import Record
@@ -176,21 +177,6 @@ class Board:
             if value is not None
         ]
         self._events.add(Summary(value=values), step)
-
-
-def tag_of(statistic: str, path: str) -> str:
-    """Give the tag of a layer's number: stage1.response_std/block1.bn1, or head/response_std.
-
-    TensorBoard groups by what stands before the slash: so a group is one statistic in one stage,
-    and stands behind the losses and accuracies.
-    """
-    stage, _, rest = path.partition(".")
-    return f"{stage}.{statistic}/{rest}" if rest else f"{stage}/{statistic}"
-
-
-def pattern_of(statistic: str) -> str:
-    """Give the regular expression of every tag of a statistic."""
-    return rf"[^/]+(\.{statistic}/.+|/{statistic}$)"
 
 
 def _because(action: Action) -> str:
