@@ -66,8 +66,9 @@ class Observer(StepReader):
 
     Around DistributedDataParallel `readings` are of all processes: their sums are added by one
     reduction, in which all of them must take part, and give every process what one process would
-    read that takes their batches one after the other in each step. Norms of gradients are of those
-    that are reduced already, and the same everywhere.
+    read that takes their batches one after the other in each step: the mean of the processes' stds,
+    say. Gradients of parameters are reduced already, and the same everywhere; those that arrive at
+    outputs are of each process's own loss.
 
     Args:
         net: our network, or any module; a module's path is the name of its reading.
