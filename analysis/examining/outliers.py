@@ -15,7 +15,8 @@ PIECE = 2**18  # entries at work at a time on a CPU: what is made of them stays 
 @torch.no_grad()
 def max_abs(x: Tensor) -> Tensor:
     """Give the largest absolute value of an output that has entries, (1,) float64."""
-    return torch.linalg.vector_norm(x.detach(), torch.inf).double().view(1)
+    least, largest = x.detach().aminmax()  # an infinity norm takes twenty times as long on a CPU
+    return torch.maximum(-least, largest).double().view(1)
 
 
 @torch.no_grad()
