@@ -149,6 +149,12 @@ def _judge(chosen: Namespace) -> int:
 
 
 def _inspect(chosen: Namespace) -> int:
+    if chosen.after is not None:
+        from training.asking.look_closer import look_closer
+
+        _check_alone("inspect --after")
+        print(look_closer(chosen.run, chosen.after, chosen.steps))
+        return 0
     from training.asking.inspect_run import inspection
 
     print(inspection(chosen.run, chosen.record, chosen.reference, chosen.out, chosen.csv))

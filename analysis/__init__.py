@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         gradient_signal_to_noise,
         response_histograms,
     )
+    from analysis.scaling.coordinate_check import CoordinateCheck, coordinate_check
+    from analysis.showing.tensorboard_writer import log_record
 
 _LAZY = {
     "Observer": "observing.observer",
@@ -24,15 +26,21 @@ _LAZY = {
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
     "response_histograms": "recording.probes",
+    "CoordinateCheck": "scaling.coordinate_check",
+    "coordinate_check": "scaling.coordinate_check",
+    "log_record": "showing.tensorboard_writer",
 }
 
 __all__ = [
+    "CoordinateCheck",
     "LayerReading",
     "Observer",
     "Record",
     "block_importance",
+    "coordinate_check",
     "effective_rank",
     "gradient_signal_to_noise",
+    "log_record",
     "read_history",
     "response_histograms",
 ]

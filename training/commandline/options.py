@@ -95,6 +95,10 @@ def _inspect_parser() -> Parser:
     parser.add_argument("--out", help="folder of the pictures; by default RUN/pictures")
     text = "print every number of every record as one table instead: step,layer,statistic,value"
     _add_flag(parser, "csv", text)
+    text = "look closely instead: take the steps after this one again, from the state kept before "
+    text += "it, and show what each did; all numbers go to RUN/closer/stepN.csv"
+    parser.add_argument("--after", type=int, help=text)
+    parser.add_argument("--steps", type=int, default=50, help="how many steps --after looks at")
     return parser
 
 

@@ -44,7 +44,7 @@ def save(run: Run, name: str = "checkpoint.pt") -> None:
         NonFinite: a part of the state is NaN or infinite; nothing is written then.
     """
     check_state(run)
-    window = distributed.total(run.window)
+    window, read = distributed.total(run.window), distributed.gathered(run.observer.state_dict())
     if run.board is None:  # not rank 0
         return
     results_to_disk(run.folder)
@@ -54,7 +54,7 @@ def save(run: Run, name: str = "checkpoint.pt") -> None:
         path.parent.mkdir(exist_ok=True)
     identity, net, optimizer = binding(settings_to_dict(run.settings)), run.net, run.optimizer
     state = run.progress, run.observer, window, identity, run.ema, run.scaler, run.rates
-    save_checkpoint(path, net, optimizer, *state)
+    save_checkpoint(path, net, optimizer, *state, read)
 
 
 def write_losses(run: Run) -> None:
