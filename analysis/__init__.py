@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         gradient_signal_to_noise,
         response_histograms,
     )
+    from analysis.scaling.coordinate_check import CoordinateCheck, coordinate_check
+    from analysis.showing.tensorboard_writer import log_record
 
 _LAZY = {
     "ComparedRun": "recording.comparison_folder",
@@ -28,17 +30,23 @@ _LAZY = {
     "gradient_signal_to_noise": "recording.probes",
     "read_comparison": "recording.comparison_folder",
     "response_histograms": "recording.probes",
+    "CoordinateCheck": "scaling.coordinate_check",
+    "coordinate_check": "scaling.coordinate_check",
+    "log_record": "showing.tensorboard_writer",
 }
 
 __all__ = [
     "ComparedRun",
     "Comparison",
+    "CoordinateCheck",
     "LayerReading",
     "Observer",
     "Record",
     "block_importance",
+    "coordinate_check",
     "effective_rank",
     "gradient_signal_to_noise",
+    "log_record",
     "read_comparison",
     "read_history",
     "response_histograms",
