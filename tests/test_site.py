@@ -120,8 +120,23 @@ def test_the_loop_of_the_page_runs_as_printed(capsys):
     assert "is wider by 8; outputs moved by" in capsys.readouterr().out
 
 
-def test_a_torchvision_resnet_grows_as_printed(capsys):
+def test_a_policy_decides_in_a_loop_of_ones_own_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     exec(code_of("own_loop.md")[1], {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2] == "[]" for line in lines] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert list((tmp_path / "runs" / "own").glob("events*"))
+
+
+def test_a_torchvision_resnet_grows_as_printed(capsys):
+    exec(code_of("own_loop.md")[2], {})
     said = capsys.readouterr().out
     assert float(said.removeprefix("outputs moved by ")) < 1e-4
 
