@@ -323,7 +323,7 @@ def _count(counts: list[int], values: Values) -> None:
 def _rearranged(totals: Tensor | None, slots: Sequence[int | None]) -> Tensor | None:
     if totals is None:
         return None
-    found = totals.new_zeros(2, len(slots))
+    found = totals.new_zeros(len(totals), len(slots))
     for place, slot in enumerate(slots):
         if slot is not None:
             found[:, place] = totals[:, slot]
