@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -28,6 +29,7 @@ KINDS = r"(?:PYTHONPATH=\S+ )?(?:python|make|torchrun|pip|\.venv/bin/\S+)"
 STAND_INS = {
     "torchrun --nproc-per-node 2": "python",  # test_distributed runs several processes
     "--data cifar100": "--data folder:PATH",
+    "cifar100.npz": "tiny.npz",
     "--net resnet20": "--net resnet8",
     # with two rows of its eight
     "--data folder:cifar10-jpeg": "--config experiments/cifar10.yaml --data folder:cifar10-jpeg",
@@ -47,7 +49,6 @@ LEFT_OUT = {
     "pip install": "it changes the environment; the suite itself runs in what it made",
     ".venv/bin/tensorboard": "it serves until it is stopped",
     "make demo": "as `compare --config experiments/digits.yaml`",
-    "make cifar100": "it wants a file that is not here, and minutes",
     "make docs": "it changes the environment; test_docs walks the pages' links, code and places",
 }
 
@@ -93,6 +94,15 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("PATH", "cifar10-jpeg"):
         write_images(folder / name, {"a": 16, "b": 16}, {"a": 4, "b": 4})
+    parts = {
+        f"{part}_{name}": values
+        for part, count in (("train", 32), ("test", 8))
+        for name, values in (
+            ("images", np.zeros((count, 8, 8, 3), np.uint8)),
+            ("labels", np.arange(count) % 2),
+        )
+    }
+    np.savez(folder / "tiny.npz", **parts)
     (folder / "experiments").mkdir()
     for path in (ROOT / "experiments").glob("*.yaml"):
         tiny_experiment(path, folder / "experiments" / path.name)
