@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         gradient_signal_to_noise,
         response_histograms,
     )
+    from analysis.recording.sensitivity import block_sensitivity
 
 _LAZY = {
     "Observer": "observing.observer",
     "block_importance": "recording.probes",
+    "block_sensitivity": "recording.sensitivity",
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
     "response_histograms": "recording.probes",
@@ -31,6 +33,7 @@ __all__ = [
     "Observer",
     "Record",
     "block_importance",
+    "block_sensitivity",
     "effective_rank",
     "gradient_signal_to_noise",
     "read_history",
