@@ -97,7 +97,7 @@ def test_scores_are_per_flop_and_beside_the_mean_of_all_stages():
 
 def test_a_stage_has_the_mean_of_its_blocks():
     net = seed_of(preset("resnet14", image=(1, 8, 8)), blocks=None)
-    values = {name: 1.0 for name in net.blocks} | {"stage2.block1": 5.0}
+    values = dict.fromkeys(net.blocks, 1.0) | {"stage2.block1": 5.0}
     found = rank(history_of(*[values] * 3, architecture=net))
     assert found.ratio == pytest.approx(3.0)
     assert found.blocks[0].name == "stage2.block1"

@@ -83,7 +83,7 @@ def test_the_network_stays_as_it_was():
 
 
 def test_blocks_that_fade_and_numbers_that_are_not_finite_are_left_out():
-    net = build(preset("resnet14", image=IMAGE).apply(Remove("stage1.block2", over=3)), seed=3)
+    net = build(preset("resnet14", image=IMAGE).apply(Remove("stage1.block2", steps=3)), seed=3)
     inputs, targets = batch_of(net)
     found = block_sensitivity(net, inputs.float(), targets, functional.cross_entropy)
     assert found.keys() == net.architecture.blocks.keys() - {"stage1.block2"}

@@ -8,6 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from nets.modules.network import Network
 from nets.modules.probe_batch import in_mode
@@ -40,10 +41,10 @@ def block_sensitivity(
     handles = []
     for name in [name for name, block in blocks.items() if not block.fade]:
         handles.append(_scaled(net, name, scales))
-    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    state = {name: value.detach().clone() for name, value in state.items()}
+    state = {name: value.detach() for name, value in net.named_parameters()}
+    state |= {name: value.clone() for name, value in net.named_buffers()}
     try:
-        with in_mode(net, training=False, survival=1.0), torch.enable_grad():
+        with in_mode(net, training=False), torch.enable_grad():
             value = loss(functional_call(net, state, (inputs,)), targets)
             gradients = torch.autograd.grad(value, list(scales.values()))
     finally:
@@ -54,7 +55,7 @@ def block_sensitivity(
     return {name: mean for name, mean in zip(scales, means) if isfinite(mean)}
 
 
-def _scaled(net: Network, name: str, scales: dict[str, Tensor]):
+def _scaled(net: Network, name: str, scales: dict[str, Tensor]) -> RemovableHandle:
     """Scale a block's inner channels by ones, (N, C, 1, 1) or (N, C), which go into `scales`."""
 
     def scaled(value: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def write_record(
     append_record(run.folder, record)
     append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
     board.record(record, speed, averaged)
+    board.capacity(run.history)
     board.growth(record.step, record.applied, record.refused, difference)
     counts = run.repeated("histograms", lambda: response_counts(run.net, run.probe[0][:CHECKED]))
     board.histograms(record.step, histograms_of(counts))
