@@ -64,12 +64,14 @@ def _scaled(net: Network, name: str, scales: dict[str, Tensor]) -> RemovableHand
         scales[name] = torch.ones(shape, dtype=value.dtype, device=value.device).requires_grad_()
         return value * scales[name]
 
-    module = net.get_submodule(name)
-    if isinstance(module, PlainBlock):
-        return module.register_forward_hook(lambda _, args, output: scaled(output))
+    def after(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return scaled(output)
 
     def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return scaled(args[0]), *args[1:]
 
+    module = net.get_submodule(name)
+    if isinstance(module, PlainBlock):
+        return module.register_forward_hook(after)
     last = module.get_submodule(module.layers[-1])  # pyright: ignore
     return last.register_forward_pre_hook(before)
