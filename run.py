@@ -1,4 +1,4 @@
-"""The front door: train, compare, inspect, replay, branch.
+"""The front door: train, compare, judge, inspect, replay, branch.
 
 Nothing here imports torch before a command needs it, so that `--help` appears at once.
 """
@@ -29,6 +29,7 @@ from training.commandline.user_modules import hidden, import_from, unloaded
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
 from training.settings.compare_settings import Compare
+from training.settings.config_yaml import seeds_in
 from training.settings.train_settings import Train
 
 sys.path.remove(_HERE)  # what else lies beside us has no precedence
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_from(os.getcwd(), _HERE)  # a user's own policies
         chosen = _chosen(make_parser(), arguments)
         command = {"train": _train, "compare": _compare, "inspect": _inspect, "replay": _replay}
-        command["branch"] = _branch
+        command |= {"judge": _judge, "branch": _branch}
         code = command[chosen.subcommand](chosen[chosen.subcommand])
         sys.stdout.flush()
         return code
@@ -129,7 +130,7 @@ def _compare(chosen: Namespace) -> int:
         return 0
     try:
         with reporting() as (say, advance):
-            outcome = compare(settings, say, advance)
+            outcome = compare(settings, say, advance, seeds_in(chosen.config or ()))
     except Interrupted as stop:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code
@@ -140,7 +141,20 @@ def _compare(chosen: Namespace) -> int:
     return 1 if outcome.failures else 0
 
 
+def _judge(chosen: Namespace) -> int:
+    from training.comparing.judge_parts import judge_parts
+
+    print(f"{judge_parts(chosen.folders, chosen.out)}\n\n{chosen.out}/report.html")
+    return 0
+
+
 def _inspect(chosen: Namespace) -> int:
+    if chosen.after is not None:
+        from training.asking.look_closer import look_closer
+
+        _check_alone("inspect --after")
+        print(look_closer(chosen.run, chosen.after, chosen.steps))
+        return 0
     from training.asking.inspect_run import inspection
 
     print(inspection(chosen.run, chosen.record, chosen.reference, chosen.out, chosen.csv))
@@ -156,13 +170,22 @@ def _replay(chosen: Namespace) -> int:
 
 def _branch(chosen: Namespace) -> int:
     from training.asking.branch import branch
+    from training.asking.branch_points import numbers_of
     from training.asking.inspect_run import history_of
 
     _check_alone("branch")
-    history_of(chosen.run)  # refuses a comparison with a word on its runs
-    with reporting() as (say, advance):
-        run = path_of("run", chosen.run)
-        text = branch(run, chosen.at, chosen.steps, chosen.orders, say, advance)
+    kinds = [word.strip() for word in chosen.kinds.split(",")]
+    how: dict[str, Any] = {"budget": chosen.budget, "kinds": kinds, "sites": chosen.sites}
+    numbers_of(chosen.at)
+    for run in chosen.run:
+        history_of(run)  # refuses a comparison with a word on its runs
+    runs = [path_of("run", run) for run in chosen.run]
+    try:
+        with reporting() as (say, advance):
+            text = branch(runs, chosen.at, chosen.steps, chosen.orders, say, advance, **how)
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on after the last branch that is finished")
+        return 130
     print(f"\n{text}")
     return 0
 

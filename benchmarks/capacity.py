@@ -21,7 +21,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 
 from analysis import Record, read_history
-from analysis.judging.missing_capacity import rank
+from analysis.capacity.missing_capacity import rank
 from analysis.observing.reading import STATISTICS
 from analysis.showing.tables import markdown
 from nets import Architecture, preset, seed_of

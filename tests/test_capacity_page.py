@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
-from analysis.judging.missing_capacity import channel_flops, rank
+from analysis.capacity.missing_capacity import channel_flops, rank
 from analysis.showing.capacity_page import capacity_picture, capacity_text
 from analysis.showing.history_pictures import draw
 from analysis.showing.tensorboard_writer import Board

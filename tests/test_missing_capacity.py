@@ -10,7 +10,7 @@ from histories import record_of
 from runs import quiet, short_run
 
 from analysis import Record, read_history
-from analysis.judging.missing_capacity import SEEDS, channel_flops, rank
+from analysis.capacity.missing_capacity import SEEDS, channel_flops, rank
 from nets import SetSurvival, Widen, build, cost, preset, seed_of
 from training import Train
 from training.running.loop import train

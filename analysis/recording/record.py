@@ -55,7 +55,7 @@ class Record:
             by layer is in the readings' `extra`; `policies.probed` finds both.
         sensitivity: by block, how much an image's loss hangs on one of its inner channels
             (`analysis.block_sensitivity`), measured at every record of `train`, as the readings
-            are; `analysis.judging.missing_capacity.rank` compares them.
+            are; `analysis.capacity.missing_capacity.rank` compares them.
         decided, applied, refused: what the policy asked for, what was done, and what was not and
             why; empty in the last record while the policy decides.
     """

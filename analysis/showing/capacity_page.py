@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.judging.missing_capacity import Place, Ranking, rank
+from analysis.capacity.missing_capacity import Place, Ranking, rank
 from analysis.recording.record import Record
 from analysis.showing.matplotlib_figures import axes_of, own_settings, png_of
 from analysis.showing.tables import markdown

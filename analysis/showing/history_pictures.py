@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.judging.missing_capacity import rank
+from analysis.capacity.missing_capacity import rank
 from analysis.recording.record import Record
 from analysis.recording.timeline import layers_over_time, merged, response_curve, statistics_of
 from analysis.showing.architecture_pictures import architecture_over_time

@@ -49,6 +49,7 @@ def make_parser() -> Parser:
     for name, command, text in (
         ("train", _settings_parser(Train), "train one network under one policy"),
         ("compare", _settings_parser(Compare), "train policies x seeds on one budget; one table"),
+        ("judge", _judge_parser(), "one table of comparisons that were run apart; runs nothing"),
         ("inspect", _inspect_parser(), "what grew, when and why, and the layers' statistics"),
         ("replay", _replay_parser(), "what another policy would have decided on recorded runs"),
         ("branch", _branch_parser(), "what growth at each other site would bring"),
@@ -72,6 +73,17 @@ def _settings_parser(kind: type) -> Parser:
     return parser
 
 
+def _judge_parser() -> Parser:
+    parser = Parser(
+        description="Judge comparisons of the same settings together, of other rows or seeds or "
+        "from other machines, as if all runs lay in one folder. It runs nothing."
+    )
+    parser.add_argument("folders", nargs="+", help="folders of comparisons")
+    text = "folder of comparison.csv, comparison.md and report.html"
+    parser.add_argument("--out", required=True, help=text)
+    return parser
+
+
 def _inspect_parser() -> Parser:
     parser = Parser(description="What grew, when and why, and the statistics of the layers.")
     parser.add_argument("run", help="a run folder")
@@ -83,6 +95,10 @@ def _inspect_parser() -> Parser:
     parser.add_argument("--out", help="folder of the pictures; by default RUN/pictures")
     text = "print every number of every record as one table instead: step,layer,statistic,value"
     _add_flag(parser, "csv", text)
+    text = "look closely instead: take the steps after this one again, from the state kept before "
+    text += "it, and show what each did; all numbers go to RUN/closer/stepN.csv"
+    parser.add_argument("--after", type=int, help=text)
+    parser.add_argument("--steps", type=int, default=50, help="how many steps --after looks at")
     return parser
 
 
@@ -101,12 +117,20 @@ def _branch_parser() -> Parser:
         description="Train every growth that costs as much as a recorded one, and none, from the "
         "state before it: what each site brought, and which statistics would have told it."
     )
-    parser.add_argument("run", help="a run folder; the results go to its branch/stepN/")
-    text = "the step of a recorded growth; by default the first"
-    parser.add_argument("--at", type=int, help=text)
-    parser.add_argument("--steps", type=int, default=200, help="training steps of every branch")
+    text = "run folders; the results go to branch/stepN/ of each"
+    parser.add_argument("run", nargs="+", help=text)
+    text = "the step of a recorded growth, several as in 61,122, or all; by default the first"
+    parser.add_argument("--at", type=str, help=text)
+    text = "training steps of the branch that does what was done"
+    parser.add_argument("--steps", type=int, default=200, help=text)
     text = "data orders in which every branch is trained"
     parser.add_argument("--orders", type=int, default=3, help=text)
+    text = "flops: all branches train for as many FLOPs; steps: for as many steps"
+    parser.add_argument("--budget", default="flops", help=text)
+    text = "of sites: blocks to widen, places to insert one, streams; separated by commas"
+    parser.add_argument("--kinds", default="widen,insert,streams", help=text)
+    text = "of each kind at the most, drawn by the run's seed; by default all"
+    parser.add_argument("--sites", type=int, help=text)
     return parser
 
 

@@ -44,6 +44,7 @@ def check_common(settings: Any) -> None:
         raise ValueError(f"grow_until must be from 0 to 1, got {settings.grow_until}")
     check_count("accumulate", settings.accumulate)
     check_count("batch_size", settings.batch_size, least=2 * settings.accumulate)
+    check_count("batch_growth", settings.batch_growth)
     if not 0 <= settings.ema < 1:
         raise ValueError(f"ema must be at least 0 and below 1, got {settings.ema}")
     check_count("observe_every", settings.observe_every)
@@ -97,6 +98,12 @@ def check_compare(settings: Any) -> None:
     _ = settings.folder  # refuses what is none
     if settings.primary is not None:
         _check_pair(settings)
+    for name in settings.chosen:
+        if name not in settings.cells:
+            rows = f"{', '.join(settings.cells)}; got {name!r}{meant(name, settings.cells)}"
+            raise ValueError(f"only must be rows of {rows}")
+    if not settings.chosen:
+        raise ValueError("only must be at least one row, got none")
 
 
 def check_policy_and_start(settings: Any) -> None:

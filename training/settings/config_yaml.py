@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
@@ -22,6 +22,18 @@ def settings_to_yaml(settings: Any) -> str:
 def settings_to_dict(settings: Any) -> dict[str, Any]:
     """Give the settings as plain data, as a config file has them."""
     return {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+
+
+def seeds_in(paths: Iterable[Any]) -> tuple[int, ...]:
+    """Give the seeds that config files name, whatever the command line says beside them.
+
+    The last file that names some counts. They were read once without complaint.
+    """
+    seeds: list[int] = []
+    for path in paths:
+        found = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
+        seeds = (found or {}).get("seeds") or seeds
+    return tuple(seeds)
 
 
 def _plain(value: Any) -> Any:
@@ -126,3 +138,24 @@ def _said_twice(root: yaml.Node | None) -> str:
             return next(name for name in names if names.count(name) > 1)
         waiting += [value for _, value in node.value]
     return ""
+
+
+def made_initializer(plain: Any) -> Initializer:
+    """Make the initializer that a config file has as its import path and settings.
+
+    Its module is imported: what can be, from where the command runs or is installed.
+
+    Raises:
+        ValueError: it cannot be made, or is none; the message says why.
+    """
+    from jsonargparse import ArgumentParser
+
+    if not isinstance(plain, Mapping) or "class_path" not in plain:
+        raise ValueError(f"must be a name, or a mapping with a class_path, got {plain!r}"[:300])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--initializer", type=Initializer)
+    try:
+        return parser.instantiate(parser.parse_object({"initializer": plain})).initializer
+    except (Exception, SystemExit) as error:  # a module of one's own raises what it likes
+        why = " ".join(str(error).split()).removeprefix('Parser key "initializer": ')
+        raise ValueError(f"cannot be made from its config.yaml: {why[:300]}") from None
