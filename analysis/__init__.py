@@ -10,6 +10,7 @@ from analysis.observing.reading import LayerReading
 from analysis.recording.record import Record, read_history
 
 if TYPE_CHECKING:
+    from analysis.capacity.sensitivity import block_sensitivity
     from analysis.observing.observer import Observer
     from analysis.recording.probes import (
         block_importance,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Observer": "observing.observer",
     "block_importance": "recording.probes",
+    "block_sensitivity": "capacity.sensitivity",
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
     "response_histograms": "recording.probes",
@@ -37,6 +39,7 @@ __all__ = [
     "Observer",
     "Record",
     "block_importance",
+    "block_sensitivity",
     "coordinate_check",
     "effective_rank",
     "gradient_signal_to_noise",

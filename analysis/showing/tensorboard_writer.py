@@ -14,11 +14,12 @@ from analysis.observing.reading import pattern_of, tag_of
 from analysis.recording.phrases import phrase
 from analysis.recording.probes import Histogram
 from analysis.recording.record import Record
+from analysis.recording.tensorboard_event_file import EventFile, WriterEvents
 from analysis.recording.timeline import statistics_of
 from analysis.showing import history_pictures
+from analysis.showing.capacity_page import capacity_text
 from analysis.showing.matplotlib_figures import HEIGHT, WIDTH, drawing
 from analysis.showing.tables import growth_table
-from analysis.showing.tensorboard_event_file import EventFile, WriterEvents
 from nets import Action, Cost
 
 METRICS = (
@@ -40,8 +41,9 @@ class Board:
     also with _of_average (of the weights), learning_rate, images_per_second, network/parameters,
     network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
     outputs on the probe batch), and every number of every layer and block under the tag that
-    `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
-    Images: pictures/<name>, as `history_pictures.draw` names them. HParams: the settings beside the
+    `tag_of` gives. Custom scalars: one chart per statistic. Text: capacity, growth, refused,
+    growth_history. Images: capacity/missing, which stands on the first page, and pictures/<name>,
+    as `history_pictures.draw` names them. HParams: the settings beside the
     last values of METRICS.
     """
 
@@ -154,8 +156,13 @@ class Board:
             drawn = history_pictures.draw(history, reference)
         size = {"width": WIDTH, "height": HEIGHT, "colorspace": 4}
         images = {n: Summary.Image(encoded_image_string=png, **size) for n, png in drawn.items()}
-        values = [Summary.Value(tag=f"pictures/{name}", image=images[name]) for name in images]
+        tags = {name: f"pictures/{name}" for name in images} | {"capacity": "capacity/missing"}
+        values = [Summary.Value(tag=tags[name], image=images[name]) for name in images]
         self._events.add(Summary(value=values), step)
+
+    def capacity(self, history: Sequence[Record]) -> None:
+        """Write where capacity is missing, as a text at the last record's step."""
+        self._events.add(text("capacity", capacity_text(history)), history[-1].step)
 
     def size(self, step: int, size: Cost) -> None:
         """Write the size of a network that is no longer the last record's."""

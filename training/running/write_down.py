@@ -102,6 +102,7 @@ def write_record(
         row["batch_size"] = run.settings.batch_size * run.factor_of(record.architecture)
     append_metrics(run.folder, row)
     board.record(record, speed, averaged)
+    board.capacity(run.history)
     board.growth(record.step, record.applied, record.refused, difference)
     counts = run.repeated("histograms", lambda: response_counts(run.net, run.probe[0][:CHECKED]))
     board.histograms(record.step, histograms_of(counts))
