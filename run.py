@@ -20,7 +20,13 @@ from jsonargparse import Namespace
 
 from analysis.recording.atomic_files import path_of
 from nets import Initializer
-from training.commandline.console import complain, lose_stdout, open_streams, reporting
+from training.commandline.console import (
+    complain,
+    lose_stdout,
+    open_streams,
+    reporting,
+    reporting_runs,
+)
 from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
@@ -128,8 +134,8 @@ def _compare(chosen: Namespace) -> int:
         print(forecast(settings))
         return 0
     try:
-        with reporting() as (say, advance):
-            outcome = compare(settings, say, advance)
+        with reporting_runs() as heard:
+            outcome = compare(settings, *heard)
     except Interrupted as stop:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code

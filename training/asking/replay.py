@@ -9,7 +9,7 @@ from pathlib import Path
 from analysis import Record, read_history
 from analysis.recording.atomic_files import path_of
 from analysis.recording.phrases import no_growth, phrase
-from analysis.showing.tables import markdown
+from analysis.showing.tables import fitted
 from nets import Action
 from nets.plan.actions import adds_capacity
 from policies import Policy
@@ -110,7 +110,7 @@ def replay_table(policy: Policy, folders: Sequence[str]) -> str:
         notes = [no_growth([record for record, _ in replays[0].answers])]
         if not any(asked for _, asked in replays[0].answers):
             notes.append(f"{name} would have asked for nothing")
-        return "\n\n".join([markdown(header, map(_row, replays[0].answers)), *filter(None, notes)])
+        return "\n\n".join([fitted(header, map(_row, replays[0].answers)), *filter(None, notes)])
     rows = [
         [str(each.run), *_row(answer)]
         for each in replays
@@ -119,8 +119,8 @@ def replay_table(policy: Policy, folders: Sequence[str]) -> str:
     ]
     header = ["run", "records", "grew", "would have grown", "when it was done", "and where"]
     lines = [
-        markdown(header, [_summary(each) for each in replays if not each.why]),
-        markdown(["run", "step", "spent", "done", f"{name} would have done"], rows)
+        fitted(header, [_summary(each) for each in replays if not each.why]),
+        fitted(["run", "step", "spent", "done", f"{name} would have done"], rows)
         if rows
         else "no growth",
     ]

@@ -13,7 +13,7 @@ from analysis.recording.atomic_files import Unwritten
 from analysis.recording.phrases import result_of
 from training.comparing.comparison_files import write_csv, write_judged
 from training.comparing.gpu_share import runs_a_gpu
-from training.comparing.job_queue import Engine, Here, run_jobs, stays_here
+from training.comparing.job_queue import Engine, Here, Progress, run_jobs, stays_here
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
 from training.computing.optimizer import Precision, slow_settings
@@ -41,6 +41,7 @@ def compare(
     settings: Compare,
     say: Callable[[str], None] = print,
     advance: Callable[[float], None] | None = None,
+    running: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Outcome:
     """Run every row with every seed, and judge them.
 
@@ -50,7 +51,8 @@ def compare(
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
         say: takes a line on what training images go through, then one per run that ends.
-        advance: called with the ended fraction of the comparison.
+        advance: called with the fraction of all runs' budgets that is spent, within runs too.
+        running: called before it with the fractions spent of the runs that go on, by their names.
 
     Raises:
         ValueError: settings, data or folder cannot be used, or another process uses the folder.
@@ -64,7 +66,8 @@ def compare(
     summaries = {job.name: summary for job in jobs if (summary := _finished(job.settings))}
     missing = [job for job in jobs if job.name not in summaries]
     here = settings.engine == "pool" and any(map(stays_here, missing))
-    engine = Here() if here else _engine(settings, len(missing))
+    progress = Progress(len(jobs), len(summaries), advance, running)
+    engine = Here(progress) if here else _engine(settings, len(missing), progress)
     with ExitStack() as held:
         try:
             data = check(jobs)
@@ -84,7 +87,7 @@ def compare(
         if missing and not gpus_of(settings):
             for line in slow_settings(settings, Precision.of(settings)):
                 say(line)
-        failures = _run_missing(settings, jobs, summaries, missing, engine, say, advance)
+        failures = _run_missing(settings, jobs, summaries, missing, engine, say, progress)
         return Outcome(write_judged(settings, jobs, summaries), failures)
 
 
@@ -108,35 +111,33 @@ def _run_missing(
     missing: Sequence[Job],
     engine: Engine,
     say: Callable[[str], None],
-    advance: Callable[[float], None] | None,
+    progress: Progress,
 ) -> tuple[str, ...]:
     """Run what is missing, add its summaries, and give a line for each cell that failed."""
     failures: dict[str, str] = {}
-    for job, failure in run_jobs(missing, engine):
+    for job, failure in run_jobs(missing, engine, progress):
         told = f"failed: {failure}"
         if failure is None:
             summary = summaries[job.name] = _finished(job.settings) or {}
             told = f"{result_of(summary)}  {summary['seconds']:.1f} s"
         else:
             failures[job.name] = f"{job.name}  {told}"
-        count = len(summaries) + len(failures)
-        say(f"{count}/{len(jobs)}  {job.name}  {told}")
-        if advance:
-            advance(count / len(jobs))
+        progress.done = len(summaries) + len(failures)
+        say(f"{progress.done}/{len(jobs)}  {job.name}  {told}")
         with suppress(Unwritten):  # the other cells go on; at the end it is written anew
             write_csv(settings.folder, jobs, summaries)
     return tuple(failures[job.name] for job in jobs if job.name in failures)
 
 
-def _engine(settings: Compare, cells: int) -> Engine:
+def _engine(settings: Compare, cells: int, progress: Progress) -> Engine:
     if cells == 0:
-        return Here()
+        return Here(progress)
     if settings.engine == "ray":
         from training.comparing.ray_cluster import Cluster
 
         return Cluster(settings.address, bool(gpus_of(settings)), runs_a_gpu(settings))
     workers = workers_of(settings)
-    return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here()
+    return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here(progress)
 
 
 def _augmentations(settings: Compare, data: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
