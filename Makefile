@@ -15,7 +15,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 demo: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/digits.yaml --out runs/digits
-	@echo "here: $(BIN)/tensorboard --logdir runs/digits, then open the address that it prints"
+	@echo "more: $(BIN)/tensorboard --logdir runs/digits, then open the address that it prints"
+	@$(BIN)/python experiments/architectures.py runs/digits
 
 thesis-sine: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/sine.yaml --out runs/sine

@@ -134,8 +134,8 @@ def _compare(chosen: Namespace) -> int:
         print(forecast(settings))
         return 0
     try:
-        with reporting_runs() as heard:
-            outcome = compare(settings, *heard)
+        with reporting_runs() as (say, advance, running):
+            outcome = compare(settings, say, advance, running=running)
     except Interrupted as stop:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code

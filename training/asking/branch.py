@@ -15,14 +15,14 @@ from analysis.judging.rank_correlation import NONE, Site, agreement, correlation
 from analysis.recording.atomic_files import write_whole
 from analysis.recording.phrases import spread
 from analysis.showing.tables import correlation_table, gain_table, to_csv
-from nets import Action, grow
+from nets import Action, cost, grow
 from nets.checks import check_count
 from nets.modules.random_draws import hash_of
 from training.asking.branch_points import BranchPoint, Candidates, branch_point_of, candidates
 from training.computing.evaluation import evaluate
 from training.computing.learning_rate import set_learning_rate
 from training.computing.optimizer import make_optimizer, make_rates
-from training.computing.torch_settings import own_process
+from training.computing.torch_settings import own_process, spare_threads
 from training.computing.wrapped_model import to_device
 from training.data.identity import check_same_data
 from training.keeping.checkpoint import load_checkpoint, network_of
@@ -83,6 +83,7 @@ def _branch(point: BranchPoint, steps: int, orders: int, say: Say, advance: Adva
         check_same_data(point.run, prepared.data)
         for name, actions in missing.items():
             with own_process(settings):
+                spare_threads(settings, cost(prepared.limit).flops)
                 loss, accuracy = _train(point, settings, prepared, actions, steps)
             done[steps, order, name] = {"loss": loss, "accuracy": accuracy}
             write_whole(path, _write(done))

@@ -11,12 +11,14 @@ from typing import Any
 
 from analysis.recording.atomic_files import Unwritten
 from analysis.recording.phrases import result_of
+from nets import cost
 from training.comparing.comparison_files import write_csv, write_judged
 from training.comparing.gpu_share import runs_a_gpu
 from training.comparing.job_queue import Engine, Here, Progress, run_jobs, stays_here
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
 from training.computing.optimizer import Precision, slow_settings
+from training.computing.torch_settings import is_small
 from training.data.identity import check_same_data, settle
 from training.deciding.call_policy import is_frozen, told_of_state
 from training.deciding.check_probes import check_needs
@@ -70,8 +72,9 @@ def compare(
     engine = Here(progress) if here else _engine(settings, len(missing), progress)
     with ExitStack() as held:
         try:
-            data = check(jobs)
-            for line in _notes(settings, jobs, here):
+            data, flops = check(jobs)
+            before, missing = missing, spared(settings, missing, flops)
+            for line in _notes(settings, jobs, here, before != missing):
                 say(line)
             held.enter_context(alone(settings.folder))
             told = settings_to_dict(settings), settings_to_yaml(settings)
@@ -91,8 +94,8 @@ def compare(
         return Outcome(write_judged(settings, jobs, summaries), failures)
 
 
-def _notes(settings: Compare, jobs: Sequence[Job], here: bool) -> list[str]:
-    """Say what comes of policies that keep a state, and of those that no worker can make."""
+def _notes(settings: Compare, jobs: Sequence[Job], here: bool, fewer: bool) -> list[str]:
+    """Say what comes of policies that keep a state or no worker can make, and of fewer threads."""
     policies = {type(job.settings.policy): job.settings.policy for job in jobs}
     notes = [told_of_state(policy) for policy in policies.values() if not is_frozen(policy)]
     if here and workers_of(settings) > 1:
@@ -101,6 +104,8 @@ def _notes(settings: Compare, jobs: Sequence[Job], here: bool) -> list[str]:
             f"policy {', '.join(names)} is in no file that another process could import: the runs "
             "follow one another in this one"
         )
+    if fewer:
+        notes.append("1 thread a run: more would slow so small a net (--threads)")
     return notes
 
 
@@ -147,10 +152,13 @@ def _augmentations(settings: Compare, data: Mapping[tuple[str, str], Mapping[str
     return f"augmentation: {'; '.join(told)} (--augment {settings.augment})"
 
 
-def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Mapping[str, Any]]:
+def check(
+    jobs: Sequence[Job],
+) -> tuple[dict[tuple[str, str], Mapping[str, Any]], dict[tuple[str, str], int]]:
     """Raise a ValueError for whatever any of the runs would refuse, before anything is written.
 
-    Gives the identity of the data, by data set and net: all runs on it must see the same.
+    Gives, by data set and net, the identity of the data, which all runs on it must see the same,
+    and the FLOPs an image of the limit.
     """
     limits, data = {}, dict[tuple[str, str], Mapping[str, Any]]()
     for run in (job.settings for job in jobs):
@@ -164,7 +172,19 @@ def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Mapping[str, Any]]:
         if (run.folder / "config.yaml").exists():
             check_same_settings(run.folder, settings_to_dict(run))
         check_same_data(run.folder, data[place])
-    return data
+    return data, {place: cost(limit).flops for place, limit in limits.items()}
+
+
+def spared(
+    settings: Compare, jobs: Sequence[Job], flops: Mapping[tuple[str, str], int]
+) -> list[Job]:
+    """Give the jobs, those of small nets with one thread unless the settings say how many."""
+    return [
+        replace(job, settings=replace(job.settings, threads=1))
+        if is_small(settings, flops[job.settings.data, job.settings.net])
+        else job
+        for job in jobs
+    ]
 
 
 def _finished(run: Train) -> Mapping[str, Any] | None:

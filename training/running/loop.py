@@ -84,6 +84,9 @@ def record_and_grow(run: Run, speed: float) -> str:
     run.progress.records += 1
     notes += write_record(run, record, averaged, difference, speed)
     _save_if_due(run, record)
+    if run.spared:
+        notes.append("1 thread: more would slow so small a net (--threads)")
+        run.spared = False
     if run.progress.skipped:
         notes.append(f"{run.progress.skipped} steps skipped")
     return "  ".join([line_of(record, speed), *notes])
