@@ -156,7 +156,7 @@ def _inspect(chosen: Namespace) -> int:
 def _replay(chosen: Namespace) -> int:
     from training.asking.replay import replay_table
 
-    print(replay_table(chosen.policy, chosen.runs))
+    print(replay_table(chosen.policy, chosen.runs, width=100))
     return 0
 
 

@@ -19,7 +19,7 @@ SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999
 
 def main(words: Sequence[str]) -> int:
     """Write OUT/architectures.svg, the first seed of every row that grew, and print its address."""
-    folder = Path(*words)
+    (folder,) = map(Path, words)
     runs = {path.parent.name: path for path in sorted(folder.glob("*/seed*"), reverse=True)}
     rows = [read_history(runs[name]) for name in sorted(runs)]
     histories = {name: [history] for name, history in zip(sorted(runs), rows)}

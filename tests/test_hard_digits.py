@@ -123,7 +123,9 @@ def test_a_run_on_them_resumes_exactly_and_on_no_others(tmp_path):
         train(parted, quiet, stop)
     resumed = replace(parted, resume=True)
     for other in ("digits", "digits:images=300,shift=2,noise=0.2"):
-        with pytest.raises(ValueError, match="data must be 'digits:images=300,shift=2,noise=0.3'"):
+        with pytest.raises(
+            ValueError, match=r"data must be 'digits:images=300,shift=2,noise=0[.]3'"
+        ):
             train(replace(resumed, data=other), quiet)
     assert train(resumed, quiet)["validation_loss"] == whole["validation_loss"]
     histories = [tmp_path / name / "history.jsonl" for name in ("parted", "whole")]

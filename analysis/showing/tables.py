@@ -32,21 +32,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
-def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int = 100) -> str:
+def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
     """Give a Markdown table of at most `width` characters a line, as long as it has room for words.
 
     The widest columns give way, and their text goes on in rows that are blank elsewhere.
     """
     lines = [list(header), *map(list, rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    while sum(widths) + 3 * len(widths) + 1 > width and max(widths) > _NARROWEST:
+    while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths) > _NARROWEST:
         widths[widths.index(max(widths))] -= 1
-    folded = []
+    folded: list[list[str]] = []
     for line in lines:
         cells = [wrap(cell, size) or [""] for cell, size in zip(line, widths)]
-        folded.append([list(row) for row in zip_longest(*cells, fillvalue="")])
-    (first, *more), *others = folded
-    return markdown(first, [row for part in (more, *others) for row in part])
+        folded += [list(row) for row in zip_longest(*cells, fillvalue="")]
+    return markdown(folded[0], folded[1:])
 
 
 def layer_table(record: Record) -> str:

@@ -21,7 +21,9 @@ A first run, in seconds:
   python run.py inspect runs/first
   tensorboard --logdir runs
 All policies on the same budget, as one table:
-  python run.py compare --config experiments/digits.yaml"""
+  python run.py compare --config experiments/digits.yaml
+Options completed by a shell, once growthrings[completion] is installed:
+  eval "$(growthrings --print_completion bash)\""""
 _FLAGS = {
     "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
     "final": "read the test set, once, at the end",
