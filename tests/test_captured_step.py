@@ -153,6 +153,8 @@ WAYS = [
     {"nonfinite": "skip", "precision": "fp16", "optimizer": "rmsprop"},
     {"augment": "crop", "optimizer": "adamw", "observe_every": 1},
     {"rates": "cohort"},
+    {"batch_growth": 4, "start": Start(0.4, 1, 0.5), "epochs": 4.6},  # 4, 2, 4 batches a step
+    {"batch_growth": 2, "accumulate": 2, "rates": "cohort", "precision": "bf16"},
     {"rates": "cohort", "nonfinite": "skip", "optimizer": "adamw", "precision": "fp16"},
     {"rates": "cohort", "nonfinite": "skip", "optimizer": "rmsprop", "observe_every": 1},
 ]

@@ -279,6 +279,11 @@ CRASHED = [
         "training.stepping.step.train_step",
         43,
     ),
+    (
+        {"batch_growth": 4, "epochs": 0.5, "policy": Periodic(share=0.3)},
+        "training.stepping.step.train_step",
+        9,
+    ),
     ({"data": "sine", "net": "mlp-30", "epochs": 2}, "training.stepping.step.train_step", 40),
 ]
 

@@ -38,6 +38,8 @@ REFUSED = [
     ("grow_until", 2, "grow_until must be from 0 to 1, got 2"),
     ("grow_until", nan, "grow_until must be from 0 to 1, got nan"),
     ("batch_size", 1, "batch_size must be at least 2, got 1"),
+    ("batch_growth", 0, "batch_growth must be at least 1, got 0"),
+    ("batch_growth", 1.5, "batch_growth must be an integer"),
     ("accumulate", 0, "accumulate must be at least 1, got 0"),
     ("accumulate", 65, "batch_size must be at least 130, got 128"),
     ("ema", 1, "ema must be at least 0 and below 1, got 1"),

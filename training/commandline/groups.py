@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 GROUPS = {
     "data": "data data_dir augment",
     "network": "net order stem start initializer",
-    "budget": "epochs budget batch_size accumulate seed",
+    "budget": "epochs budget batch_size batch_growth accumulate seed",
     "optimizer": "optimizer lr schedule momentum weight_decay rates ema nonfinite",
     "growth": "policy grow_until policy_errors",
     "rows and seeds": "cells only seeds primary",

@@ -12,6 +12,7 @@ from nets import Architecture, build, cost, train_flops
 from training.comparing.comparison import check, spared
 from training.comparing.jobs import Job, jobs_of, workers_of
 from training.computing.budget import Budget
+from training.computing.learning_rate import batch_factor
 from training.computing.optimizer import make_optimizer
 from training.computing.torch_settings import own_process
 from training.computing.wrapped_model import to_device
@@ -65,13 +66,15 @@ def _row(
     cell, run = settings.cells[job.row], job.settings
     first = prepared.limit if cell.scratch else run.first(prepared.limit)
     nets = list(dict.fromkeys([first] if cell.is_static else [first, prepared.limit]))
+    budget, times = Budget.of(run, prepared.limit, len(prepared.splits.train)), list[float]()
     for net in nets:
-        key = net, run.batch_size
+        factor = batch_factor(run, cost(prepared.limit), net, prepared.batches.per_epoch)
+        key = net, factor * run.batch_size
         if key not in measured:
+            prepared.batches.join(factor)
             with own_process(run):  # the threads that a worker has
                 measured[key] = _seconds_a_step(run, prepared, net)
-    budget = Budget.of(run, prepared.limit, len(prepared.splits.train))
-    times = [_seconds(budget, net, run.batch_size, measured[net, run.batch_size]) for net in nets]
+        times.append(_seconds(budget, *key, measured[key]))
     seconds = sum(times) / len(times)
     sizes = [cost(net) for net in nets]
     row = [
@@ -98,7 +101,7 @@ def _seconds_a_step(settings: Train, prepared: Prepared, architecture: Architect
         if step == 1:
             window.sum().item()  # the device has finished
             started = perf_counter()
-        batch = batches.batch(0, step % batches.per_epoch)
+        batch = batches.batch(0, step * batches.joined % (batches.per_epoch + 1 - batches.joined))
         train_step(net, optimizer, *batch, prepared.loss, prepared.precision, window)
     window.sum().item()
     return (perf_counter() - started) / STEPS

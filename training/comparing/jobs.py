@@ -44,14 +44,14 @@ def jobs_of(settings: Compare) -> list[Job]:
 def job_of(settings: Compare, name: str, seed: int) -> Job:
     """Give one cell; its folder is OUT/ROW/seedN, and its threads are the cores over the workers.
 
-    A row that follows another, `scratch` or `yoked`, has that row's schedule, learning rates
-    and initializer.
+    A row that follows another, `scratch` or `yoked`, has that row's schedule, learning rates,
+    initializer and growth of the batch.
     """
     cell = settings.cells[name]
     source = settings.cells[cell.source] if cell.source else cell
     common: dict[str, Any] = {item.name: getattr(settings, item.name) for item in fields(Common)}
     common["data"], common["net"] = settings.ground(name)
-    for item in ("schedule", "lr", "rates", "initializer"):
+    for item in ("schedule", "lr", "rates", "initializer", "batch_growth"):
         common[item] = getattr(cell, item) or getattr(source, item) or common[item]
     common["threads"] = settings.threads or max(1, cores() // workers_of(settings))
     policy, start, after = cell.policy, cell.start, None

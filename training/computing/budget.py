@@ -14,7 +14,7 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
-    position: int = 0  # batches taken of this epoch
+    position: int = 0  # batches of this epoch, of `batch_size`, that are behind
     images: int = 0
     flops: int = 0
     seconds: float = 0.0
@@ -28,10 +28,17 @@ class Progress:
             if not isinstance(value, int if item.type == "int" else int | float) or value < 0:
                 raise ValueError(f"{item.name} must be a number of at least 0, got {value!r}")
 
-    def next_batch(self, per_epoch: int) -> None:
-        """Count a batch of the epoch; after its last one the next epoch begins."""
-        self.position += 1
-        if self.position == per_epoch:
+    def next_batch(self, per_epoch: int, joined: int = 1) -> None:
+        """Count so many batches, taken as one; after an epoch's last one the next epoch begins."""
+        self.position += joined
+        self.make_room(per_epoch)
+
+    def make_room(self, per_epoch: int, joined: int = 1) -> None:
+        """Begin the next epoch if this one has too few batches left to take so many as one.
+
+        Those are left out, as the incomplete last batch of an epoch is.
+        """
+        if self.position + joined > per_epoch:
             self.epoch, self.position = self.epoch + 1, 0
 
 

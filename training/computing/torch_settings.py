@@ -21,8 +21,8 @@ _VARIABLES = (_WORKSPACE, "TORCHINDUCTOR_CACHE_DIR")
 _FIXED_WORKSPACES = (":4096:8", ":16:8")
 """With which cuBLAS sums in one order (NVIDIA's manual of cuBLAS, "Results reproducibility")."""
 SMALL = 4 * 10**6
-"""FLOPs an image of the limit below which a CPU gets one thread, unless told: to hand so little work
-to several costs what they save. Fastest steps of 128 on 2 cores that others used too, one
+"""FLOPs an image of the limit below which a CPU gets one thread, unless told: to hand so little
+work to several costs what they save. Fastest steps of 128 on 2 cores that others used too, one
 thread and two: mlp-500 on sine (2,000 FLOPs) 0.17 and 0.23 ms."""
 
 

@@ -31,7 +31,8 @@ class Batches:
 
     A batch is one `index_select`, and nothing in it waits for the host. What an epoch draws is a
     pure function of (seed, epoch), so that a run resumes at any position without a saved generator;
-    it always lies in the same memory, so that a captured step can read it.
+    it always lies in the same memory, so that a captured step can read it. Several successive
+    batches can be taken as one (`join`): what an epoch draws, and positions in it, stay the same.
 
     Args:
         images: of the training split.
@@ -75,6 +76,7 @@ class Batches:
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         self.part = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
         self.per_epoch = len(images) // batch_size
+        self.joined = 1
         self.shape = tuple(images.pixels.shape[1:])
         # whole images of them, so that a batch need not make them
         self.mean, self.std = (x.to(device).expand(self.shape).contiguous() for x in (mean, std))
@@ -85,6 +87,19 @@ class Batches:
         self.drawn = -1  # the epoch whose draws these are
         part = self.part.stop - self.part.start
         self.draws = torch.zeros(self.per_epoch, 3, part, dtype=torch.int64, device=device)
+        self.ahead = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def join(self, count: int) -> None:
+        """Let `at` give so many successive batches as one, of which it is told the first.
+
+        Raises:
+            ValueError: `count` is not in 1 .. `per_epoch`.
+        """
+        if count == self.joined:
+            return
+        if not 1 <= count <= self.per_epoch:
+            raise ValueError(f"count must be in 1 .. {self.per_epoch}, got {count}")
+        self.joined, self.ahead = count, torch.arange(count, device=self.draws.device)
 
     def begin(self, epoch: int) -> None:
         """Draw an epoch, unless it was the last one drawn, into the memory that `at` reads.
@@ -110,13 +125,14 @@ class Batches:
         """Give a batch of the epoch that has begun, a function of what lies on the device alone.
 
         Args:
-            position: (1,) int64, from 0 to `per_epoch` - 1.
+            position: (1,) int64, from 0 to `per_epoch` - `joined`.
 
         Returns:
             (inputs, targets): float32 (B, C, H, W) in channels_last, or (B, C). On several
-            processes B is this one's part of the batch.
+            processes B is this one's part of the batch, or of each batch that is joined.
         """
-        order, corner, flip = self.draws.index_select(0, position)[0].unbind()
+        draws = self.draws.index_select(0, position + self.ahead)  # (joined, 3, B)
+        order, corner, flip = draws.transpose(0, 1).flatten(1).unbind()
         index = corner[:, None] + self.views.index_select(0, flip)  # (B, H * W)
         pixels = self.table.index_select(0, index.flatten()).view(-1, *self.shape)
         return normalised(pixels, self.mean, self.std), self.targets.index_select(0, order)
@@ -125,14 +141,15 @@ class Batches:
         """Give the batch at a position of an epoch; see `at`.
 
         Raises:
-            ValueError: `position` is not in 0 .. `per_epoch` - 1.
+            ValueError: `position` is not in 0 .. `per_epoch` - `joined`.
         """
-        if not 0 <= position < self.per_epoch:
-            raise ValueError(f"position must be in 0 .. {self.per_epoch - 1}, got {position}")
+        last = self.per_epoch - self.joined
+        if not 0 <= position <= last:
+            raise ValueError(f"position must be in 0 .. {last}, got {position}")
         self.begin(epoch)
         return self.at(torch.full((1,), position, device=self.draws.device))
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the batches of an epoch from position `start` on."""
-        for position in range(start, self.per_epoch):
+        for position in range(start, self.per_epoch - self.joined + 1, self.joined):
             yield self.batch(epoch, position)

@@ -117,7 +117,8 @@ def completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Give settings that an earlier version wrote with those that it did not know yet."""
     mirrored = str(settings.get("data")).startswith("folder:")  # then; now that must be asked for
     augment = "crop-flip" if mirrored else "auto"
-    known = {"augment": augment, "deterministic": False, "rates": "shared", **settings}
+    known = {"augment": augment, "deterministic": False, "rates": "shared"}
+    known = {**known, "batch_growth": 1, **settings}
     if isinstance(known.get("start"), dict):
         known["start"] = {"stream": 1.0, **known["start"]}
     return known

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from analysis import Observer, Record
 from analysis.showing.tensorboard_writer import Board
-from nets import CohortRates, Cost, Network
+from nets import Architecture, CohortRates, Cost, Network
 from policies import Never
 from training.computing.budget import Budget, Progress
 from training.computing.clock import Clock
 from training.computing.evaluation import Loss
+from training.computing.learning_rate import batch_factor
 from training.computing.optimizer import Precision
 from training.data.batches import Batches
 from training.data.images import Images
@@ -90,6 +91,15 @@ class Run:
         The tensors that it gives are there until the next such work or step.
         """
         return work() if self.captured is None else self.captured.repeated(name, work)
+
+    def factor_of(self, architecture: Architecture) -> int:
+        """Give how many batches of `batch_size` a step of a network takes; see `batch_growth`."""
+        return batch_factor(self.settings, self.limit, architecture, self.batches.per_epoch)
+
+    @property
+    def factor(self) -> int:
+        """How many batches of `batch_size` the next step takes."""
+        return self.factor_of(self.net.architecture)
 
     @property
     def spent(self) -> float:

@@ -16,7 +16,13 @@ from training.running.decide_and_grow import decide_and_grow
 from training.running.finished import finish, finished
 from training.running.resume import open_run
 from training.running.take_record import take_record
-from training.running.write_down import line_of, save, write_losses, write_record
+from training.running.write_down import (
+    line_of,
+    save,
+    told_of_batch,
+    write_losses,
+    write_record,
+)
 from training.settings.train_settings import Train
 from training.stepping.step import take_step
 
@@ -31,8 +37,8 @@ def train(settings: Train, say: Say = print, advance: Advance | None = None) -> 
 
     Args:
         settings: what to do; `settings.folder` holds the result.
-        say: takes a line on what training images go through and one on what makes the run slow, if
-            anything does, then one per record.
+        say: takes a line on what training images go through, one on what makes the run slow, if
+            anything does, and one on a batch that may grow, then one per record.
         advance: called after every step with the fraction of the budget spent.
 
     Raises:
@@ -50,6 +56,8 @@ def train(settings: Train, say: Say = print, advance: Advance | None = None) -> 
         say(f"augmentation: {run.batches.augment} (--augment {settings.augment})")
         for line in slow_settings(settings, run.precision):
             say(line)
+        if settings.batch_growth > 1:
+            say(told_of_batch(run))
         _train(run, say, advance)
         return finish(run)
 
@@ -78,6 +86,7 @@ def _train(run: Run, say: Say, advance: Advance | None) -> None:
 def record_and_grow(run: Run, speed: float) -> str:
     """Make a record, ask the policy, grow, and write all of it; give the line that says so."""
     record, averaged, unmeasured = take_record(run)
+    factor = run.factor
     decision, difference, notes = decide_and_grow(run, record, unmeasured)
     record = replace(record, **vars(decision))
     run.history.append(record)
@@ -87,6 +96,8 @@ def record_and_grow(run: Run, speed: float) -> str:
     if run.spared:
         notes.append("1 thread: more would slow so small a net (--threads)")
         run.spared = False
+    if run.factor != factor:
+        notes.append(told_of_batch(run))
     if run.progress.skipped:
         notes.append(f"{run.progress.skipped} steps skipped")
     return "  ".join([line_of(record, speed), *notes])

@@ -77,7 +77,7 @@ def _capture(run: Run, trained: Means, validated: Means, averaged: Means) -> Rec
 
 def _spent(run: Run) -> dict[str, Any]:
     """Give what a probe changes of a record: it is charged."""
-    rate = learning_rate(run.settings, run.spent)
+    rate = learning_rate(run.settings, run.spent, run.factor)
     return {"spent": run.spent, "train_flops": run.progress.flops, "learning_rate": rate}
 
 

@@ -15,6 +15,7 @@ from nets.checks import in_one_line
 from nets.plan.action_dicts import name_of
 from nets.plan.actions import adds_capacity
 from training.computing import distributed
+from training.computing.learning_rate import learning_rate
 from training.keeping.checkpoint import save_checkpoint
 from training.keeping.nonfinite import check_losses, check_state
 from training.keeping.picture_files import reference_of
@@ -96,7 +97,10 @@ def write_record(
     if board is None:
         return notes
     append_record(run.folder, record)
-    append_metrics(run.folder, _metrics(record, averaged, run.progress.seconds, speed))
+    row = _metrics(record, averaged, run.progress.seconds, speed)
+    if run.settings.batch_growth > 1:  # else there is none in the folders of earlier versions
+        row["batch_size"] = run.settings.batch_size * run.factor_of(record.architecture)
+    append_metrics(run.folder, row)
     board.record(record, speed, averaged)
     board.growth(record.step, record.applied, record.refused, difference)
     counts = run.repeated("histograms", lambda: response_counts(run.net, run.probe[0][:CHECKED]))
@@ -121,7 +125,7 @@ def _hyperparameters(run: Run) -> dict[str, str | float]:
     """
     settings = run.settings
     names = ("epochs", "budget", "grow_until", "schedule", "batch_size", "optimizer", "momentum")
-    names += ("weight_decay", "precision", "rates")
+    names += ("batch_growth", "weight_decay", "precision", "rates")
     return {
         "data": in_one_line(settings.data, _MOST),
         "lr": settings.learning_rate,
@@ -143,6 +147,14 @@ def _metrics(
     row = {name: getattr(record, name) for name in names}
     row["ema_validation_loss"], row["ema_validation_accuracy"] = averaged
     return {**row, **asdict(record.cost), "seconds": seconds, "images_per_second": speed}
+
+
+def told_of_batch(run: Run) -> str:
+    """Say how many images a step takes from now on, and at what rate."""
+    settings, factor = run.settings, run.factor
+    rate = learning_rate(settings, 0, factor) / settings.learning_rate
+    told = f"batch {factor * settings.batch_size}"
+    return f"{told} ({factor} x {settings.batch_size}) at {rate:.3g} times the learning rate"
 
 
 def line_of(record: Record, speed: float) -> str:

@@ -44,6 +44,7 @@ def check_common(settings: Any) -> None:
         raise ValueError(f"grow_until must be from 0 to 1, got {settings.grow_until}")
     check_count("accumulate", settings.accumulate)
     check_count("batch_size", settings.batch_size, least=2 * settings.accumulate)
+    check_count("batch_growth", settings.batch_growth)
     if not 0 <= settings.ema < 1:
         raise ValueError(f"ema must be at least 0 and below 1, got {settings.ema}")
     check_count("observe_every", settings.observe_every)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nets import Initializer
+from nets.checks import check_count
 from policies import LayerStatistic, Never, Periodic, Plateau, Policy, RandomSite, StochasticDepth
 from training.settings.checks import (
     check_compare,
@@ -29,6 +30,7 @@ class Cell:
         lr: the largest learning rate, if other than the comparison's.
         rates: of learning, shared or cohort, if other than the comparison's.
         initializer: of first and new weights, if other than the comparison's.
+        batch_growth: if other than the comparison's; 1 is none.
         data: the data set, if other than the comparison's; rows are judged beside those on the same
             data and net.
         net: the limit, if other than the comparison's.
@@ -45,6 +47,7 @@ class Cell:
     lr: float | None = None
     rates: str | None = None
     initializer: Initializer | str | None = None
+    batch_growth: int | None = None
     data: str | None = None
     net: str | None = None
     scratch: str | None = None
@@ -54,6 +57,8 @@ class Cell:
     def __post_init__(self) -> None:
         check_policy_and_start(self)
         check_published(self.published)
+        if self.batch_growth is not None:
+            check_count("batch_growth", self.batch_growth)
 
     @property
     def source(self) -> str | None:

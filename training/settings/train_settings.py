@@ -42,6 +42,10 @@ class Common:
         schedule: of the learning rate over the budget: cosine, or hold (constant until grow_until,
             then a cosine).
         batch_size: images a step, of all processes together.
+        batch_growth: up to how many times batch_size a step takes while the net is small: times the
+            largest power of two that is at most this, the limit's FLOPs over the net's and the
+            batches of an epoch, decided anew when the net grows. The learning rate is multiplied by
+            the same (by its square root but for sgd). It buys time, not accuracy; 1 is never.
         accumulate: parts into which a step's batch is divided to save memory; BatchNorm sees a part
             at a time.
         optimizer: sgd, adam, adamw or rmsprop.
@@ -92,6 +96,7 @@ class Common:
     grow_until: float = 0.6
     schedule: str = "cosine"
     batch_size: int = 128
+    batch_growth: int = 1
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float | None = None
@@ -171,7 +176,7 @@ class Train(Common):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        data = self.data.removeprefix("folder:").removeprefix("npz:").replace("digits:", "digits-")
+        data = re.sub("^digits:", "digits-", self.data).removeprefix("folder:").removeprefix("npz:")
         data = Path(data).name.removesuffix(".npz")
         policy = type(self.policy).__name__.lower()
         name = f"runs/{data}-{self.net}-{policy}-seed{self.seed}"

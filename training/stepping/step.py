@@ -33,11 +33,14 @@ def take_step(run: Run) -> None:
 
 def set_clock(run: Run) -> None:
     """Say which step is next: its learning rate, its batch, its places in average and losses."""
-    progress = run.progress
+    progress, factor = run.progress, run.factor
+    run.batches.join(factor)
+    progress.make_room(run.batches.per_epoch, factor)
     run.batches.begin(progress.epoch)
     run.clock.set(
-        rate=learning_rate(run.settings, run.spent),
-        weight=weight_in_average(run.settings.ema, progress.step + 1),
+        rate=learning_rate(run.settings, run.spent, factor),
+        # an average that reaches as far back in images (Busbridge et al. 2023, arXiv 2307.13813)
+        weight=weight_in_average(run.settings.ema**factor, progress.step + 1),
         position=progress.position,
         row=run.untold + 1,
     )
@@ -60,9 +63,10 @@ def _count(run: Run) -> None:
     progress = run.progress
     progress.step += 1
     run.untold += 1
-    progress.next_batch(run.batches.per_epoch)
-    progress.images += run.batches.batch_size
-    progress.flops += run.batches.batch_size * train_flops(run.net.architecture)
+    joined = run.batches.joined
+    progress.next_batch(run.batches.per_epoch, joined)
+    progress.images += joined * run.batches.batch_size
+    progress.flops += joined * run.batches.batch_size * train_flops(run.net.architecture)
 
 
 def train_step(
