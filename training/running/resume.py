@@ -19,7 +19,7 @@ from training.computing import distributed
 from training.computing.budget import Budget, Progress
 from training.computing.clock import Clock
 from training.computing.optimizer import make_optimizer, make_rates
-from training.computing.torch_settings import own_process
+from training.computing.torch_settings import own_process, spare_threads
 from training.computing.wrapped_model import model_of, to_device
 from training.data.splits import part_of
 from training.deciding.call_policy import check_policy, own_copy
@@ -51,9 +51,11 @@ def open_run(settings: Train) -> Run:
         check_policy(settings.policy)
         settings = replace(settings, policy=own_copy(settings.policy))
         text, prepared = settings_to_yaml(settings), prepare(settings)
+        spared = spare_threads(settings, cost(prepared.limit).flops)
         check_processes(prepared.data)
         held.enter_context(distributed.on_first(alone(settings.folder)))
         run = _open(settings, text, prepared)
+        run.spared = spared
         run.held = held.pop_all()
     return run
 
