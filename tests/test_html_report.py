@@ -16,8 +16,8 @@ import pytest
 from runs import quiet
 from test_comparison import small
 
+from analysis.reporting.html_report import html_of
 from analysis.showing import architecture_pictures
-from analysis.showing.html_report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
 from training.comparing.comparison import compare

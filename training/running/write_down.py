@@ -17,7 +17,7 @@ from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.keeping.checkpoint import save_checkpoint
 from training.keeping.nonfinite import check_losses, check_state
-from training.keeping.picture_files import reference_of
+from training.keeping.picture_files import reference_of, seconds_of
 from training.keeping.result_files import (
     append_losses,
     append_metrics,
@@ -103,7 +103,7 @@ def write_record(
     board.histograms(record.step, histograms_of(counts))
     if run.ended or (any(map(adds_capacity, record.applied)) and board.pictures_due):
         try:
-            board.pictures(run.history, reference_of(run.folder))
+            board.pictures(run.history, reference_of(run.folder), seconds_of(run.folder))
         except Undrawn as failure:
             notes.append(str(failure))
     if run.ended:
