@@ -237,9 +237,8 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
 
 
 def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        analysis.reporting.html_report, "_pictures", PICTURES
-    )  # of every kind of row
+    # of every kind of row
+    monkeypatch.setattr(analysis.reporting.html_report, "_pictures", PICTURES)
     cells = {
         **CELLS,
         "other static": Cell(Never(), net="resnet14"),

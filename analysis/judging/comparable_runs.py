@@ -12,6 +12,9 @@ from typing import Any
 UNEQUAL = 0.02
 """Rows whose training FLOPs differ by more than this share get a note."""
 
+BOARD = "_comparison"
+"""The folder beside the rows' that TensorBoard reads as a run; no row may be called so."""
+
 
 @dataclass(frozen=True)
 class Finished:

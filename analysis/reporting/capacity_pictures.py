@@ -74,7 +74,7 @@ def capacity(histories: Histories) -> Figure:
     from matplotlib.patches import Patch
 
     grew = that_grew(histories)
-    figure, (axes,) = figure_of(5.4, 1.1 + 0.26 * len(grew))
+    figure, (axes,) = figure_of(4.6, 1.1 + 0.26 * len(grew))
     for place, runs in enumerate(grew.values()):
         left = 0.0
         for (stage, kind), flops in sorted(mean_added(runs).items()):
@@ -122,7 +122,7 @@ def layer_statistics(histories: Histories, name: str) -> Figure:
     One point a block, by depth: values of two blocks are no line. Grey: from the least to the
     greatest of all rows about there. Pictures of one comparison have equal axes.
     """
-    figure, panels = figure_of(5.4, 1.7, len(SHOWN), len(SHOWN))
+    figure, panels = figure_of(4.8, 1.6, len(SHOWN), len(SHOWN))
     for axes, statistic in zip(panels, SHOWN, strict=True):
         _ranges(axes, [runs[0][-1] for runs in histories.values()], statistic)
         record = histories[name][0][-1]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.summary import text
 
-from analysis.judging.comparable_runs import scores_of
+from analysis.judging.comparable_runs import BOARD, scores_of
 from analysis.judging.comparison_claims import Judgement
 from analysis.recording.atomic_files import writing
 from analysis.recording.record import read_history
@@ -42,8 +42,6 @@ from analysis.showing.tensorboard_event_file import (
 from analysis.showing.tensorboard_writer import MEGA
 from nets import Architecture, cost
 
-NAME = "_comparison"
-"""The folder of this run in the comparison's: no row may be called so."""
 _FRONTIER = "static-frontier"
 _POINTS = 50
 """Of a curve: as many as a chart can show."""
@@ -70,10 +68,10 @@ def write_board(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
         ValueError: a run's files cannot be read.
         Unwritten: the disk is full, say; the old folder is as it was, or gone.
     """
-    made, missing = folder / f"{NAME}.part", ""
+    made, missing = folder / f"{BOARD}.part", ""
     with writing(made):
         shutil.rmtree(made, ignore_errors=True)
-        events, charts = EventFile(made), []
+        events, charts = EventFile(made, time_ns=_ended(groups)), []
         for number, (title, judgement) in enumerate(groups, start=1):
             prefix = f"{number}_{_tag(title)}/" if len(groups) > 1 else ""
             histories = {
@@ -88,15 +86,22 @@ def write_board(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
                 tags = {f"0_comparison/{prefix}{name}": png for name, png in pictures.items()}
                 events.add(images_summary(tags), 0)
             except Undrawn as failure:
-                missing = f"{NAME}: {failure}"
+                missing = f"{BOARD}: {failure}"
             charts += _charts(judgement, prefix, title if prefix else "")
         events.add(layout_summary(charts), 0)
         events.flush()
         events.to_disk()
         with suppress(FileNotFoundError):
-            shutil.rmtree(folder / NAME)
-        made.rename(folder / NAME)
+            shutil.rmtree(folder / BOARD)
+        made.rename(folder / BOARD)
     return missing
+
+
+def _ended(groups: Sequence[tuple[str, Judgement]]) -> int:
+    """Give the time at which the last of the runs ended, in nanoseconds."""
+    rows = [row for _, judgement in groups for row in judgement.rows.values()]
+    runs = [run.folder / "summary.json" for row in rows for run in row.values()]
+    return max(path.stat().st_mtime_ns for path in runs)
 
 
 def _summaries(judgement: Judgement, histories: Histories, prefix: str) -> Summaries:
@@ -112,7 +117,7 @@ def _summaries(judgement: Judgement, histories: Histories, prefix: str) -> Summa
     if judgement.best is not None:
         best = shown(judgement, judgement.best)
         tags = [f"{prefix}{kind}_over_MFLOPs/{_FRONTIER}" for kind in ("mean", "low", "high")]
-        yield from _curves(judgement.grid, {tag: best for tag in tags})
+        yield from _curves(judgement.grid, dict.fromkeys(tags, np.asarray(best)))
     scores = scores_of(judgement.rows, judgement.measure)
     for name, runs in judgement.figures.items():
         for seed, figures in runs.items():

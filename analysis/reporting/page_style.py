@@ -6,6 +6,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7ea; --paper: #14171a; --faint: #a3abb4; --line: #363c43; --code: #1e2327;
           --told: #1b2833; }
+  figure svg { filter: brightness(1.3); }
 }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
@@ -22,7 +23,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
 figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; }
 .two, .many { display: grid; gap: 1rem; }
 .two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.two svg { max-width: 700px; }
+.two svg { max-width: 640px; }
 .many { grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
 .long { grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
 figcaption, .note { color: var(--faint); font-size: 0.88rem; }
@@ -37,6 +38,7 @@ summary { cursor: pointer; }
   body { font-size: 10pt; max-width: none; padding: 0; }
   .two { grid-template-columns: 1fr 1fr; } .many { grid-template-columns: repeat(3, 1fr); }
   .long { grid-template-columns: 1fr 1fr; }
+  figure svg { filter: none; }
   figure svg, tr, .verdict { break-inside: avoid; } h2 { break-after: avoid; }
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: 0.1rem 0.35rem; }
   pre { white-space: pre-wrap; }

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LABELS = 24
 """So many rows are named at the ends of their lines in a picture of usual height."""
+_EVERY = 50
+"""Points of a line from one marker to the next."""
 
 
 @own_settings()
@@ -34,7 +36,7 @@ def score_over(judgement: Judgement, axis: str) -> Figure:
     Lines have their names at their ends; spreads are in `rows_beside_frontier`.
     """
     rows = len(judgement.rows)
-    figure, (axes,) = figure_of(5.4, max(3.6, 3.6 * rows / _LABELS))
+    figure, (axes,) = figure_of(4.6, max(3.2, 3.2 * rows / _LABELS))
     low, high = window_of(judgement)
     bands = {name: band_of(judgement, name, axis) for name in judgement.rows}
     last = max(band.places[-1] for band in bands.values())
@@ -42,12 +44,15 @@ def score_over(judgement: Judgement, axis: str) -> Figure:
     styles = styles_of(judgement.rows, judgement.static)
     if axis == "flops":
         _frontier(axes, judgement, divisor)
-    for name, band in bands.items():
+    for number, (name, band) in enumerate(bands.items()):
         style, points = styles[name], band.places / divisor
-        axes.plot(points, band.middle, style.line, color=style.color, linewidth=1.5)
-        axes.plot(points[-1], band.middle[-1], style.marker, color=style.color, markersize=4)
+        often = (7 * number % _EVERY, _EVERY)
+        look = {"color": style.color, "marker": style.marker, "markersize": 4, "linewidth": 1.5}
+        axes.plot(points, band.middle, style.line, markevery=often, **look)
+        if low <= band.middle[-1] <= high:
+            axes.plot(points[-1], band.middle[-1], clip_on=False, **look)
     ends = [float(np.clip(band.middle[-1], low, high)) for band in bands.values()]
-    heights = apart(ends, (high - low) * 0.036 * _LABELS / max(_LABELS, rows))
+    heights = apart(ends, (high - low) * 0.04 * _LABELS / max(_LABELS, rows))
     for (name, band), end, height in zip(bands.items(), ends, heights, strict=True):
         place = float(band.places[-1] / divisor)
         at_the_end(axes, name, (place, end), height, styles[name].color)
@@ -95,7 +100,7 @@ def final_scores(judgement: Judgement) -> Figure:
     The dotted line is the mean of the reference, the best static size on validation.
     """
     scores = scores_of(judgement.rows, judgement.measure)
-    figure, (axes,) = figure_of(5.4, 0.7 + 0.22 * len(scores))
+    figure, (axes,) = figure_of(4.6, 0.7 + 0.22 * len(scores))
     styles = styles_of(scores, judgement.static)
     for place, (name, runs) in enumerate(scores.items()):
         points = np.array([shown(judgement, score) for score in runs.values()])

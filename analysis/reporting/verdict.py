@@ -48,9 +48,8 @@ def _others(judgement: Judgement) -> str | None:
         rows = f"{len(better)} of {len(others)} growing rows"
         verb = "is" if len(better) == 1 else "are"
         return f"**{rows} {verb} better than {reference}**, the best static size: {told}."
-    rows = (
-        "The growing row is not" if len(others) == 1 else f"None of {len(others)} growing rows is"
-    )
+    count = len(others)
+    rows = "The growing row is not" if count == 1 else f"None of {count} growing rows is"
     return f"**{rows} shown to be better than {reference}**, the best static size: {told}."
 
 

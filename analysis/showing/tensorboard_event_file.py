@@ -16,8 +16,8 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar.summary import pb
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import custom_scalars
 
 from analysis.recording.atomic_files import append, to_disk
 from analysis.showing.matplotlib_figures import size_of_png
@@ -35,15 +35,20 @@ class EventFile:
     Args:
         folder: made if it is not there.
         purge_step: events of this step and later in the folder's older files are hidden.
+        time_ns: of all events, so that the same events are the same file; by default they are
+            written now.
 
     Raises:
         Unwritten: the disk is full, say; so does `flush`.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, purge_step: int | None = None, time_ns: int | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{_PREFIX}{_stamp(folder)}.{socket.gethostname()}.{os.getpid()}"
-        self._path = folder / name
+        writer = f"{_stamp(folder)}.{socket.gethostname()}.{os.getpid()}"
+        self._time = time_ns
+        self._path = folder / f"{_PREFIX}{writer if time_ns is None else f'{time_ns:019d}.again'}"
         self._waiting = BytesIO()
         self._write(Event(file_version=_VERSION))
         if purge_step is not None:
@@ -67,7 +72,7 @@ class EventFile:
         to_disk(self._path)
 
     def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
+        event.wall_time = time.time() if self._time is None else self._time / 1e9
         RecordWriter(self._waiting).write(event.SerializeToString())
 
 
@@ -103,7 +108,10 @@ def bands_chart(title: str, bands: Sequence[tuple[str, str, str]]) -> Any:
 
 def layout_summary(categories: Sequence[Any]) -> Summary:
     """Give the custom scalars of a run."""
-    return pb(_LAYOUT.Layout(category=categories))
+    summary = custom_scalars({})  # TensorBoard's own way needs TensorFlow
+    told = _LAYOUT.Layout(category=categories).SerializeToString()
+    summary.value[0].tensor.string_val[0] = told
+    return summary
 
 
 def scalars_summary(scalars: Mapping[str, float | None]) -> Summary:
