@@ -58,14 +58,18 @@ def test_what_nobody_read_is_not_drawn():
     assert draw([record(1, layers=only)]).keys() == {"architecture", "heat_map_weight_norm"}
     assert draw([record(0)])  # no step yet
     head = {"head": LayerReading(None, "head", response_std=2.0)}
-    assert draw([record(1, layers=head)]).keys() == {"architecture", "heat_map_response_std"}
+    names = {"architecture", "statistics_over_time", "heat_map_response_std"}
+    assert draw([record(1, layers=head)]).keys() == names
+    scored = [record(1, layers={}, validation_accuracy=0.5), record(2, layers={})]
+    assert draw(scored).keys() == {"architecture", "how_well"}
+    assert draw(scored)["how_well"] != draw(scored, seconds=[1.0, 2.0])["how_well"]
 
 
 def test_growth_is_marked_where_it_happened():
     still = architecture_over_time([record(100)])
     vermilion, black = (213, 94, 0), (0, 0, 0)
     assert not coloured(still, vermilion).size
-    left, right = 0.12, 0.78  # of the axes
+    left, right, legend = 0.12, 0.78, 0.26  # of the axes, and the end of the legend in them
     for action, colour in (
         (Widen("stage3.block1", 40), vermilion),
         (Insert("stage3.block1", 40), black),
@@ -76,7 +80,9 @@ def test_growth_is_marked_where_it_happened():
             place = left + (right - left) * step / 100
             columns = coloured(png, colour)
             frame = coloured(still, colour)
-            new = [x for x in columns if np.abs(frame - x).min(initial=1) > 0.01]
+            new = [
+                x for x in columns if legend < x < right and np.abs(frame - x).min(initial=1) > 0.01
+            ]
             assert new == pytest.approx([place] * len(new), abs=0.01)
             assert new
 
@@ -88,7 +94,7 @@ def test_a_wider_stream_and_many_blocks_can_be_drawn():
     deep = architecture_over_time([record(10, preset("resnet110"))])
     for stage in range(3):  # a hue each: the first block's
         first = [255 * part for part in shade_of(stage)]
-        assert coloured(deep, first).size > 0.5
+        assert coloured(deep, first).size > WIDTH / 2
 
 
 @pytest.mark.parametrize(

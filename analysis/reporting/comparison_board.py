@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,32 +67,40 @@ def write_board(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
         ValueError: a run's files cannot be read.
         Unwritten: the disk is full, say; the old folder is as it was, or gone.
     """
-    made, missing = folder / f"{BOARD}.part", ""
+    made = folder / f"{BOARD}.part"
     with writing(made):
-        shutil.rmtree(made, ignore_errors=True)
-        events, charts = EventFile(made, time_ns=_ended(groups)), []
-        for number, (title, judgement) in enumerate(groups, start=1):
-            prefix = f"{number}_{_tag(title)}/" if len(groups) > 1 else ""
-            histories = {
-                name: [read_history(run.folder) for run in runs.values()]
-                for name, runs in judgement.rows.items()
-            }
-            for summary, step in _summaries(judgement, histories, prefix):
-                events.add(summary, step)
-            try:
-                with drawing():
-                    pictures = _pictures(judgement, histories)
-                tags = {f"0_comparison/{prefix}{name}": png for name, png in pictures.items()}
-                events.add(images_summary(tags), 0)
-            except Undrawn as failure:
-                missing = f"{BOARD}: {failure}"
-            charts += _charts(judgement, prefix, title if prefix else "")
-        events.add(layout_summary(charts), 0)
-        events.flush()
-        events.to_disk()
-        with suppress(FileNotFoundError):
-            shutil.rmtree(folder / BOARD)
-        made.rename(folder / BOARD)
+        try:
+            shutil.rmtree(made, ignore_errors=True)
+            missing = _write(EventFile(made, time_ns=_ended(groups)), groups)
+            shutil.rmtree(folder / BOARD, ignore_errors=True)
+            made.rename(folder / BOARD)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return missing
+
+
+def _write(events: EventFile, groups: Sequence[tuple[str, Judgement]]) -> str:
+    """Write all of it, and give in one line why there are no pictures, or nothing."""
+    charts, missing = [], ""
+    for number, (title, judgement) in enumerate(groups, start=1):
+        prefix = f"{number}_{_tag(title)}/" if len(groups) > 1 else ""
+        histories = {
+            name: [read_history(run.folder) for run in runs.values()]
+            for name, runs in judgement.rows.items()
+        }
+        for summary, step in _summaries(judgement, histories, prefix):
+            events.add(summary, step)
+        try:
+            with drawing():
+                pictures = _pictures(judgement, histories)
+            tags = {f"0_comparison/{prefix}{name}": png for name, png in pictures.items()}
+            events.add(images_summary(tags), 0)
+        except Undrawn as failure:
+            missing = f"{BOARD}: {failure}"
+        charts += _charts(judgement, prefix, title if prefix else "")
+    events.add(layout_summary(charts), 0)
+    events.flush()
+    events.to_disk()
     return missing
 
 

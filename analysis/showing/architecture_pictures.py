@@ -40,9 +40,9 @@ def architecture_over_time(history: Sequence[Record]) -> bytes:
     ]
     names = [name for stage in stages for name in members[stage]]
     assert names == over.blocks  # blocks of a stage stand together
-    axes.stackplot(
-        over.steps, over.widths, step="post", colors=colours, edgecolor="white", linewidth=0.4
-    )
+    edge = 0.4 if len(names) <= 3 * _BLOCKS else 0  # else there were little but edges
+    style = {"edgecolor": "white", "linewidth": edge}
+    axes.stackplot(over.steps, over.widths, step="post", colors=colours, **style)
     tops = np.cumsum(over.widths, axis=0)
     _mark_changes(axes, over, tops)
     _name_bands(axes, over, tops[:, -1])

@@ -108,7 +108,7 @@ class Board:
         for path, reading in record.layers.items():
             scalars.update({tag_of(name, path): reading.value(name) for name in names})
         self._scalars(scalars, record.step)
-        self._over_flops(record, average)
+        self._over_flops(record)
         if names and not self._charted:
             charts = [lines_chart(name, [pattern_of(name)]) for name in names]
             how_well = [lines_chart(n, [rf"{n}_over_MFLOPs/"]) for n in ("accuracy", "loss")]
@@ -117,17 +117,13 @@ class Board:
             self._events.add(layout_summary(given), record.step)
             self._charted = True
 
-    def _over_flops(
-        self, record: Record, average: tuple[float | None, float | None] = (None, None)
-    ) -> None:
+    def _over_flops(self, record: Record) -> None:
         """Write a record's losses and accuracies once more, at its FLOPs."""
         scalars = {
             "accuracy_over_MFLOPs/train": record.train_accuracy,
             "accuracy_over_MFLOPs/validation": record.validation_accuracy,
-            "accuracy_over_MFLOPs/validation_of_average": average[1],
             "loss_over_MFLOPs/train": record.train_loss,
             "loss_over_MFLOPs/validation": record.validation_loss,
-            "loss_over_MFLOPs/validation_of_average": average[0],
         }
         if record.train_flops:  # else nobody has counted them
             self._scalars(scalars, int(record.train_flops // MEGA))
