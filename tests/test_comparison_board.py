@@ -27,7 +27,7 @@ from training.settings.start_settings import Start
 
 CELLS = {
     "static": Cell(Never(), Start(0.25, None)),
-    "grown a/b".replace("/", "-"): Cell(Periodic()),
+    "grown": Cell(Periodic()),
 }
 STATIC, GROWN = CELLS
 
@@ -162,3 +162,4 @@ def test_a_disk_that_is_full_leaves_the_old_one(folder, tmp_path, monkeypatch):
     with pytest.raises(Unwritten, match="No space left on device"):
         comparison_board.write_board(tmp_path, [("digits", judged(tmp_path))])
     assert board_of(tmp_path).Tags()["scalars"]
+    assert not (tmp_path / "_comparison.part").exists()
