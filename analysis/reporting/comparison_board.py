@@ -71,7 +71,7 @@ def write_board(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
     with writing(made):
         try:
             shutil.rmtree(made, ignore_errors=True)
-            missing = _write(EventFile(made, time_ns=_ended(groups)), groups)
+            missing = _write(EventFile(made, times=_times(groups)), groups)
             shutil.rmtree(folder / BOARD, ignore_errors=True)
             made.rename(folder / BOARD)
         finally:
@@ -104,11 +104,18 @@ def _write(events: EventFile, groups: Sequence[tuple[str, Judgement]]) -> str:
     return missing
 
 
-def _ended(groups: Sequence[tuple[str, Judgement]]) -> int:
-    """Give the time at which the last of the runs ended, in nanoseconds."""
+def _times(groups: Sequence[tuple[str, Judgement]]) -> tuple[int, int]:
+    """Give the times at which the first of the runs began and the last ended, in nanoseconds.
+
+    TensorBoard lists runs by the times of their first events: this one stands before the others.
+    """
     rows = [row for _, judgement in groups for row in judgement.rows.values()]
-    runs = [run.folder / "summary.json" for row in rows for run in row.values()]
-    return max(path.stat().st_mtime_ns for path in runs)
+    runs = [run.folder for row in rows for run in row.values()]
+    first, last = (
+        [(folder / name).stat().st_mtime_ns for folder in runs]
+        for name in ("config.yaml", "summary.json")
+    )
+    return min(first), max(last)
 
 
 def _summaries(judgement: Judgement, histories: Histories, prefix: str) -> Summaries:

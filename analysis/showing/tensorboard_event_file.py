@@ -35,20 +35,20 @@ class EventFile:
     Args:
         folder: made if it is not there.
         purge_step: events of this step and later in the folder's older files are hidden.
-        time_ns: of all events, so that the same events are the same file; by default they are
-            written now.
+        times: of all events, and that in the file's name, in nanoseconds, so that the same events
+            are the same file; by default they are written now.
 
     Raises:
         Unwritten: the disk is full, say; so does `flush`.
     """
 
     def __init__(
-        self, folder: Path, purge_step: int | None = None, time_ns: int | None = None
+        self, folder: Path, purge_step: int | None = None, times: tuple[int, int] | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         writer = f"{_stamp(folder)}.{socket.gethostname()}.{os.getpid()}"
-        self._time = time_ns
-        self._path = folder / f"{_PREFIX}{writer if time_ns is None else f'{time_ns:019d}.again'}"
+        self._time = times[0] / 1e9 if times else None
+        self._path = folder / f"{_PREFIX}{f'{times[1]:019d}.again' if times else writer}"
         self._waiting = BytesIO()
         self._write(Event(file_version=_VERSION))
         if purge_step is not None:
@@ -72,7 +72,7 @@ class EventFile:
         to_disk(self._path)
 
     def _write(self, event: Event) -> None:
-        event.wall_time = time.time() if self._time is None else self._time / 1e9
+        event.wall_time = time.time() if self._time is None else self._time
         RecordWriter(self._waiting).write(event.SerializeToString())
 
 
