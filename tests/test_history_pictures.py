@@ -69,7 +69,7 @@ def test_growth_is_marked_where_it_happened():
     still = architecture_over_time([record(100)])
     vermilion, black = (213, 94, 0), (0, 0, 0)
     assert not coloured(still, vermilion).size
-    left, right, legend = 0.12, 0.78, 0.26  # of the axes, and the end of the legend in them
+    left, right, legend = 0.1, 0.76, 0.255  # of the axes, and the end of the legend in them
     for action, colour in (
         (Widen("stage3.block1", 40), vermilion),
         (Insert("stage3.block1", 40), black),

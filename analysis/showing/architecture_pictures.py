@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _BLOCKS = 12
 """So many blocks are named beside a picture, else the stages are: the rest would be too small."""
-_SIZE = 13
+_SIZE = 15
 """Points of the labels: TensorBoard's first page shows pictures at half their size."""
 
 
@@ -30,7 +30,7 @@ def architecture_over_time(history: Sequence[Record]) -> bytes:
     """
     over = bands(history)
     title = "what grew: channels of every block over time"
-    axes = axes_of(title, left=0.12, right=0.78, size=_SIZE)
+    axes = axes_of(title, left=0.1, right=0.76, size=_SIZE)
     stages = list(dict.fromkeys(name.partition(".")[0] for name in over.blocks))
     members = {stage: [n for n in over.blocks if n.partition(".")[0] == stage] for stage in stages}
     colours = [

@@ -76,15 +76,15 @@ def how_well(
             places = list(seconds)
         _draw_score(axes, history, places)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", fontsize=12, frameon=False)
+            axes.legend(loc="lower right", fontsize=14, frameon=False)
         words = {"flops": "training GFLOP", "seconds": "seconds of training"}
-        axes.set_xlabel(words[kind], fontsize=14)
-        axes.tick_params(labelsize=12)
+        axes.set_xlabel(words[kind], fontsize=16)
+        axes.tick_params(labelsize=14)
         axes.grid(linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
     loss = history[-1].validation_accuracy is None
-    panels[0].set_ylabel("validation loss" if loss else "validation accuracy %", fontsize=14)
-    figure.suptitle("how well: over FLOPs" + (" and over time" if timed else ""), fontsize=16)
+    panels[0].set_ylabel("validation loss" if loss else "validation accuracy %", fontsize=16)
+    figure.suptitle("how well: over FLOPs" + (" and over time" if timed else ""), fontsize=18)
     return png_of(figure)
 
 
@@ -101,7 +101,7 @@ def _draw_score(axes: Axes, history: Sequence[Record], places: Sequence[float]) 
         axes.plot(*zip(*grown), "^", color="black", markersize=7, label="grew")
     axes.plot(xs[-1], scores[-1], "o", color=HUES[0], markersize=7)
     words, place = f"{scores[-1]:.4g}", {"xytext": (0, 8), "textcoords": "offset points"}
-    axes.annotate(words, (xs[-1], scores[-1]), ha="right", fontsize=14, color=HUES[0], **place)
+    axes.annotate(words, (xs[-1], scores[-1]), ha="right", fontsize=17, color=HUES[0], **place)
 
 
 _OVER_TIME = ("residual_ratio", "response_std", "gradient_norm", "update_ratio")
