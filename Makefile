@@ -1,4 +1,5 @@
 # make demo: compare the policies on the embedded digits; make test: the whole suite.
+# make cifar100 DATA=FILE.npz: a small true comparison on CIFAR-100, docs/cifar100.md; without DATA torchvision downloads it.
 # make thesis-sine, make thesis-mnist DATA_DIR=...: the thesis' experiments, docs/thesis.md.
 # make bench BENCH_DATA=cifar10 (or folder:PATH) DATA_DIR=...: docs/benchmarks.md.
 PYTHON ?= python3
@@ -6,7 +7,7 @@ BIN := .venv/bin
 DATA_DIR ?= data
 BENCH_DATA ?= cifar10
 
-.PHONY: demo thesis-sine thesis-mnist bench test lint format clean
+.PHONY: demo cifar100 thesis-sine thesis-mnist bench test lint format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +17,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/digits.yaml --out runs/digits
 	@echo "here: $(BIN)/tensorboard --logdir runs/digits, then open the address that it prints"
+
+cifar100: $(BIN)/.installed
+	$(BIN)/python run.py compare --config experiments/cifar100.yaml --data $(if $(DATA),npz:$(DATA),cifar100) --data_dir $(DATA_DIR) --out runs/cifar100
+	@echo "report: runs/cifar100/report.html; layers: $(BIN)/tensorboard --logdir runs/cifar100"
 
 thesis-sine: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/sine.yaml --out runs/sine

@@ -156,13 +156,22 @@ def _replay(chosen: Namespace) -> int:
 
 def _branch(chosen: Namespace) -> int:
     from training.asking.branch import branch
+    from training.asking.branch_points import numbers_of
     from training.asking.inspect_run import history_of
 
     _check_alone("branch")
-    history_of(chosen.run)  # refuses a comparison with a word on its runs
-    with reporting() as (say, advance):
-        run = path_of("run", chosen.run)
-        text = branch(run, chosen.at, chosen.steps, chosen.orders, say, advance)
+    kinds = [word.strip() for word in chosen.kinds.split(",")]
+    how: dict[str, Any] = {"budget": chosen.budget, "kinds": kinds, "sites": chosen.sites}
+    numbers_of(chosen.at)
+    for run in chosen.run:
+        history_of(run)  # refuses a comparison with a word on its runs
+    runs = [path_of("run", run) for run in chosen.run]
+    try:
+        with reporting() as (say, advance):
+            text = branch(runs, chosen.at, chosen.steps, chosen.orders, say, advance, **how)
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on after the last branch that is finished")
+        return 130
     print(f"\n{text}")
     return 0
 

@@ -284,6 +284,11 @@ CASES = [
         TRAIN + "--data folder:nowhere",
         "data folder:PATH must name an existing folder, got 'nowhere'",
     ),
+    (TRAIN + "--data npz:", "data npz:FILE must name an existing file, got ''"),
+    (
+        TRAIN + "--data npz:file",
+        "data npz:FILE must be a complete npz, got file (File is not a zip",
+    ),
     (TRAIN + "--data folder:file", "data folder:PATH must name an existing folder, got 'file'"),
     (TRAIN + "--data folder:hollow", "hollow/train is missing"),
     (TRAIN + "--data folder:lone", "train of lone must hold at least 2 classes, got 1 (a)"),

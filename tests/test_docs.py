@@ -79,6 +79,6 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path, monkeypatch, caps
     # the growths that the page's table shows are those that are tried
     for action in re.findall(r"^\| (Widen\(.*?\)|Insert\(.*?\)) \|", TEXT, re.MULTILINE):
         assert f"| {action} " in branch
-    assert "12 growths of about 313,344 FLOPs, 5 steps, 2 data orders" in branch
+    assert "15 growths of about 313,344 FLOPs, 5 steps, 2 data orders" in branch
     kinds = {shlex.split(command)[1] for _, command in COMMANDS}
     assert kinds == {"train", "branch", "replay", "compare", "pytest"}

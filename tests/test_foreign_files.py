@@ -75,7 +75,7 @@ def test_replay_imports_no_policy_that_the_folder_names(theirs):
 
 
 def test_branch_imports_no_policy_that_the_folder_names(theirs, monkeypatch, capsys):
-    monkeypatch.setattr(training.asking.branch, "_train", lambda *_: (1.0, 0.5))
+    monkeypatch.setattr(training.asking.branch, "_train", lambda *_: (1.0, 0.5, 1))
     step = next(record.step for record in read_history(theirs) if record.applied)
     assert called(f"branch theirs --at {step} --steps 1 --orders 1") == 0
     assert "the growth at step" in capsys.readouterr().out

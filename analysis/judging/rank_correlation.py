@@ -1,48 +1,39 @@
-"""Rank correlation of the layers' statistics with what growth at each site brought."""
+"""Rank correlation of the layers' statistics with what growth at each site brought, and chance.
+
+One definition throughout: the value is the mean, over data orders, of Spearman's correlation of the
+statistic with the gains of that order, and its spread is the lowest and the highest of those: both
+lie in [-1, 1], and the value between the two. What chance alone gives comes from permuting the
+sites, alike in all orders: the noise of the gains and their agreement stay what they are.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import lru_cache
+from itertools import combinations, permutations
 from statistics import mean
-from typing import Any
 
-from analysis.observing.reading import STATISTICS
-from analysis.recording.phrases import phrase
+import numpy as np
+
+from analysis.judging.growth_sites import KINDS, Site, block_statistics, value_at
+from analysis.judging.significance import holm
 from analysis.recording.record import Record
-from nets import Action, Insert, cost
 
-NONE = "none"
 LEAST_SITES = 3
 """A rank correlation over fewer sites is left out."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A growth that was tried, and by how much the loss was lower with it, one gain a data order.
-
-    `action` is None for a growth at several places. `flops` and `parameters` are what it adds.
-    """
-
-    name: str
-    action: Action | None
-    flops: int
-    parameters: int
-    gains: tuple[float, ...]
-
-    @property
-    def block(self) -> str:
-        """The block that is widened, or after which one is inserted."""
-        return getattr(self.action, "after", "") or getattr(self.action, "block", "")
+LEVEL = 0.05
+"""Where even the strongest correlation that the sites allow is above it by chance, none tells."""
+EXACT, DRAWS = 8, 20_000
+"""All permutations are tried of up to so many sites, and of more so many drawn ones."""
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of a statistic with the gain, over `sites` growths of one kind.
+    """The rank correlation of a statistic with the gain, over `sites` growths of one kind.
 
-    `rho` is with the mean gain; `orders` has that of each data order alone.
+    `rho` is the mean of `orders`, that of each data order alone. `p` is the share of permutations
+    of the sites that give as much, with either sign, and `least_p` the smallest there could be.
     """
 
     statistic: str
@@ -50,88 +41,153 @@ class Correlation:
     sites: int
     rho: float
     orders: tuple[float, ...]
+    p: float
+    least_p: float
+
+    @property
+    def telling(self) -> bool:
+        """Whether so many sites, and values that differ, could tell it from chance at all."""
+        return self.least_p <= LEVEL
 
 
-def site_of(
-    record: Record, actions: Sequence[Action], gains: Sequence[float], name: str = ""
-) -> Site:
-    """Give the growth as a row, sized against the architecture of the record."""
-    architecture = record.architecture
-    for action in actions:
-        architecture = architecture.apply(action)
-    before, after = record.cost, cost(architecture)
-    return Site(
-        name or ", ".join(map(phrase, actions)),
-        actions[0] if len(actions) == 1 else None,
-        after.flops - before.flops,
-        after.parameters - before.parameters,
-        tuple(gains),
-    )
+@dataclass(frozen=True)
+class Chance:
+    """What chance gives for one kind of site.
 
-
-def block_statistics(record: Record) -> dict[str, dict[str, float]]:
-    """Give every statistic by name and role, such as "response_std, inner", as {block: value}.
-
-    Of a block's several inner layers the mean counts, of its streams the block's own output. Last
-    comes the place of the block in the network: a statistic that tells no more than it has merely
-    found the stage.
+    `bound`: at most 5 % of the permutations go beyond it, for a statistic without ties. `least_p`
+    is the p of the strongest correlation possible. `agreement`: see there.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    for path, reading in record.layers.items():
-        block = reading.block
-        if block is None or (reading.role == "stream" and path != block):
-            continue
-        for name in (*STATISTICS, *reading.extra):
-            value = reading.value(name)
-            if value is not None:
-                found.setdefault(f"{name}, {reading.role}", {}).setdefault(block, []).append(value)
-    table = {name: {b: mean(v) for b, v in blocks.items()} for name, blocks in found.items()}
-    if record.importance:
-        table["importance"] = dict(record.importance)
-    table |= {name: dict(found) for name, found in record.probes.items()}
-    table["place in the network"] = {b: float(i) for i, b in enumerate(record.architecture.blocks)}
-    return table
+
+    kind: str
+    sites: int
+    orders: int
+    bound: float
+    least_p: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A statistic's correlations at several growth steps: their mean, and the values themselves."""
+
+    statistic: str
+    kind: str
+    rho: float
+    points: tuple[float, ...]
 
 
 def correlations(record: Record, sites: Sequence[Site]) -> list[Correlation]:
-    """Give each statistic's rank correlation with the gain, for widening and inserting apart.
+    """Give each statistic's rank correlation with the gain, for each kind of site apart.
 
-    What is the same at all sites, or is known of fewer than three, has none.
+    What is the same at all sites, or is known of fewer than three, has none; nor has a data order
+    in which all gains are the same.
     """
+    found, table = [], block_statistics(record)
+    for kind in KINDS:
+        for statistic, values in table.items():
+            pairs = [
+                (value, site.gains)
+                for site in _of_kind(sites, kind)
+                if (value := value_at(site, record.architecture, values)) is not None
+            ]
+            ranks = _ranks([value for value, _ in pairs])
+            orders = _by_order([gains for _, gains in pairs])
+            if ranks is None or not orders:
+                continue
+            each = tuple(_product(ranks, gains) for gains in orders)
+            rho, null = mean(each), np.abs(_permuted(ranks) @ np.mean(orders, axis=0))
+            p, least = (float(np.mean(null >= value - 1e-9)) for value in (abs(rho), null.max()))
+            found.append(Correlation(statistic, kind, len(pairs), rho, each, p, least))
+    return found
+
+
+def chances(sites: Sequence[Site]) -> list[Chance]:
+    """Give what chance alone gives, for each kind that has three sites or more."""
     found = []
-    for kind in ("widen", "insert"):
-        of_kind = [
-            s for s in sites if s.action and isinstance(s.action, Insert) == (kind != "widen")
-        ]
-        for statistic, values in block_statistics(record).items():
-            known = [site for site in of_kind if site.block in values]
-            ranked = [values[site.block] for site in known]
-            rho = spearman(ranked, [mean(site.gains) for site in known])
-            if rho is not None:
-                alone = [spearman(ranked, gains) for gains in zip(*(s.gains for s in known))]
-                orders = tuple(each for each in alone if each is not None)
-                found.append(Correlation(statistic, kind, len(known), rho, orders))
+    for kind in KINDS:
+        own = _of_kind(sites, kind)
+        ranks, orders = _ranks(range(len(own))), _by_order([site.gains for site in own])
+        if ranks is not None and orders:
+            null = np.abs(_permuted(ranks) @ np.mean(orders, axis=0))
+            bound = float(np.quantile(null, 1 - LEVEL, method="higher"))
+            least = float(np.mean(null >= null.max() - 1e-9))
+            found.append(Chance(kind, len(own), len(orders), bound, least, agreement(own)))
     return found
 
 
 def agreement(sites: Sequence[Site]) -> float | None:
     """Give the mean rank correlation between the gains of two data orders.
 
-    No statistic can be expected to tell the gains better than another data order does.
+    It is the share of a gain's variance (of ranks) that is the site's and not noise: a statistic
+    that knew it exactly would reach about its square root (Spearman 1904), and none is expected to
+    tell more.
     """
-    orders = list(zip(*(site.gains for site in sites if site.action is not None)))
-    pairs = [spearman(one, other) for one, other in combinations(orders, 2)]
+    orders = zip(*(site.gains for site in sites if site.action is not None))
+    pairs = [spearman(one, other) for one, other in combinations(list(orders), 2)]
     known = [rho for rho in pairs if rho is not None]
     return mean(known) if known else None
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Give Spearman's rank correlation, None for fewer than three pairs or values all the same."""
-    from scipy.stats import spearmanr  # imported late: it takes most of a second
+def pooled(points: Sequence[Sequence[Correlation]]) -> list[Pooled]:
+    """Read the correlations of several growth steps together, each step counting alike.
 
-    if len(first) < LEAST_SITES or len(set(first)) < 2 or len(set(second)) < 2:
+    Those of too few sites to tell are left out. Steps of one run are not independent, so that no p
+    is given.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    for each in (one for point in points for one in point if one.telling):
+        values.setdefault((each.statistic, each.kind), []).append(each.rho)
+    return [Pooled(*key, mean(rhos), tuple(rhos)) for key, rhos in values.items()]
+
+
+def adjusted(found: Sequence[Correlation]) -> Mapping[tuple[str, str], float]:
+    """Give Holm's p by (statistic, kind), over all that could tell something."""
+    keys = {f"{each.kind}: {each.statistic}": each for each in found if each.telling}
+    raised = holm({name: each.p for name, each in keys.items()})
+    return {(each.statistic, each.kind): raised[name] for name, each in keys.items()}
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Give Spearman's rank correlation, None for fewer than three pairs or values all the same.
+
+    None too where a value is no number.
+    """
+    one, other = _ranks(first), _ranks(second)
+    return None if one is None or other is None else _product(one, other)
+
+
+def _of_kind(sites: Sequence[Site], kind: str) -> list[Site]:
+    return [site for site in sites if site.kind == kind and site.finite]
+
+
+def _by_order(gains: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    """Give the ranks of each data order's gains, those apart that are all the same."""
+    return [ranks for order in zip(*gains) if (ranks := _ranks(order)) is not None]
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray | None:
+    """Give ranks about 0 of norm 1, (n,), ties sharing their mean; None where there are none."""
+    from scipy.stats import rankdata  # imported late: it takes most of a second
+
+    if len(values) < LEAST_SITES or len(set(values)) < 2 or np.isnan(values).any():
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that are not finite
-        test: Any = spearmanr(first, second)
-    return float(test.statistic) if test.statistic == test.statistic else None
+    ranks = rankdata(values) - (len(values) + 1) / 2
+    return ranks / np.linalg.norm(ranks)
+
+
+def _product(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.clip(one @ other, -1, 1))
+
+
+def _permuted(ranks: np.ndarray) -> np.ndarray:
+    """Give the ranks in every order of the sites, or in many, their own first, (orders, n)."""
+    return ranks[_permutations(len(ranks))]
+
+
+@lru_cache(maxsize=16)
+def _permutations(number: int) -> np.ndarray:
+    if number <= EXACT:
+        return np.array(list(permutations(range(number))))
+    own = np.arange(number)[None]
+    drawn = np.random.default_rng(0).permuted(np.tile(own, (DRAWS - 1, 1)), axis=1)
+    return np.concatenate([own, drawn])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import mean, stdev
+from math import factorial
+from statistics import mean
 from typing import Any
 
-from analysis.judging.rank_correlation import Correlation, Site
+from analysis.judging.growth_sites import Site
+from analysis.judging.rank_correlation import LEVEL, Chance, Correlation, Pooled, adjusted
 from analysis.recording.phrases import number, phrase, spread
 from analysis.recording.record import Record, edits_of
 from analysis.recording.timeline import statistics_of
@@ -56,34 +58,82 @@ def growth_table(history: Sequence[Record]) -> str:
 def gain_table(sites: Sequence[Site], done: Sequence[Action]) -> str:
     """Give the growths as Markdown, the most useful first; `done` is marked."""
     rows = []
-    for site in sorted(sites, key=lambda site: mean(site.gains), reverse=True):
+    for site in sorted(sites, key=lambda site: (site.finite, mean(site.gains)), reverse=True):
         mark = "yes" if site.action is None or [site.action] == list(done) else ""
-        size = [f"{site.flops:,}", f"{site.parameters:,}"]
+        size = [f"{site.flops:,}", f"{site.parameters:,}", f"{site.steps:,}"]
         better = f"{sum(gain > 0 for gain in site.gains)} of {len(site.gains)}"
-        rows.append([site.name, *size, spread(site.gains), better, mark])
-    header = ["growth", "FLOPs added", "parameters added", "gain in validation loss"]
+        gain = spread(site.gains) if site.finite else "not finite"
+        rows.append([site.name, *size, gain, better, mark])
+    header = ["growth", "FLOPs added", "parameters added", "steps", "gain in validation loss"]
     return markdown([*header, "orders with a gain", "was done"], rows)
 
 
-def correlation_table(found: Sequence[Correlation], agreed: float | None) -> str:
-    """Give the correlations as Markdown, the strongest first, with the number of sites."""
+def correlation_table(found: Sequence[Correlation], chance: Sequence[Chance]) -> str:
+    """Give the correlations as Markdown, the strongest first, and what chance alone gives.
+
+    A cell is the mean over data orders, the lowest and the highest of them, and p.
+    """
+    telling = [each for each in chance if each.least_p <= LEVEL]
+    kinds = [each.kind for each in telling]
     by_name: dict[str, dict[str, Correlation]] = {}
-    kinds: dict[str, int] = {}
     for each in found:
-        by_name.setdefault(each.statistic, {})[each.kind] = each
-        kinds[each.kind] = max(each.sites, kinds.get(each.kind, 0))
+        if each.kind in kinds:
+            by_name.setdefault(each.statistic, {})[each.kind] = each
     strength = {name: max(abs(each.rho) for each in of.values()) for name, of in by_name.items()}
     ordered = sorted(by_name, key=lambda name: -strength[name])
     rows = [[name, *(_rho(by_name[name].get(kind)) for kind in kinds)] for name in ordered]
-    header = ["statistic", *(f"{kind} ({sites} sites)" for kind, sites in kinds.items())]
-    table = markdown(header, rows) if rows else "too few sites for a rank correlation"
-    return f"{table}\n\nRank agreement of the gains between data orders: {number(agreed)}"
+    header = ["statistic", *(f"{each.kind} ({each.sites} sites)" for each in telling)]
+    table = markdown(header, rows) if rows else "no rank correlation could be told from chance"
+    lines = [f"- {_by_chance(each, found)}" for each in chance]
+    return "\n\n".join([table, "\n".join(lines)]) if lines else table
+
+
+def _by_chance(chance: Chance, found: Sequence[Correlation]) -> str:
+    """Say what chance alone gives for a kind of site, and what was found beyond it."""
+    what = f"{chance.kind}: {chance.sites} sites, data orders: {chance.orders}"
+    if chance.least_p > LEVEL:
+        few = factorial(chance.sites) * LEVEL < 2
+        why = "Too few sites to tell" if few else "The orders disagree too much"
+        return f"{what}. {why}: by chance p = {chance.least_p:.2g} at the least."
+    own = [each for each in found if each.kind == chance.kind and each.telling]
+    many, raised = sum(each.p <= LEVEL for each in own), adjusted(found)
+    held = [each.statistic for each in own if raised[each.statistic, each.kind] <= LEVEL]
+    return (
+        f"{what}. Chance alone stays within ±{chance.bound:.2f} in 95 % of the cases; p <= {LEVEL} "
+        f"for {many} of {len(own)} statistics ({LEVEL * len(own):.1f} by chance), with Holm's "
+        f"correction for {', '.join(held) or 'none'}. Rank agreement between data orders: "
+        f"{number(chance.agreement)}."
+    )
+
+
+def pooled_table(found: Sequence[Pooled], points: int) -> str:
+    """Give the correlations of several growth steps together: mean, lowest and highest."""
+    if not found:
+        return "too few sites at every step"
+    kinds = list(dict.fromkeys(each.kind for each in found))
+    cells = {(each.statistic, each.kind): each for each in found}
+    strength = {name: max(abs(e.rho) for e in found if e.statistic == name) for name, _ in cells}
+    rows = []
+    for name in sorted(strength, key=lambda name: -strength[name]):
+        row = [cells.get((name, kind)) for kind in kinds]
+        rows.append([name, *("-" if e is None else _ranged(e.rho, e.points) for e in row)])
+    told = {kind: max(len(e.points) for e in found if e.kind == kind) for kind in kinds}
+    header = ["statistic", *(f"{kind} ({many} of {points} steps)" for kind, many in told.items())]
+    return markdown(header, rows)
 
 
 def _rho(each: Correlation | None) -> str:
     if each is None:
         return "-"
-    return f"{each.rho:+.2f}" + (f" ± {stdev(each.orders):.2f}" if len(each.orders) > 1 else "")
+    if not each.telling:
+        return "too few differ"
+    return f"{_ranged(each.rho, each.orders)}, p {each.p:.2g}"
+
+
+def _ranged(value: float, single: Sequence[float]) -> str:
+    """Give a mean of correlations with the lowest and the highest of them."""
+    low, mid, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (min(single), value, max(single)))
+    return f"{mid} [{low}, {high}]" if len(single) > 1 else mid
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,37 +1,38 @@
-"""The places in a run from which branches begin, and the growths that are tried at one of them."""
+"""The places in a run from which branches begin."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from analysis import Record, read_history
-from analysis.judging.rank_correlation import NONE, site_of
-from analysis.recording.phrases import no_growth, phrase
-from nets import Action, Insert, Widen
+from analysis.recording.phrases import no_growth
+from nets import Action
+from nets.plan.action_dicts import name_of
 from nets.plan.actions import INITIALIZERS, adds_capacity
-from policies.base import largest_by, largest_width
-from training.deciding.refusals import admit
 from training.keeping.run_folder import binding, read_config
+from training.settings.config_yaml import made_initializer
 from training.settings.train_settings import Common, Train
 
-LEAST_SHARE = 0.75
-"""A growth that comes to less than this share of the recorded one's FLOPs is not of equal cost."""
-Candidates = dict[str, tuple[Action, ...]]
+ALL = "all"
 
 
 @dataclass(frozen=True)
 class BranchPoint:
     """The place in a run where the branches begin: its record, and the state before its growth.
 
-    `identity` is what the kept checkpoint must hold of the run's settings.
+    `identity` is what the kept checkpoint must hold of the run's settings, `policy` those of its
+    policy as config.yaml has them.
     """
 
     run: Path
     record: Record
     settings: Train
     identity: dict[str, Any] = field(default_factory=dict)
+    policy: Any = None
 
     @property
     def state(self) -> Path:
@@ -48,68 +49,109 @@ class BranchPoint:
         """What the run added here."""
         return tuple(filter(adds_capacity, self.record.applied))
 
+    @property
+    def done(self) -> tuple[Action, ...]:
+        """All that the run did here, in order, with initializers as objects where files name them.
+
+        Raises:
+            ValueError: an initializer is known by its name alone.
+        """
+        return tuple(self._whole(action) for action in self.record.applied)
+
+    def _whole(self, action: Action) -> Action:
+        name = getattr(action, "initializer", None)
+        if not isinstance(name, str) or name in INITIALIZERS:
+            return action
+        for made in (self.settings.initializer, *_initializers(self.policy, name)):
+            if name_of(made) == name:
+                return replace(action, initializer=made)  # pyright: ignore[reportCallIssue]
+        raise ValueError(
+            f"at: the growth at step {self.record.step} of {self.run} cannot be branched: its "
+            f"initializer {name} is known by its name alone, and no setting of the run makes it"
+        )
+
 
 def branch_point_of(run: Path, at: int | None = None) -> BranchPoint:
     """Find a growth step of a run, by default the first; a ValueError lists those there are."""
+    return points_of([run], at)[0]
+
+
+def points_of(runs: Sequence[Path], at: int | str | None = None) -> list[BranchPoint]:
+    """Find growth steps of runs: the first of each, all, or those of the numbers, such as "61,122".
+
+    Raises:
+        ValueError: a run has none, or a number is not one of them; the message lists them.
+    """
+    wanted = numbers_of(at)
+    by_run = {run: _points(run) for run in dict.fromkeys(runs)}
+    if wanted is None:
+        return [points[0] for points in by_run.values()]
+    if isinstance(wanted, str):
+        return [point for points in by_run.values() for point in points]
+    steps = {run: [point.record.step for point in points] for run, points in by_run.items()}
+    known = " and ".join(f"{', '.join(map(str, own))} of {run}" for run, own in steps.items())
+    for number in wanted:
+        if not any(number in own for own in steps.values()):
+            raise ValueError(f"at must be one of the growth steps {known}, got {number}")
+    for run, own in steps.items():
+        if not set(own) & set(wanted):
+            raise ValueError(
+                f"at must have one of the growth steps of {run} too: {known}, got {at}"
+            )
+    return [p for points in by_run.values() for p in points if p.record.step in wanted]
+
+
+def numbers_of(at: int | str | None) -> Sequence[int] | str | None:
+    """Give the steps that a text such as "61,122" names, "all" as it is, None for none.
+
+    Raises:
+        ValueError: it names no integers.
+    """
+    if at is None:
+        return None
+    if at == ALL:
+        return ALL
+    try:
+        return [int(word) for word in str(at).split(",")]
+    except ValueError:
+        raise ValueError(
+            f"at must be an integer, got {at!r}; or several, such as 61,122, or {ALL}"
+        ) from None
+
+
+def _points(run: Path) -> list[BranchPoint]:
+    """Give all growth steps of a run whose state it kept."""
     history = read_history(run)
     config = read_config(run)
     names = [item.name for item in fields(Common) if item.name in config]  # and no policy
     if "seed" not in config:
         raise ValueError(f"out: {run}/config.yaml cannot be read: it holds no seed")
-    if not isinstance(config.get("initializer", ""), str):
-        raise ValueError(
-            f"initializer of {run} must be one of {', '.join(INITIALIZERS)} for a branch, which "
-            "imports no class that a folder names"
-        )
-    settings = Train(**{name: config[name] for name in names}, seed=config["seed"], out=str(run))
+    given = {name: config[name] for name in names}
+    if not isinstance(given.get("initializer", ""), str):
+        try:
+            given["initializer"] = made_initializer(given["initializer"])
+        except ValueError as error:
+            raise ValueError(f"initializer of {run} {error}") from None
+    settings = Train(**given, seed=config["seed"], out=str(run))
     identity = binding({name: config[name] for name in (*names, "seed")})
-    points = [BranchPoint(run, record, settings, identity) for record in history]
+    rest = settings, identity, config.get("policy")
+    points = [BranchPoint(run, record, *rest) for record in history]
     points = [point for point in points if point.grown and point.state.exists()]
     if not points:
         why = no_growth(history) or "its growth/ is gone; train it again"
         raise ValueError(
             f"run must have a growth step whose state it kept in growth/, got {run}: {why}"
         )
-    if at is None:
-        return points[0]
-    found = [point for point in points if point.record.step == at]
-    if not found:
-        steps = ", ".join(str(point.record.step) for point in points)
-        raise ValueError(f"at must be one of the growth steps {steps} of {run}, got {at}")
-    return found[0]
+    return points
 
 
-def candidates(point: BranchPoint) -> tuple[Candidates, list[str]]:
-    """Give every growth at one site that costs as much as the recorded one, and no growth.
-
-    The recorded one is among them, also where it is at several sites. Second come those that are
-    left out, each as a line that says why.
-    """
-    record, grown = point.record, point.grown
-    flops = site_of(record, grown, ()).flops
-    found: Candidates = {NONE: ()}
-    left_out = []
-    for block in record.architecture.blocks:
-        for kind, largest in ((Widen, largest_by), (Insert, largest_width)):
-            try:
-                amount = largest(record.architecture, block, flops)
-                action = kind(block, max(1, amount))
-                decision = admit(record.architecture, [action], record.limit, may_grow=True)
-            except ValueError as error:
-                left_out.append(f"{kind.__name__} at {block}: {error}")
-                continue
-            added = site_of(record, [action], ()).flops if decision.applied else 0
-            if decision.refused:
-                left_out.append(f"{phrase(action)}: {decision.refused[0][1]}")
-            elif not LEAST_SHARE * flops <= added <= flops:
-                left_out.append(f"{phrase(action)}: adds {added:,} FLOPs, not about {flops:,}")
-            else:
-                found[phrase(action)] = (action,)
-    if grown not in found.values():
-        done = "what was done: " + ", ".join(map(phrase, grown))
-        unknown = {getattr(action, "initializer", None) for action in grown} - {None, *INITIALIZERS}
-        if unknown:
-            left_out.append(f"{done}: {unknown.pop()} is known by its name alone")
-        else:
-            found[done] = grown
-    return found, left_out
+def _initializers(settings: Any, name: str) -> Iterator[Any]:
+    """Give the initializers among a policy's settings whose class a name begins with."""
+    if not isinstance(settings, Mapping):
+        return
+    path = settings.get("class_path")
+    if isinstance(path, str) and name.startswith(path.rpartition(".")[2]):
+        with suppress(ValueError):  # another class of that name
+            yield made_initializer(settings)
+    for value in settings.values():
+        yield from _initializers(value, name)

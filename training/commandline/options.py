@@ -101,12 +101,20 @@ def _branch_parser() -> Parser:
         description="Train every growth that costs as much as a recorded one, and none, from the "
         "state before it: what each site brought, and which statistics would have told it."
     )
-    parser.add_argument("run", help="a run folder; the results go to its branch/stepN/")
-    text = "the step of a recorded growth; by default the first"
-    parser.add_argument("--at", type=int, help=text)
-    parser.add_argument("--steps", type=int, default=200, help="training steps of every branch")
+    text = "run folders; the results go to branch/stepN/ of each"
+    parser.add_argument("run", nargs="+", help=text)
+    text = "the step of a recorded growth, several as in 61,122, or all; by default the first"
+    parser.add_argument("--at", type=str, help=text)
+    text = "training steps of the branch that does what was done"
+    parser.add_argument("--steps", type=int, default=200, help=text)
     text = "data orders in which every branch is trained"
     parser.add_argument("--orders", type=int, default=3, help=text)
+    text = "flops: all branches train for as many FLOPs; steps: for as many steps"
+    parser.add_argument("--budget", default="flops", help=text)
+    text = "of sites: blocks to widen, places to insert one, streams; separated by commas"
+    parser.add_argument("--kinds", default="widen,insert,streams", help=text)
+    text = "of each kind at the most, drawn by the run's seed; by default all"
+    parser.add_argument("--sites", type=int, help=text)
     return parser
 
 

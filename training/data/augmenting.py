@@ -40,11 +40,12 @@ AUGMENTS = {
     "cifar10": Augment(pad=4, flip=True),
     "cifar100": Augment(pad=4, flip=True),
     "folder": Augment(),
+    "npz": Augment(),
     "sine": Augment(),
 }
 """The recipe of each data set: He et al. 2015 (1512.03385), section 4.2, for CIFAR; crops and
 mirroring for Fashion-MNIST, as Zhong et al. 2017 (1708.04896), here with smaller crops. Digits have
-a side that is left; a folder's images may, and nothing says where in the image they lie."""
+a side that is left; a user's own images may, and nothing says where in the image they lie."""
 
 
 def augment_of(name: str, how: str = "auto", image: tuple[int, ...] = (3, 32, 32)) -> Augment:

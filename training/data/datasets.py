@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, torchvision's files, a folder of images, the sine."""
+"""Data sets by name: scikit-learn's digits, torchvision's files, images of one's own, the sine."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nets.checks import check_choice
 from nets.modules.random_draws import generator_of
 from training.data.image_folders import read_folder
 from training.data.images import Images, Parts
+from training.data.npz_files import read_npz
 
 TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw", "MNIST/raw/*.gz"),
@@ -27,7 +28,7 @@ TORCHVISION = {
     "cifar100": ("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz"),
 }
 """By data set: torchvision's class, the folder of its files, their archives."""
-NAMES = ("digits", *TORCHVISION, "folder:PATH", "sine")
+NAMES = ("digits", *TORCHVISION, "folder:PATH", "npz:FILE", "sine")
 SINE_POINTS = {"train": 1000, "test": 500}
 
 
@@ -39,11 +40,13 @@ def read(name: str, data_dir: Path) -> Parts:
     """
     if name.startswith("folder:"):
         return read_folder(name.removeprefix("folder:"))
+    if name.startswith("npz:"):
+        return read_npz(name.removeprefix("npz:"))
     check_choice("data", name, NAMES)
     if name == "digits":
         return read_digits()
     if name == "sine":
-        return sine("train"), sine("test"), ()
+        return Parts(sine("train"), sine("test"))
     return read_torchvision(name, data_dir)
 
 
@@ -56,7 +59,7 @@ def read_digits() -> Parts:
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (1797, 65): 64 levels, the target
     pixels = (rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).round().to(torch.uint8)
-    return Images(pixels, rows[:, -1].long()), None, tuple(map(str, range(10)))
+    return Parts(Images(pixels, rows[:, -1].long()), None, tuple(map(str, range(10))))
 
 
 def sine(part: str) -> Images:
@@ -103,7 +106,7 @@ def _open(kind: Any, root: Path) -> Parts | None:
         # (N, H, W) of grey images -> (N, H, W, 1)
         images.append(Images(pixels.view(*pixels.shape[:3], -1), torch.as_tensor(part.targets)))
         names = tuple(part.classes)
-    return images[0], images[1], names
+    return Parts(images[0], images[1], names)
 
 
 def _download(kind: Any, data_dir: Path, folder: str, archives: str) -> None:

@@ -64,7 +64,7 @@ def _read(path: str) -> Parts:
     with catch_warnings():
         simplefilter("ignore")  # Pillow's, of metadata; what makes an image unusable is an error
         parts = _decode_all(train, first), _decode_all(test, first)
-    return *parts, tuple(map(_printable, train))
+    return Parts(*parts, tuple(map(_printable, train)))
 
 
 def _class_files(folder: Path) -> _Classes:

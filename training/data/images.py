@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,5 +31,14 @@ class Images:
         return Images(self.pixels[chosen], self.targets[chosen])
 
 
-Parts = tuple[Images, Images | None, tuple[str, ...]]
-"""Training part, test part (None where the source has none), class names (none: a regression)."""
+class Parts(NamedTuple):
+    """A data set as its source divides it.
+
+    `test` and `validation` are None where the source has none; `names` are those of the classes,
+    none for a regression.
+    """
+
+    train: Images
+    test: Images | None
+    names: tuple[str, ...] = ()
+    validation: Images | None = None

@@ -44,9 +44,11 @@ def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> S
 
     Args:
         name: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `folder:PATH` (which holds
-            train/CLASS/* and test/CLASS/*) or `sine` (the regression of sin on [-2 pi, 2 pi]).
+            train/CLASS/* and test/CLASS/*), `npz:FILE` (`training.data.npz_files`) or `sine` (the
+            regression of sin on [-2 pi, 2 pi]).
         data_dir: where torchvision's files are, or are downloaded to.
-        validation: the share of the training part that is held out, above 0 and below 1.
+        validation: the share of the training part that is held out, above 0 and below 1; a file
+            that brings its own validation split keeps it.
 
     Raises:
         ValueError: an unknown name, files that are missing or cannot be used, or a share out of
@@ -54,10 +56,11 @@ def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> S
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation must be above 0 and below 1, got {validation!r}")
-    train, test, names = read(name, path_of("data_dir", data_dir))
+    train, test, names, held = read(name, path_of("data_dir", data_dir))
     if test is None:
         train, test = divide(train, TEST_SHARE, "test")
-    train, held = divide(train, validation, "validation")
+    if held is None:
+        train, held = divide(train, validation, "validation")
     shape = tuple(train.pixels.shape[1:])
     image = (shape[-1], *shape[:-1])  # (H, W, C) -> (C, H, W)
     task = "regression" if train.targets.is_floating_point() else "classification"

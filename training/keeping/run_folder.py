@@ -22,7 +22,8 @@ _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("graph", "save_every", "policy_errors")
 _FREE += ("engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
-_FOLDER = "folder:"
+_PLACES = ("folder:", "npz:")
+"""Data that may move: what is in them is told by data.json."""
 
 
 def claim(
@@ -86,7 +87,7 @@ def claim_comparison(folder: Path, settings: Mapping[str, Any], text: str) -> No
 def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which the folder's run differs.
 
-    Where a folder of images lies may differ if the run, or each run of a comparison, has written
+    Where images of one's own lie may differ if the run, or each run of a comparison, has written
     down what it saw.
     """
     before, wanted = read_config(folder), binding(settings)
@@ -103,17 +104,18 @@ def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def binding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the settings that a run keeps when it is resumed.
 
-    Of a folder of images that is its kind: where it lies may change, what is in it may not.
+    Of images of one's own that is their kind: where they lie may change, what they are may not.
     """
     kept = {name: value for name, value in settings.items() if name not in _FREE}
-    if str(kept.get("data")).startswith(_FOLDER):
-        kept["data"] = _FOLDER
+    for kind in _PLACES:
+        if str(kept.get("data")).startswith(kind):
+            kept["data"] = kind
     return kept
 
 
 def completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Give settings that an earlier version wrote with those that it did not know yet."""
-    mirrored = str(settings.get("data")).startswith(_FOLDER)  # then; now that must be asked for
+    mirrored = str(settings.get("data")).startswith("folder:")  # then; now that must be asked for
     augment = "crop-flip" if mirrored else "auto"
     known = {"augment": augment, "deterministic": False, "rates": "shared", **settings}
     if isinstance(known.get("start"), dict):

@@ -102,7 +102,7 @@ def grow_run(run: Run, decision: Decision) -> float | None:
     check_growth(run, grown.difference)
     if any(map(adds_capacity, decision.applied)):  # only now: it could not have been done
         save(run, f"growth/step{run.progress.step:07d}.pt")
-    run.progress.flops += _flops(run.net, grown)
+    run.progress.flops += growth_flops(run.net, grown)
     assert grown.optimizer is not None
     run.net, run.ema, run.optimizer = grown.network, grown.ema, grown.optimizer
     run.model = model_of(run.net, settings)
@@ -135,7 +135,7 @@ def _told_of_move(run: Run, decision: Decision, difference: float | None) -> str
     return f"outputs moved by {difference:.2g} as the net grew; {names} should keep them"
 
 
-def _flops(before: Network, grown: Grown) -> int:
+def growth_flops(before: Network, grown: Grown) -> int:
     """Give what growing costs: the forwards that `grow` makes, and what it measured for edits.
 
     The average's forwards are free, as all that only judges.

@@ -126,3 +126,24 @@ def _said_twice(root: yaml.Node | None) -> str:
             return next(name for name in names if names.count(name) > 1)
         waiting += [value for _, value in node.value]
     return ""
+
+
+def made_initializer(plain: Any) -> Initializer:
+    """Make the initializer that a config file has as its import path and settings.
+
+    Its module is imported: what can be, from where the command runs or is installed.
+
+    Raises:
+        ValueError: it cannot be made, or is none; the message says why.
+    """
+    from jsonargparse import ArgumentParser
+
+    if not isinstance(plain, Mapping) or "class_path" not in plain:
+        raise ValueError(f"must be a name, or a mapping with a class_path, got {plain!r}"[:300])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--initializer", type=Initializer)
+    try:
+        return parser.instantiate(parser.parse_object({"initializer": plain})).initializer
+    except (Exception, SystemExit) as error:  # a module of one's own raises what it likes
+        why = " ".join(str(error).split()).removeprefix('Parser key "initializer": ')
+        raise ValueError(f"cannot be made from its config.yaml: {why[:300]}") from None

@@ -19,12 +19,13 @@ class Common:
     """What a training run and a comparison share.
 
     Args:
-        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine or folder:PATH
-            (PATH/train/CLASS/* and PATH/test/CLASS/*).
+        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine, folder:PATH
+            (PATH/train/CLASS/* and PATH/test/CLASS/*) or npz:FILE (train_images, train_labels,
+            test_images, test_labels; val_images, val_labels as validation split where it has them).
         data_dir: where torchvision keeps or downloads its files.
         augment: of training images: none, crop (from an image padded with black), flip (one of two
             is mirrored: not for what has a left and a right), crop-flip, or auto: the data set's
-            standard recipe, which for a folder is none.
+            standard recipe, which for folder: and npz: is none.
         net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
             the run may cost more.
         order: post or pre activation; by default as the net was published.
@@ -168,7 +169,9 @@ class Train(Common):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        data = Path(self.data.removeprefix("folder:")).name
+        data = Path(self.data.removeprefix("folder:").removeprefix("npz:")).name.removesuffix(
+            ".npz"
+        )
         policy = type(self.policy).__name__.lower()
         name = f"runs/{data}-{self.net}-{policy}-seed{self.seed}"
         return folder_of(name if self.out is None else self.out)
