@@ -23,7 +23,7 @@ from analysis.reporting.capacity_pictures import (
     mean_added,
     that_grew,
 )
-from analysis.reporting.row_curves import band_of, shown
+from analysis.reporting.row_curves import bands_of, shown
 from analysis.reporting.score_pictures import final_scores, rows_beside_frontier, score_over
 from analysis.reporting.verdict import verdict
 from analysis.showing.comparison_tables import judgement_text
@@ -123,8 +123,7 @@ def _summaries(judgement: Judgement, histories: Histories, prefix: str) -> Summa
     yield text(f"0_comparison/{prefix}1_verdict", words), 0
     finals = {name: states_of(runs[0])[-1][1] for name, runs in histories.items()}
     yield text(f"0_comparison/{prefix}2_final_architectures", _final_table(finals)), 0
-    for name in judgement.rows:
-        band = band_of(judgement, name, "flops")
+    for name, band in bands_of(judgement, "flops").items():
         edges = {"mean": band.middle, "low": band.low, "high": band.high}
         tags = {f"{prefix}{kind}_over_MFLOPs/{_tag(name)}": edge for kind, edge in edges.items()}
         yield from _curves(band.places, tags)
@@ -135,7 +134,10 @@ def _summaries(judgement: Judgement, histories: Histories, prefix: str) -> Summa
     scores = scores_of(judgement.rows, judgement.measure)
     for name, runs in judgement.figures.items():
         for seed, figures in runs.items():
-            found = {f"{prefix}final_score/{_tag(name)}": shown(judgement, scores[name][seed])}
+            found = {}
+            if seed in scores.get(name, {}):
+                score = shown(judgement, scores[name][seed])
+                found[f"{prefix}final_score/{_tag(name)}"] = score
             if figures.regret is not None:
                 found[f"{prefix}regret/{_tag(name)}"] = shown(judgement, figures.regret)
             yield scalars_summary(found), seed

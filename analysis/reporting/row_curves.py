@@ -34,9 +34,14 @@ class Band:
 
 
 def lines_of(judgement: Judgement, row: str, axis: str) -> list[tuple[Numbers, Numbers]]:
-    """Give every seed's score over `axis`, "flops" or "seconds", at its records."""
-    runs = judgement.curves[row].values()
+    """Give every seed's score over `axis`, "flops" or "seconds", at its records if it has any."""
+    runs = [curve for curve in judgement.curves[row].values() if len(curve.score)]
     return [(getattr(curve, axis), shown(judgement, curve.score)) for curve in runs]
+
+
+def bands_of(judgement: Judgement, axis: str) -> dict[str, Band]:
+    """Give the bands of all rows that have a score at some record."""
+    return {n: band_of(judgement, n, axis) for n in judgement.rows if lines_of(judgement, n, axis)}
 
 
 def band_of(judgement: Judgement, row: str, axis: str) -> Band:
@@ -52,7 +57,7 @@ def band_of(judgement: Judgement, row: str, axis: str) -> Band:
 def window_of(judgement: Judgement) -> tuple[float, float]:
     """Give the scores that all pictures show: without the steep rise of the first steps."""
     curves = [curve.score for runs in judgement.curves.values() for curve in runs.values()]
-    scores = shown(judgement, np.concatenate(curves))
+    scores = shown(judgement, np.concatenate([np.empty(0), *curves]))
     scores = scores[np.isfinite(scores)]
     if not len(scores):
         return 0.0, 1.0

@@ -9,7 +9,7 @@ import numpy as np
 from analysis.judging.comparable_runs import scores_of
 from analysis.judging.comparison_claims import Judgement
 from analysis.reporting.row_curves import (
-    band_of,
+    bands_of,
     lines_of,
     name_of_score,
     shown,
@@ -38,8 +38,8 @@ def score_over(judgement: Judgement, axis: str) -> Figure:
     rows = len(judgement.rows)
     figure, (axes,) = figure_of(4.6, max(3.2, 3.2 * rows / _LABELS))
     low, high = window_of(judgement)
-    bands = {name: band_of(judgement, name, axis) for name in judgement.rows}
-    last = max(band.places[-1] for band in bands.values())
+    bands = bands_of(judgement, axis)
+    last = max((band.places[-1] for band in bands.values()), default=1.0)
     divisor, unit = unit_of(axis, last)
     styles = styles_of(judgement.rows, judgement.static)
     if axis == "flops":
@@ -56,7 +56,7 @@ def score_over(judgement: Judgement, axis: str) -> Figure:
     for (name, band), end, height in zip(bands.items(), ends, heights, strict=True):
         place = float(band.places[-1] / divisor)
         at_the_end(axes, name, (place, end), height, styles[name].color)
-    axes.set_ylim(min(low, *heights), max(high, *heights))
+    axes.set_ylim(min([low, *heights]), max([high, *heights]))
     axes.set_xlim(0, last / divisor)
     axes.set_xlabel(unit, fontsize=8)
     axes.set_ylabel(name_of_score(judgement), fontsize=8)
@@ -72,20 +72,23 @@ def rows_beside_frontier(judgement: Judgement, rows: list[str], columns: int = 1
     down = -(-len(rows) // columns)
     figure, panels = figure_of(2.7 * columns, 1.9 * down + 0.2, len(rows), columns)
     styles = styles_of(judgement.rows, judgement.static)
-    last = max(curve.flops[-1] for runs in judgement.curves.values() for curve in runs.values())
+    bands = bands_of(judgement, "flops")
+    last = max((band.places[-1] for band in bands.values()), default=1.0)
     divisor, unit = unit_of("flops", last)
     for axes, name in zip(panels, rows, strict=True):
-        band, color = band_of(judgement, name, "flops"), styles[name].color
+        band, color = bands.get(name), styles[name].color
         _frontier(axes, judgement, divisor)
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_xlim(0, 1.02 * last / divisor)
+        axes.set_ylim(*window_of(judgement))
+        if band is None:
+            continue
         for places, score in lines_of(judgement, name, "flops"):
             axes.plot(places / divisor, score, color=color, linewidth=0.6, alpha=0.8)
         points = band.places / divisor
         axes.fill_between(points, band.low, band.high, color=color, alpha=0.2, linewidth=0)
         axes.plot(points, band.middle, color=color, linewidth=1.8)
         axes.plot(points[-1], band.middle[-1], styles[name].marker, color=color, markersize=4)
-        axes.set_title(name, fontsize=9, loc="left")
-        axes.set_xlim(0, 1.02 * last / divisor)
-        axes.set_ylim(*window_of(judgement))
     for axes in panels[-columns:]:
         axes.set_xlabel(unit, fontsize=8)
     for axes in panels[::columns]:

@@ -57,13 +57,18 @@ def _told(judgement: Judgement, found: Difference) -> str:
     value, loss = scale_of(judgement), judgement.measure == "validation_loss"
     unit = "" if loss else " points"
     of = "minus the validation loss" if loss else judgement.measure.replace("_", " ")
-    interval = f"95 % interval {value(found.low)} to {value(found.high)}"
-    return f"{value(found.mean)}{unit} of {of} ({interval})"
+    if isfinite(found.high):
+        sure = f"95 % interval {value(found.low)} to {value(found.high)}"
+    else:
+        sure = f"95 % sure: at least {value(found.low)}" if isfinite(found.low) else "no spread"
+    return f"{value(found.mean)}{unit} of {of} ({sure})"
 
 
 def _best(judgement: Judgement) -> str:
     scores = scores_of(judgement.rows, judgement.measure)
-    means = {name: mean(runs.values()) for name, runs in scores.items()}
+    means = {name: mean(runs.values()) for name, runs in scores.items() if runs}
+    if not means:
+        return "No run has a score."
     best = max(means, key=lambda name: means[name])
     score = means[best]
     if judgement.measure == "validation_loss":
