@@ -121,10 +121,10 @@ def test_every_chart_finds_its_tags(folder):
             assert {series.value, series.lower, series.upper} <= tags
 
 
-def test_layers_of_the_rows_are_closed_beside_it(folder):
-    (event,) = (
-        EventAccumulator(str(folder / GROWN / "seed1")).Reload().Tensors("custom_scalars__config__")
-    )
+@pytest.mark.parametrize("run", [f"{STATIC}/seed0", f"{GROWN}/seed1"])
+def test_layers_of_the_rows_are_closed_beside_it(folder, run):
+    """Of the first run too: nothing has been judged when it begins."""
+    (event,) = EventAccumulator(str(folder / run)).Reload().Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])  # pyright: ignore
     assert [category.closed for category in layout.category] == [False, True]
 
