@@ -75,7 +75,7 @@ def test_growth_is_marked_where_it_happened():
         (Insert("stage3.block1", 40), black),
     ):
         grown = FIRST.apply(action)
-        for step in (25, 75):
+        for step in (40, 75):  # right of the legend
             png = architecture_over_time([record(step, applied=(action,)), record(100, grown)])
             place = left + (right - left) * step / 100
             columns = coloured(png, colour)

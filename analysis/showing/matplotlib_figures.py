@@ -106,6 +106,7 @@ def at_the_end(
     axes.annotate(words, point, arrowprops=arrow, color=color, fontsize=size, **place)
 
 
+@own_settings()
 def png_of(drawn: Axes | Figure, dpi: int = 80) -> bytes:
     """Give a figure, or that of axes, as a PNG with so many pixels an inch."""
     file = io.BytesIO()
@@ -133,6 +134,7 @@ def figure_of(
     return figure, axes
 
 
+@own_settings()
 def svg_of(figure: Figure) -> str:
     """Give an <svg> element that names no address and is the same for the same picture.
 
