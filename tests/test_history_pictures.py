@@ -38,8 +38,8 @@ def pixels(png):
 
 
 def coloured(png, colour):
-    """Columns, as fractions of the width, that hold a run of at least 6 pixels of a colour."""
-    hits = (np.abs(pixels(png) - colour).sum(axis=2) < 60).sum(axis=0)
+    """Columns, as fractions of the width, with at least 6 pixels of a colour below the title."""
+    hits = (np.abs(pixels(png)[40:] - colour).sum(axis=2) < 60).sum(axis=0)
     return np.flatnonzero(hits >= 6) / WIDTH
 
 
