@@ -81,7 +81,7 @@ def test_growth_is_marked_where_it_happened():
             columns = coloured(png, colour)
             frame = coloured(still, colour)
             new = [
-                x for x in columns if legend < x < right and np.abs(frame - x).min(initial=1) > 0.01
+                x for x in columns if legend < x < right and np.abs(frame - x).min(initial=1) > 1e-3
             ]
             assert new == pytest.approx([place] * len(new), abs=0.01)
             assert new
