@@ -11,7 +11,8 @@ if __name__ == "__main__":  # found from any folder
 
 from analysis import read_history
 from analysis.recording.atomic_files import write_whole
-from analysis.showing.architecture_pictures import architectures_of_rows
+from analysis.reporting.capacity_pictures import architectures, that_grew
+from analysis.showing.matplotlib_figures import svg_of
 
 SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 """What a file of its own must say of SVG, and a part of a page need not."""
@@ -27,7 +28,8 @@ def main(words: Sequence[str]) -> int:
         print(f"no run in {folder} has grown")
         return 1
     path = folder / "architectures.svg"
-    write_whole(path, architectures_of_rows(histories).replace("<svg", f"<svg {SPACES}", 1))
+    picture = svg_of(architectures(histories, list(that_grew(histories)), columns=3))
+    write_whole(path, picture.replace("<svg", f"<svg {SPACES}", 1))
     print(f"what grew, and when: {path.resolve().as_uri()}")
     return 0
 

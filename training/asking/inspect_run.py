@@ -88,7 +88,7 @@ def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Recor
     """Write the pictures of a run, and say where they are or why there are none."""
     from analysis.showing.history_pictures import draw
     from analysis.showing.matplotlib_figures import Undrawn, drawing
-    from training.keeping.picture_files import reference_of, write_pictures
+    from training.keeping.picture_files import reference_of, seconds_of, write_pictures
 
     folder = path_of("run", run)
     folder = folder if folder.is_dir() else folder.parent
@@ -96,7 +96,7 @@ def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Recor
     reference = history_of(beside) if beside else reference_of(folder)
     try:
         with drawing():
-            pictures = draw(history, reference)
+            pictures = draw(history, reference, seconds_of(folder))
     except Undrawn as failure:
         return str(failure)
     write_pictures(place, pictures)

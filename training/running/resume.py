@@ -30,6 +30,7 @@ from training.keeping.checkpoint import (
     set_generators,
 )
 from training.keeping.folder_lock import alone
+from training.keeping.picture_files import comparison_of
 from training.keeping.result_files import cut_back
 from training.keeping.run_folder import binding, claim
 from training.keeping.run_state import ROWS, Run
@@ -74,7 +75,8 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     if distributed.rank() == 0:
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
         charted = bool(statistics_of(run.history))
-        run.board = Board(folder, purge_step=progress.step + 1, charted=charted)
+        many = comparison_of(folder) is not None
+        run.board = Board(folder, progress.step + 1, charted, run.history, many)
     return run
 
 
