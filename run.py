@@ -1,4 +1,4 @@
-"""The front door: train, compare, inspect, replay, branch.
+"""The front door: train, compare, judge, inspect, replay, branch.
 
 Nothing here imports torch before a command needs it, so that `--help` appears at once.
 """
@@ -35,6 +35,7 @@ from training.commandline.user_modules import hidden, import_from, unloaded
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
 from training.settings.compare_settings import Compare
+from training.settings.config_yaml import seeds_in
 from training.settings.train_settings import Train
 
 sys.path.remove(_HERE)  # what else lies beside us has no precedence
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_from(os.getcwd(), _HERE)  # a user's own policies
         chosen = _chosen(make_parser(), arguments)
         command = {"train": _train, "compare": _compare, "inspect": _inspect, "replay": _replay}
-        command["branch"] = _branch
+        command |= {"judge": _judge, "branch": _branch}
         code = command[chosen.subcommand](chosen[chosen.subcommand])
         sys.stdout.flush()
         return code
@@ -135,7 +136,7 @@ def _compare(chosen: Namespace) -> int:
         return 0
     try:
         with reporting_runs() as (say, advance, running):
-            outcome = compare(settings, say, advance, running=running)
+            outcome = compare(settings, say, advance, seeds_in(chosen.config or ()), running)
     except Interrupted as stop:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code
@@ -146,7 +147,20 @@ def _compare(chosen: Namespace) -> int:
     return 1 if outcome.failures else 0
 
 
+def _judge(chosen: Namespace) -> int:
+    from training.comparing.judge_parts import judge_parts
+
+    print(f"{judge_parts(chosen.folders, chosen.out)}\n\n{chosen.out}/report.html")
+    return 0
+
+
 def _inspect(chosen: Namespace) -> int:
+    if chosen.after is not None:
+        from training.asking.look_closer import look_closer
+
+        _check_alone("inspect --after")
+        print(look_closer(chosen.run, chosen.after, chosen.steps))
+        return 0
     from training.asking.inspect_run import inspection
 
     print(inspection(chosen.run, chosen.record, chosen.reference, chosen.out, chosen.csv))

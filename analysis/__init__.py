@@ -10,6 +10,7 @@ from analysis.observing.reading import LayerReading
 from analysis.recording.record import Record, read_history
 
 if TYPE_CHECKING:
+    from analysis.capacity.sensitivity import block_sensitivity
     from analysis.observing.observer import Observer
     from analysis.recording.probes import (
         block_importance,
@@ -17,22 +18,32 @@ if TYPE_CHECKING:
         gradient_signal_to_noise,
         response_histograms,
     )
+    from analysis.scaling.coordinate_check import CoordinateCheck, coordinate_check
+    from analysis.showing.tensorboard_writer import log_record
 
 _LAZY = {
     "Observer": "observing.observer",
     "block_importance": "recording.probes",
+    "block_sensitivity": "capacity.sensitivity",
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
     "response_histograms": "recording.probes",
+    "CoordinateCheck": "scaling.coordinate_check",
+    "coordinate_check": "scaling.coordinate_check",
+    "log_record": "showing.tensorboard_writer",
 }
 
 __all__ = [
+    "CoordinateCheck",
     "LayerReading",
     "Observer",
     "Record",
     "block_importance",
+    "block_sensitivity",
+    "coordinate_check",
     "effective_rank",
     "gradient_signal_to_noise",
+    "log_record",
     "read_history",
     "response_histograms",
 ]

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from analysis import Observer
+from analysis.examining.requests import ALSO
 from analysis.showing.tables import markdown
 from benchmarks.timing import interleaved, step_of
 from nets import build, preset
@@ -73,12 +74,18 @@ def delve(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         tracker.close()
 
 
+def asking(name: str) -> Callable[..., Observer]:
+    """Give the way that reads one thing more on request, at every step."""
+    return lambda net, optimizer: Observer(net, optimizer, also=name)
+
+
 def ways() -> dict[str, Any]:
     """Give the ways to watch, by name; delve only where it is installed."""
     found = {
         "nothing": nothing,
         "nothing again": nothing,
         "Observer, every step": lambda net, optimizer: Observer(net, optimizer),
+        **{f"also {name}": asking(name) for name in ALSO},
         "std().item() in hooks": naive,
     }
     try:

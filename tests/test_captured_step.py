@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from makers import differences
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import analysis.measuring.dead_channels
-from analysis import Record
+import training.running.resume
+from analysis import Observer, Record
+from analysis.examining.requests import ALSO, statistics_asked
 from nets import Action, Freeze, Insert, Remove, SetSurvival, Unfreeze, Widen
 from policies import Policy
 from training.computing.optimizer import Precision, check_graph, obstacle, slow_settings
@@ -170,6 +173,37 @@ def test_replays_give_what_the_steps_give(tmp_path, options):
     assert steps.progress.epoch == 5
     assert steps.progress.skipped == bool(change)
     same(steps, replays)
+
+
+@pytest.mark.parametrize(
+    "options", [WAYS[1], WAYS[2], {"nonfinite": "skip", "observe_every": 1}], ids=str
+)
+def test_what_is_read_on_request_is_in_the_replays_too(tmp_path, monkeypatch, options):
+    kept: dict[Observer, list[Any]] = {}
+
+    class Told(Observer):
+        def readings(self) -> Any:
+            found = super().readings()
+            norms = self.gradient_norm, self.gradient_norm_before_clipping
+            kept.setdefault(self, []).append((norms, self.histograms()))
+            return found
+
+    monkeypatch.setattr(training.running.resume, "Observer", partial(Told, also=tuple(ALSO)))
+    change = spoil if options.get("nonfinite") else None
+    steps, replays = (opened(tmp_path / name, **options) for name in ("steps", "replays"))
+    train(steps, change)
+    recorder = Recorder()
+    replays.captured = Captured(recorder)
+    train(replays, change)
+    same(steps, replays)
+    extra = {name for one in steps.history for r in one.layers.values() for name in r.extra}
+    assert extra == set(statistics_asked(tuple(ALSO)))
+    assert kept[steps.observer] == kept[replays.observer]
+    for (after, before), histograms in kept[steps.observer]:
+        assert before == pytest.approx(after, rel=1e-5)  # nothing clips, and a scale is taken out
+        assert histograms["update_histogram"]["head"].counts
+    names = [str(func) for func, *_ in recorder.operations]
+    assert not [n for n in names for part in FROM_HOST_OR_TO_IT if f".{part}." in n]
 
 
 def same(steps: Run, replays: Run) -> None:

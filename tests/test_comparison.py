@@ -158,18 +158,54 @@ def test_another_seed_or_row_runs_only_what_is_missing(tmp_path, opened):
     compare(small(tmp_path, seeds=[1]), quiet)
     before = {path: data for path, data in bytes_of(tmp_path).items() if "/seed1/" in path}
     opened.clear()
-    compare(small(tmp_path, seeds=[0, 1]), quiet)
+    text = compare(small(tmp_path, seeds=[0, 1]), quiet).text
     assert opened == [tmp_path / "static" / "seed0", tmp_path / "growing" / "seed0"]
+    assert "Seed 0 was added after results were seen." in text
     opened.clear()
     more = {"another": Cell(Plateau(patience=1)), **CELLS}
-    compare(small(tmp_path, seeds=[1], cells=more), quiet)
+    text = compare(small(tmp_path, seeds=[1], cells=more), quiet).text
     assert opened == [tmp_path / "another" / "seed1"]
+    assert "Row another was added after results were seen." in text
+    assert "Seed 0 was asked for too, and left out of this table." in text
     assert [(row["run"], row["seed"]) for row in rows_of(tmp_path)] == [
         ("another", "1"),
         ("static", "1"),
         ("growing", "1"),
     ]
     assert before.items() <= bytes_of(tmp_path).items()
+
+
+def test_some_rows_are_run_and_a_later_call_runs_the_rest(tmp_path, opened):
+    given = {"seeds": [0], "primary": "growing vs static"}
+    outcome = compare(small(tmp_path, only="growing", **given), quiet)
+    assert opened == [tmp_path / "growing" / "seed0"]
+    assert not outcome.failures
+    assert "Not run yet, or not to the end: static. Static sizes are among them" in outcome.text
+    assert "**growing - static** in validation accuracy: static not run yet." in outcome.text
+    kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (list(kept["cells"]), kept["only"]) == (list(CELLS), None)
+    opened.clear()
+    text = compare(small(tmp_path, **given), quiet).text
+    assert opened == [tmp_path / "static" / "seed0"]
+    assert "Not run yet" not in text
+    assert "added after" not in text
+
+
+def test_planned_seeds_may_be_run_in_parts(tmp_path):
+    one = {"static": CELLS["static"]}
+    text = compare(small(tmp_path, cells=one, seeds=[1]), quiet, planned=[0, 1]).text
+    assert "Seed 0 was asked for too, and left out of this table." in text
+    text = compare(small(tmp_path, cells=one), quiet, planned=[0, 1]).text
+    assert "added after" not in text
+    assert "1 thread(s) a run, 1 run at a time." in text
+
+
+def test_a_row_is_not_run_without_the_one_it_waits_for(tmp_path, opened):
+    cells = {**CELLS, "again": Cell(scratch="growing")}
+    with pytest.raises(ValueError, match="only must hold growing beside again, which waits for it"):
+        compare(small(tmp_path, cells=cells, only="again, static"), quiet)
+    assert not opened
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, opened, monkeypatch):
@@ -198,7 +234,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(tmp_path, whole, ope
         histories = [folder / name / "history.jsonl" for folder in (tmp_path, whole.folder)]
         assert len({path.read_bytes() for path in histories}) == 1
     first, second = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
+        [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(folder)]
         for folder in (tmp_path, whole.folder)
     )
     assert first == second
@@ -310,6 +346,9 @@ def test_a_dry_run_prints_the_matrix_and_writes_nothing(tmp_path, capsys):
         ({"primary": "growing"}, "primary must be two of static, growing, as 'a vs b'; got"),
         ({"primary": ["growing", "nobody"]}, "primary must be two of static, growing"),
         ({"primary": "growing vs growing"}, "primary must be two of"),
+        ({"only": "growin"}, r"static, growing; got 'growin' \(did you mean 'growing'\?\)"),
+        ({"only": ["static", "x"]}, "only must be rows of static, growing; got 'x'"),
+        ({"only": []}, "only must be at least one row, got none"),
         ({"engine": "slurm"}, "engine must be one of pool, ray; got 'slurm'"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"per_gpu": 0}, "per_gpu must be at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ RANDOM = [0.81, 0.80, 0.83, 0.78, 0.84]
 ROWS = {"small": SMALL, "large": LARGE, "grown": GROWN, "random": RANDOM}
 
 
-def finished(folder: Path, seed: int, accuracy: float | None, **changes: Any) -> Finished:
-    """A run whose accuracy rises in a straight line over ten records."""
+def finished(
+    folder: Path,
+    seed: int,
+    accuracy: float | None,
+    averaged: float | None = None,
+    pace: float = 1.0,
+    **changes: Any,
+) -> Finished:
+    """A run whose accuracies rise in a straight line over ten records, `pace` seconds each."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["train_flops,seconds,validation_loss,validation_accuracy"]
+    names = "train_flops,seconds,validation_loss,validation_accuracy,ema_validation_accuracy"
+    lines = [names]
     for number in range(1, 11):
-        score = "" if accuracy is None else accuracy * number / 10
-        lines.append(f"{100 * number},{number},{1 / number},{score}")
+        scores = ["" if x is None else str(x * number / 10) for x in (accuracy, averaged)]
+        lines.append(f"{100 * number},{pace * number},{1 / number},{','.join(scores)}")
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     summary: dict[str, Any] = {"data": "digits", "net": "resnet8", "limit": {"flops": 5}}
     summary |= {"parameters": 10, "train_flops": 1000, "seconds": 1.0, "seed": seed, "growth": []}
@@ -93,11 +102,99 @@ def test_under_five_seeds_nothing_is_claimed(tmp_path, seeds):
         assert "; exploratory)" in text
 
 
-def test_seeds_that_a_row_lacks_are_left_out_of_the_tests(tmp_path):
-    found = judged(tmp_path, **{**ROWS, "random": RANDOM[:3]})
-    assert found.seeds == (0, 1, 2)
-    assert found.others["grown"].seeds == 3
-    assert "tests use those that all have: 0, 1, 2." in judgement_text(found)
+def test_a_row_with_fewer_seeds_takes_none_from_the_primary_comparison(tmp_path):
+    pair = ("grown", "small")
+    whole = judged(tmp_path, pair)
+    found = judged(tmp_path, pair, **{**ROWS, "random": RANDOM[:3]})
+    assert found.primary == whole.primary
+    assert (found.primary.seeds, found.others["random"].seeds) == (5, 3)
+    text = judgement_text(found)
+    assert "Not every row has every seed: random lacks seeds 3, 4." in text
+    (row,) = [line for line in text.splitlines() if line.endswith("exploratory |")]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert (cells[0], cells[-2]) == ("random", "3")
+
+
+def test_a_static_row_with_fewer_seeds_is_not_the_reference(tmp_path):
+    lucky = {**ROWS, "large": [0.95]}
+    found = judged(tmp_path, ("grown", "small"), **lucky)
+    assert found.reference == "small"
+    assert found.figures["small"][0].regret == judged(tmp_path).figures["small"][0].regret
+    assert "large is neither the reference nor part of the static frontier" in judgement_text(found)
+    assert judged(tmp_path, **{**ROWS, "small": SMALL[:2], "large": LARGE[:2]}).reference == "small"
+
+
+@pytest.mark.parametrize("lost", [None, float("nan"), float("inf")])
+def test_a_run_without_a_finite_score_makes_nothing_nan(tmp_path, lost):
+    losses = {"small": [0.5, 0.51, 0.52, 0.53, 0.54, 0.55], "large": [lost, *[0.1] * 5]}
+    losses |= {"grown": [0.4, 0.42, 0.41, 0.43, 0.44, 0.42], "broken": [lost, *[0.2, 0.1] * 2, 0.1]}
+    runs = {
+        name: {
+            s: finished(tmp_path / f"{name}{s}", s, None, validation_loss=x)
+            for s, x in enumerate(values)
+        }
+        for name, values in losses.items()
+    }
+    found = judge(runs, ["small", "large"], ("grown", "broken"), "flops")
+    assert found.reference == "small"
+    assert found.primary is not None
+    assert found.primary.seeds == 5
+    assert found.others["broken"].seeds == 5
+    assert found.adjusted["grown"] < 0.05
+    text = judgement_text(found)
+    assert "nan" not in text.lower()
+    assert "broken has no finite score at seed 0" in text
+    verdicts = [line for line in text.splitlines() if line.endswith(("better |", "not shown |"))]
+    assert [line.split("|")[1].strip() for line in verdicts if "better" in line] == ["grown"]
+    assert len(verdicts) == 2
+
+
+def test_differences_without_spread_get_no_p(tmp_path):
+    images = {"images": {"validation": 100}}
+    shifted = [score + 0.03 for score in SMALL]
+    found = judged(tmp_path, ("grown", "small"), small=SMALL, grown=shifted, other=shifted)
+    text = judgement_text(found)
+    assert "+3.00, no spread, no p (5 seeds)" in text
+    (row,) = [line for line in text.splitlines() if "no spread |" in line]
+    assert [cell.strip() for cell in row.split("|")[4:8]] == ["-", "-", "5", "not shown"]
+    assert "p = " not in text
+    nearly = [score + 0.03 + (seed == 2) * 0.01 for seed, score in enumerate(SMALL)]
+    assert "p = " in judgement_text(judged(tmp_path, ("grown", "small"), small=SMALL, grown=nearly))
+    (tmp_path / "small" / "0" / "data.json").write_text(json.dumps(images))
+    found = judged(tmp_path, ("grown", "small"), small=SMALL, grown=nearly)
+    assert "no spread, no p" in judgement_text(found)  # one image of a hundred
+
+
+def test_table_reference_and_goal_read_the_weights_and_regret_their_average(tmp_path):
+    small, grown = (
+        {s: finished(tmp_path / f"{name}{s}", s, end, averaged=average) for s in (0, 1)}
+        for name, end, average in (("s", 0.8, 0.9), ("g", 0.85, 0.85))
+    )
+    found = judge({"small": small, "grown": grown}, ["small"], None, "flops")
+    assert found.figures["small"][0].flops_to_reference == pytest.approx(1000)
+    assert found.figures["grown"][0].flops_to_reference == pytest.approx(1000 * 0.8 / 0.85)
+    assert found.figures["grown"][0].seconds_to_reference == pytest.approx(10 * 0.8 / 0.85)
+    assert found.figures["grown"][0].regret == pytest.approx(0.05 * 0.55)
+
+
+def test_under_a_budget_in_seconds_regret_is_over_them(tmp_path):
+    runs = {
+        "small": {0: finished(tmp_path / "a", 0, 0.8)},
+        "fast": {0: finished(tmp_path / "b", 0, 0.8, pace=0.5)},
+    }
+    equal = judge(runs, ["small"], None, "flops")
+    found = judge(runs, ["small"], None, "seconds")
+    assert (found.axis, equal.axis) == ("seconds", "flops")
+    assert equal.figures["fast"][0].regret == pytest.approx(0)
+    assert found.figures["fast"][0].regret < -0.1
+    assert found.figures["fast"][0].seconds_to_reference == pytest.approx(5)
+    assert "| anytime regret over seconds | seconds to the" in judgement_text(found)
+    assert "| anytime regret over FLOPs | FLOPs to the" in judgement_text(equal)
+
+
+def test_a_primary_comparison_of_rows_that_are_not_there_says_so(tmp_path):
+    text = judgement_text(judged(tmp_path, ("grown", "later")))
+    assert "**grown - later** in validation accuracy: later not run yet." in text
 
 
 def test_figures_are_distances_to_the_frontier_and_flops_to_the_reference(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -25,7 +26,8 @@ from torch import Tensor
 import run
 import training.running.loop
 import training.stepping.step
-from analysis import read_history
+from analysis import Observer, read_history
+from analysis.examining.requests import ALSO
 from analysis.showing.tensorboard_writer import Board
 from nets import Freeze, Insert, Network, Widen, WidenStage, build, grow, preset, seed_of
 from policies import Periodic, Policy, probed
@@ -170,6 +172,59 @@ def test_two_processes_train_and_grow_as_one_that_sums_the_gradients_of_both_hal
         assert torch.equal(first["shared"][name], second["shared"][name]), name
     assert first["window"][0] == second["window"][0] == pytest.approx(total)
     assert first["window"][2] == 20 * 16
+
+
+def observe(model: Any, net: Network, optimizer: Any, parts: int, rank: int = 0) -> Any:
+    """Train for four steps on this process's part, or on all parts after each other."""
+    batches, every = batches_of(rank, 2 // parts), (1, 2)[rank]
+    with Observer(model, optimizer, also=tuple(ALSO)) as observer:
+        for step in range(4):
+            optimizer.zero_grad()
+            inputs, targets = batches.batch(*divmod(step, batches.per_epoch))
+            for images, wanted in zip(inputs.chunk(parts), targets.chunk(parts)):
+                (LOSS(model(images.double()), wanted) / parts).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            optimizer.step()
+            if step == 1 and every == 2:
+                observer.state_dict()  # of this process alone: it waits for no other
+        layers = {path: {**vars(r), **r.extra} for path, r in observer.readings().items()}
+    norms = observer.gradient_norm, observer.gradient_norm_before_clipping
+    counts = {
+        f"{name} {path}": row.counts
+        for name, rows in observer.histograms().items()
+        for path, row in rows.items()
+    }
+    return layers, norms, counts
+
+
+def observe_a_part(folder: Path) -> None:
+    with distributed.joined():
+        net, optimizer = start()
+        found = observe(wrapped(net), net, optimizer, 1, distributed.rank())
+        (folder / f"{distributed.rank()}.pickle").write_bytes(pickle.dumps(found))
+
+
+def test_readings_are_of_all_processes(tmp_path):
+    """As of one process that takes the batches of all in every step."""
+    assert together(observe_a_part, tmp_path) == [0, 0]
+    first, second = (pickle.loads((tmp_path / f"{r}.pickle").read_bytes()) for r in (0, 1))
+    assert first == second
+    net, optimizer = start()
+    layers, norms, counts = observe(net, net, optimizer, parts=2)
+    assert first[1] == pytest.approx(norms, rel=1e-6)
+    assert norms[1] > norms[0] == pytest.approx(0.1, rel=1e-3)
+    assert first[0].keys() == layers.keys()
+    for path, wanted in layers.items():
+        found = first[0][path]
+        for name, value in wanted.items():
+            if isinstance(value, float):
+                # each process backs its own mean loss, which is twice its share of the batch's
+                share = 2 if name.startswith("activation_gradient") else 1
+                expected = pytest.approx(share * value, rel=1e-4, abs=1e-9)
+                assert found[name] == expected, (path, name)
+    assert first[2].keys() == counts.keys()
+    for name, row in counts.items():  # a number near a limit may be counted on its other side
+        assert sum(abs(a - b) for a, b in zip(row, first[2][name])) <= 0.02 * sum(row)
 
 
 def judge_a_part(folder: Path, count: int) -> None:

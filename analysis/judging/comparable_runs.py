@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import inf
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from analysis.judging.significance import Scores, shared_seeds
+
 UNEQUAL = 0.02
-"""Rows whose training FLOPs differ by more than this share get a note."""
+"""Rows that spent more of the budget than others by this share get a note."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its folder and its summary."""
+    """A finished run: its folder, its summary, and how many runs went on at a time, if known."""
 
     folder: Path
     summary: Mapping[str, Any]
+    at_a_time: int | None = None
 
 
 Rows = Mapping[str, Mapping[int, Finished]]
@@ -38,44 +42,121 @@ def check_equal(rows: Rows) -> None:
                     )
 
 
-def measure_of(rows: Rows, names: tuple[str, ...]) -> str:
-    """Give the first that every run has read, or else the loss."""
-    for name in names:
-        if all(run.summary[name] is not None for row in rows.values() for run in row.values()):
-            return name
-    return "validation_loss"
+def measure_of(rows: Rows) -> str:
+    """Give what is compared: test accuracy once every run has read it, else validation's.
+
+    It is the loss where no run has an accuracy.
+    """
+    runs = [run.summary for row in rows.values() for run in row.values()]
+    if all(run["test_accuracy"] is not None for run in runs):
+        return "test_accuracy"
+    return validation_of(rows)
+
+
+def validation_of(rows: Rows) -> str:
+    """Give what is compared on validation: accuracy, or the loss where no run has an accuracy."""
+    runs = [run.summary for row in rows.values() for run in row.values()]
+    known = any(run["validation_accuracy"] is not None for run in runs)
+    return "validation_accuracy" if known else "validation_loss"
 
 
 def scores_of(rows: Rows, measure: str) -> dict[str, dict[int, float]]:
-    """Give each run's score, higher is better; a loss that is no number is the worst there is."""
+    """Give each run's score, higher is better; a run whose score is no finite number has none."""
+    sign, found = -1 if measure == "validation_loss" else 1, {}
+    for name, row in rows.items():
+        values = {seed: run.summary[measure] for seed, run in row.items()}
+        finite = {seed: x for seed, x in values.items() if x is not None and isfinite(x)}
+        found[name] = {seed: sign * finite[seed] for seed in sorted(finite)}
+    return found
 
-    def score(value: float | None) -> float:
-        value = inf if value is None or value != value else value
-        return -value if measure == "validation_loss" else value
 
-    return {
-        name: {seed: score(run.summary[measure]) for seed, run in row.items()}
-        for name, row in rows.items()
+def resolution_of(rows: Rows, measure: str) -> float:
+    """Give the least step of a score: 1 / images of an accuracy, as data.json counts them.
+
+    0 where that is not known, and of a loss.
+    """
+    (first, *_) = (run for row in rows.values() for run in row.values())
+    part, _, what = measure.partition("_")
+    try:
+        images = json.loads((first.folder / "data.json").read_text(encoding="utf-8"))["images"]
+        return 1 / int(images[part]) if what == "accuracy" else 0.0
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return 0.0  # a run of an earlier version
+
+
+def whole_static(scores: Scores, static: Collection[str]) -> list[str]:
+    """Give the static rows that can be the reference: no other static row has more seeds.
+
+    A lucky seed or a broken run makes no size the best.
+    """
+    counts = {name: len(of) for name, of in scores.items() if name in static and of}
+    return [name for name, count in counts.items() if count == max(counts.values())]
+
+
+def best_static(scores: Scores, static: Collection[str]) -> str | None:
+    """Give the static row with the best mean, over the seeds of `whole_static` rows alike."""
+    names = whole_static(scores, static)
+    if not names:
+        return None
+    seeds = shared_seeds(scores, names)
+    return max(names, key=lambda name: mean(scores[name][s] for s in seeds or scores[name]))
+
+
+def notes_on(rows: Rows, scores: Scores, static: Collection[str], budget: str) -> list[str]:
+    """Say which runs have no score, which seeds rows lack, and who spent more of the budget."""
+    notes, every = [], sorted({seed for row in rows.values() for seed in row})
+    broken = broken_of(rows, scores)
+    for name, seeds in broken.items():
+        notes.append(
+            f"{name} has no finite score at {seeds_text(seeds)}: the tests leave that out, and so "
+            "the row is never called better."
+        )
+    lacking = {
+        name: gone for name, row in rows.items() if (gone := [s for s in every if s not in row])
     }
+    if lacking:
+        told = "; ".join(f"{name} lacks {seeds_text(seeds)}" for name, seeds in lacking.items())
+        notes.append(
+            f"Not every row has every seed: {told}. Every test takes the seeds that its two rows "
+            "share."
+        )
+    whole = whole_static(scores, static)
+    if fewer := [name for name in rows if name in static and name not in whole]:
+        words = "is neither the reference nor part of" if len(fewer) == 1 else "are not in"
+        notes.append(
+            f"{', '.join(fewer)} {words} the static frontier: other static sizes have more seeds."
+        )
+    read = [run.summary["test_accuracy"] is not None for r in rows.values() for run in r.values()]
+    if any(read) and not all(read):
+        told = f"{sum(read)} of {len(read)} runs have read the test set"
+        notes.append(f"{told}: the judgement is on validation until all have.")
+    return [*notes, *_spent(rows, budget)]
 
 
-def notes_on(rows: Rows, seeds: tuple[int, ...], budget: str) -> list[str]:
-    """Say where rows lack seeds, and where they did not spend the same training FLOPs."""
+def broken_of(rows: Rows, scores: Scores) -> dict[str, list[int]]:
+    """Give by row the seeds whose runs are finished without a finite score."""
+    found = {name: sorted(set(row) - set(scores[name])) for name, row in rows.items()}
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def seeds_text(seeds: Collection[int]) -> str:
+    """Give seeds as text: seed 3, or seeds 3, 4."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _spent(rows: Rows, budget: str) -> list[str]:
     notes = []
-    if len(seeds) < max(map(len, rows.values())):
-        told = ", ".join(map(str, seeds)) or "none"
-        notes.append(f"Not every row has every seed; tests use those that all have: {told}.")
-    spent = {
-        name: mean(run.summary["train_flops"] for run in row.values()) for name, row in rows.items()
-    }
-    least = min(spent.values())
     if budget != "flops":
         notes.append(f"The budget was in {budget}: rows did not spend the same training FLOPs.")
+    if budget == "epochs":
         return notes
-    for name, flops in spent.items():
-        if flops > (1 + UNEQUAL) * least:
+    key, unit = ("seconds", "seconds") if budget == "seconds" else ("train_flops", "training FLOPs")
+    spent = {name: mean(run.summary[key] for run in row.values()) for name, row in rows.items()}
+    least = min(spent.values())
+    for name, much in spent.items():
+        if much > (1 + UNEQUAL) * least:
             notes.append(
-                f"{name} spent {flops / least - 1:.0%} more training FLOPs than the row that spent "
+                f"{name} spent {much / least - 1:.0%} more {unit} than the row that spent "
                 "least: its last step or probe passed the end of the budget."
             )
     return notes

@@ -9,22 +9,35 @@ from statistics import mean
 from analysis.judging.anytime_regret import (
     Curve,
     Numbers,
-    flops_to_reach,
     frontier,
     grid_of,
     read_curve,
     regret,
+    spent_to_reach,
 )
 from analysis.judging.comparable_runs import (
     Finished,
     Rows,
+    best_static,
+    broken_of,
     check_equal,
     measure_of,
     notes_on,
+    resolution_of,
     scores_of,
+    validation_of,
+    whole_static,
 )
 from analysis.judging.loss_after_growth import read_losses, transients
-from analysis.judging.significance import Difference, against, holm, paired
+from analysis.judging.machines import machine_notes
+from analysis.judging.significance import (
+    Difference,
+    Scores,
+    each_against,
+    holm,
+    paired,
+    shared_seeds,
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +46,15 @@ class Figures:
 
     Args:
         regret: anytime regret, the mean distance below the static frontier.
-        flops_to_reference: training FLOPs at which the run first had the reference's final score.
+        flops_to_reference: training FLOPs at which the run's weights first had the score with which
+            those of the reference end: its mean over seeds at the last record.
+        seconds_to_reference: the seconds at which they had it.
         transient: mean over its growths of the loss above its trend in the next 100 steps.
     """
 
     regret: float | None
     flops_to_reference: float | None
+    seconds_to_reference: float | None
     transient: float | None
 
 
@@ -49,16 +65,20 @@ class Judgement:
     Args:
         rows: the runs judged.
         static: those of them that make the static frontier.
-        measure: what is compared: test_accuracy if every run has read it, else
-            validation_accuracy, or minus validation_loss for a regression.
-        seeds: those that every row has; tests use these alone.
-        reference: the static row with the best mean on validation, None if there is none.
+        budget: what all rows had equally much of: flops, epochs or seconds.
+        measure: what is compared, of the weights at the end: test_accuracy if every run has read
+            it, else validation_accuracy, or minus validation_loss for a regression.
+        seeds: those that some row has.
+        reference: the static row with the best mean on validation, by the same weights; None if
+            there is none. A static row with fewer seeds than another cannot be it.
         pair: the rows of the primary comparison.
-        primary: its difference, None with fewer than two seeds or if none was named.
-        others: the other rows that grow, against the reference.
+        primary: its difference over the seeds that both have; None with fewer than two, or if no
+            pair was named.
+        others: the other rows that grow, against the reference, each over the seeds that both have.
         adjusted: their p-values, Holm-corrected.
+        broken: by row, the seeds whose runs ended without a finite score; tests leave them out.
         curves: every run's score over FLOPs, by row and seed.
-        grid, best: the static frontier: scores at FLOPs.
+        grid, best: the static frontier: scores at FLOPs, or at seconds if the budget was in them.
         notes: what a reader has to know.
         published: the test accuracy in % that the literature gives for a row, (mean,) or (mean,
             spread), by row.
@@ -66,6 +86,7 @@ class Judgement:
 
     rows: Rows
     static: frozenset[str]
+    budget: str
     measure: str
     seeds: tuple[int, ...]
     reference: str | None
@@ -73,12 +94,23 @@ class Judgement:
     primary: Difference | None
     others: Mapping[str, Difference]
     adjusted: Mapping[str, float]
+    broken: Mapping[str, Sequence[int]]
     figures: Mapping[str, Mapping[int, Figures]]
     curves: Mapping[str, Mapping[int, Curve]]
     grid: Numbers
     best: Numbers | None
     notes: tuple[str, ...]
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def axis(self) -> str:
+        """Over what the frontier and regret are taken: seconds if all had the same, else flops."""
+        return axis_of(self.budget)
+
+
+def axis_of(budget: str) -> str:
+    """Give the axis that belongs to a budget."""
+    return "seconds" if budget == "seconds" else "flops"
 
 
 def judge(
@@ -96,69 +128,73 @@ def judge(
         ValueError: a run has another data set or limit than the first, or its files cannot be read.
     """
     check_equal(rows)
-    reference = _reference(rows, static)
-    measure = measure_of(rows, ("test_accuracy", "validation_accuracy"))
-    seeds = tuple(sorted(set.intersection(*(set(row) for row in rows.values()))))
-    scores = {name: [row[seed] for seed in seeds] for name, row in scores_of(rows, measure).items()}
-    primary = paired(scores[pair[0]], scores[pair[1]]) if pair and len(seeds) > 1 else None
-    others = _others(scores, static, reference, pair) if len(seeds) > 1 else {}
+    rows = {name: dict(sorted(row.items())) for name, row in rows.items()}
+    measure, axis = measure_of(rows), axis_of(budget)
+    scores, seen = scores_of(rows, measure), scores_of(rows, validation_of(rows))
+    reference, resolution = best_static(seen, static), resolution_of(rows, measure)
+    primary = None
+    if pair and len(seeds := shared_seeds(scores, pair)) > 1:
+        first, second = ([scores[name][seed] for seed in seeds] for name in pair)
+        primary = paired(first, second, resolution)
+    others = _others(scores, static, reference, pair, resolution)
     curves = {
         name: {seed: read_curve(run.folder) for seed, run in row.items()}
         for name, row in rows.items()
     }
-    grid = grid_of([curve for row in curves.values() for curve in row.values()])
-    fixed = {name: list(curves[name].values()) for name in rows if name in static}
-    best = frontier(fixed, grid) if fixed else None
-    goal = mean(run.score[-1] for run in curves[reference].values()) if reference else None
+    grid = grid_of([curve for row in curves.values() for curve in row.values()], axis)
+    drawn = {name: [curve for curve in row.values() if curve.any] for name, row in curves.items()}
+    fixed = {name: runs for name in whole_static(seen, static) if (runs := drawn[name])}
+    best = frontier(fixed, grid, axis) if fixed else None
+    ends = [run.weights[-1] for run in drawn[reference]] if reference else []
+    goal = mean(ends) if ends else None
+    along = grid, best, axis
     return Judgement(
         rows=rows,
         static=frozenset(static),
+        budget=budget,
         measure=measure,
-        seeds=seeds,
+        seeds=tuple(sorted({seed for row in rows.values() for seed in row})),
         reference=reference,
         pair=pair,
         primary=primary,
         others=others,
         adjusted=holm({name: found.p for name, found in others.items()}),
+        broken=broken_of(rows, scores),
         figures={
-            name: {s: _figures(run, curves[name][s], grid, best, goal) for s, run in row.items()}
+            name: {s: _figures(run, curves[name][s], along, goal) for s, run in row.items()}
             for name, row in rows.items()
         },
         curves=curves,
         grid=grid,
         best=best,
-        notes=tuple(notes_on(rows, seeds, budget)),
+        notes=(*notes_on(rows, scores, static, budget), *machine_notes(rows, budget)),
     )
-
-
-def _reference(rows: Rows, static: Collection[str]) -> str | None:
-    scores = scores_of(rows, measure_of(rows, ("validation_accuracy",)))
-    means = {name: mean(scores[name].values()) for name in rows if name in static}
-    return max(means, key=lambda name: means[name], default=None)
 
 
 def _others(
-    scores: Mapping[str, list[float]],
+    scores: Scores,
     static: Collection[str],
     reference: str | None,
     pair: tuple[str, str] | None,
+    resolution: float,
 ) -> dict[str, Difference]:
     """Compare the rows that grow with the reference; what the primary comparison tells is out."""
-    growing = [name for name in scores if name not in static]
-    if reference is None or not growing:
+    if reference is None:
         return {}
-    found = against(scores, reference)
-    told = pair if pair and reference in pair else ()
-    return {name: found[name] for name in growing if name not in told}
+    told = (*static, *(pair if pair and reference in pair else ()))
+    growing = [name for name in scores if name not in told]
+    return each_against(scores, reference, growing, resolution)
 
 
 def _figures(
-    run: Finished, curve: Curve, grid: Numbers, best: Numbers | None, goal: float | None
+    run: Finished, curve: Curve, along: tuple[Numbers, Numbers | None, str], goal: float | None
 ) -> Figures:
     steps = [entry["step"] for entry in run.summary["growth"]]
     found = transients(read_losses(run.folder), steps) if steps else []
-    return Figures(
-        regret=None if best is None else regret(curve, grid, best),
-        flops_to_reference=None if goal is None else flops_to_reach(curve, goal),
-        transient=mean(found) if found else None,
+    grid, best, axis = along
+    flops, seconds = (
+        None if goal is None else spent_to_reach(curve, goal, spent)
+        for spent in ("flops", "seconds")
     )
+    away = regret(curve, grid, best, axis) if best is not None and curve.any else None
+    return Figures(away, flops, seconds, mean(found) if found else None)

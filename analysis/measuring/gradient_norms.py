@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from analysis.examining.entry_histograms import BUCKETS, count_entries, places_of
+from analysis.examining.whole_sums import NORMS, norms_of_step
 
 FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
 NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once
@@ -29,17 +32,32 @@ class ParameterNorms:
     weights: Sequence[Tensor] = ()
     steps: Sequence[Tensor] = ()
     scaler: Sequence[Tensor] = ()  # of one at work: scale, whether the update is left out, (1,)
+    # how many entries are in which bucket, by the histogram's name, (order and one more, BUCKETS)
+    buckets: dict[str, Tensor] = field(default_factory=dict)
+    made: MadeGradients | None = None
+
+
+@dataclass(eq=False)
+class MadeGradients:
+    """L2 norms of gradients as the last backward pass has left them, before they are clipped."""
+
+    order: tuple[int, ...]  # of the parameters in the norms
+    present: frozenset[int]  # parameters with a gradient then
+    norms: Sequence[Tensor]
+    scale: Tensor | None = None  # by which the loss was multiplied, (1,)
 
 
 class ParameterStatistics(NamedTuple):
     """What follows by layer; `undefined` is 1 where a value is not defined and 0 stands for it.
 
-    That is so in front of weights that are all 0, and of updates that a scaler left out.
+    That is so in front of weights that are all 0, and of updates that a scaler left out. `whole` is
+    what `WholeSums` adds up.
     """
 
     values: list[tuple[tuple[int, ...], Tensor]]
     undefined: list[tuple[tuple[int, ...], Tensor]]
     unheld: str | None  # a parameter with a gradient that no optimizer updates
+    whole: dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +72,9 @@ class _Plan:
     entries: Tensor  # (layers,): how many there are of such parameters
     updated: Tensor  # places among the layers of those that an optimizer updates
     unheld: str | None
+    rows: Tensor  # (layers,): which of all rows they are
+    all_: Tensor  # places in the list of norms, of every parameter with a gradient
+    made: list[Tensor] | None  # by update: of its parameters, places in `MadeGradients.order`
 
 
 class NormsByLayer:
@@ -63,6 +84,7 @@ class NormsByLayer:
         parameters: by name.
         owners: of each parameter the layers whose it is.
         statistics: names of all that a layer has, in the order of their slots.
+        rows: how many layers there are.
     """
 
     def __init__(
@@ -70,9 +92,10 @@ class NormsByLayer:
         parameters: Mapping[str, Tensor],
         owners: Sequence[Sequence[int]],
         statistics: Sequence[str],
+        rows: int,
     ) -> None:
         self._names, self._sizes = list(parameters), [p.numel() for p in parameters.values()]
-        self._owners, self._statistics = owners, statistics
+        self._owners, self._statistics, self._rows = owners, statistics, rows
         self._plans: dict[Any, _Plan] = {}
 
     @torch.no_grad()
@@ -107,18 +130,30 @@ class NormsByLayer:
             none = none.expand(value.shape)
             values.append((slots, value.masked_fill(none, 0)))
             undefined.append((slots, none.double()))
-        return ParameterStatistics(values, undefined, plan.unheld)
+        made = _squares_made(several, plan.made, device) if plan.made else None
+        seen, steps = filled[0, plan.all_].sum(), bool(update)
+        whole = {NORMS: norms_of_step(seen, made, steps, skips)}
+        for name in several[0].buckets:
+            whole[name] = _by_row([one.buckets[name] for one in several], plan, self._rows)
+            if skips is not None:
+                whole[name] = whole[name].masked_fill(skips, 0)
+        return ParameterStatistics(values, undefined, plan.unheld, whole)
 
     def _plan(self, several: Sequence[ParameterNorms], device: torch.device) -> _Plan:
-        key = tuple((one.present, one.held, one.order) for one in several)
+        made = tuple(one.made and (one.made.order, one.made.present) for one in several)
+        key = *((one.present, one.held, one.order) for one in several), made
         if key in self._plans:
             return self._plans[key]
         chosen: dict[int, int] = {}  # where a parameter's norms are
         updated: set[int] = set()
         none = 0  # the number of norms
-        for present, held, order in key:
+        last: dict[int, int] = {}  # the update whose numbers a parameter has
+        for number, one in enumerate(several):
+            present, held, order = one.present, one.held, one.order
             found = {index: none + place for place, index in enumerate(order)}
-            chosen |= {k: found[k] for k in present if k in held or k not in updated}
+            now = [k for k in present if k in held or k not in updated]
+            chosen |= {k: found[k] for k in now}
+            last |= dict.fromkeys(now, number)
             updated.update(held.intersection(present))
             none += len(order)
         owned: dict[int, list[int]] = {}  # by layer
@@ -143,8 +178,49 @@ class NormsByLayer:
             torch.tensor(entries, dtype=torch.float64, device=device),
             torch.tensor(updates, dtype=torch.long, device=device),
             self._names[unheld[0]] if unheld else None,
+            torch.tensor(layers, dtype=torch.long, device=device),
+            torch.tensor([chosen[k] for k in sorted(chosen)], dtype=torch.long, device=device),
+            _places_made(made, last, device),
         )
         return plan
+
+
+def _places_made(
+    made: Sequence[tuple[tuple[int, ...], frozenset[int]] | None],
+    last: Mapping[int, int],
+    device: torch.device,
+) -> list[Tensor] | None:
+    """Give, by update, where the norms of its parameters are; None if one of them is not known."""
+    found = []
+    for number, known in enumerate(made):
+        chosen = sorted(k for k, update in last.items() if update == number)
+        if known is None or not known[1].issuperset(chosen):
+            return None
+        place = {index: at for at, index in enumerate(known[0])}
+        found.append(torch.tensor([place[k] for k in chosen], dtype=torch.long, device=device))
+    return found
+
+
+def _squares_made(
+    several: Sequence[ParameterNorms], places: Sequence[Tensor], device: torch.device
+) -> Tensor:
+    """Give the sum of squares of all gradients as backward passes have left them, ()."""
+    found = torch.zeros((), dtype=torch.float64, device=device)
+    for one, where in zip(several, places):
+        assert one.made is not None
+        square = torch.cat([part.to(device) for part in one.made.norms]).double()[where].square()
+        scale = one.made.scale
+        found += square.sum() if scale is None else square.sum() / scale[0].double().square()
+    return found
+
+
+def _by_row(buckets: Sequence[Tensor], plan: _Plan, rows: int) -> Tensor:
+    """Give counts by row of all, (rows, BUCKETS), from those by parameter of every update."""
+    device = plan.member.device
+    parts = [part[:-1].to(device) for part in buckets]
+    counts = torch.cat([*parts, torch.zeros_like(parts[0][:1])])[plan.member].sum(1)
+    whole = torch.zeros(rows, BUCKETS, dtype=torch.float64, device=device)
+    return whole.index_copy_(0, plan.rows, counts)
 
 
 class ParameterCopies:
@@ -167,6 +243,9 @@ class ParameterCopies:
         total = sum(size * len(indices) for size, indices in sizes.items())
         self.entries = torch.zeros(total, dtype=dtype, device=parameters[0].device)
         self._rows: list[tuple[Tensor, torch.dtype]] = []  # (rows, size), what to sum in
+        self._groups = [(size, [members[k] for k in indices]) for size, indices in sizes.items()]
+        self._sizes = {member: parameters[k].numel() for k, member in enumerate(members)}
+        self._places: Tensor | None = None
         views: dict[int, Tensor] = {}
         start = 0
         for size, indices in sizes.items():
@@ -185,6 +264,19 @@ class ParameterCopies:
     def subtract(self, tensors: list[Tensor]) -> None:
         """Take from what is here what belongs to all members."""
         torch._foreach_sub_(list(self._views.values()), tensors)
+
+    def count(self, factor: Tensor | int = 1) -> Tensor:
+        """Count the entries times a factor by parameter, (order and one more, BUCKETS)."""
+        if self._places is None:
+            place = {member: row for row, member in enumerate(self.order)}
+            parts = []  # sizes and rows: what fills a row up belongs to none
+            for size, group in self._groups:
+                for member in group:
+                    own = self._sizes[member]
+                    parts += [(own, place[member]), (size - own, len(place))]
+            sizes, rows = zip(*parts)
+            self._places = places_of(sizes, rows, self.entries.device)
+        return count_entries(self.entries * factor, self._places, len(self.order) + 1)
 
     def norms(self) -> list[Tensor]:
         """Give the L2 norms of what is here of each parameter, in parts; see `order`."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from analysis.examining.loss_scale import loss_scale
 from analysis.measuring.gradient_norms import (
+    MadeGradients,
     NormsByLayer,
     ParameterCopies,
     ParameterNorms,
@@ -27,6 +29,7 @@ class Update(ParameterNorms):
     optimizer: int  # its id
     complete: bool  # whether it holds all parameters
     copies: ParameterCopies  # of the weights before, of all parameters or of those that it holds
+    scale: Tensor | None = None  # by which the loss was multiplied, (1,), if that matters
     kept: set[int] = field(default_factory=set)  # whose weights are there
 
 
@@ -39,13 +42,18 @@ class ParameterReader:
         net: whose parameters they are.
         owned: by layer, the parameters that are read as the layer's.
         statistics: names of all that a layer has.
+        also: what was asked for by name.
     """
 
     def __init__(
-        self, net: nn.Module, owned: Sequence[Sequence[Tensor]], statistics: Sequence[str]
+        self,
+        net: nn.Module,
+        owned: Sequence[Sequence[Tensor]],
+        statistics: Sequence[str],
+        also: Sequence[str] = (),
     ) -> None:
         named = {name: p for name, p in net.named_parameters() if not is_lazy(p)}
-        self._named, self._statistics = named, statistics
+        self._named, self._statistics, self._also = named, statistics, also
         self._names, self._parameters = list(named), list(named.values())
         self._position = {id(parameter): k for k, parameter in enumerate(self._parameters)}
         self.own(owned)
@@ -55,6 +63,9 @@ class ParameterReader:
         self._all = tuple(range(len(self._parameters)))
         self._free: dict[tuple[int, ...], list[ParameterCopies]] = {}  # by what they are for
         self._update: Update | None = None  # under way
+        self._made: MadeGradients | None = None  # by the last backward pass
+        self._ends: dict[int, Any] = {}  # hook handles, by parameter
+        self._awaited = False  # whether the end of the backward pass under way is awaited
 
     def own(self, owned: Sequence[Sequence[Tensor]]) -> None:
         """Say which parameters are which layer's."""
@@ -63,7 +74,7 @@ class ParameterReader:
             for parameter in parameters:
                 if id(parameter) in self._position:
                     owners[self._position[id(parameter)]].append(layer)
-        self._by_layer = NormsByLayer(self._named, owners, self._statistics)
+        self._by_layer = NormsByLayer(self._named, owners, self._statistics, len(owned))
 
     def held_by(self, optimizer: Any) -> frozenset[int]:
         """Say which of the parameters an optimizer holds."""
@@ -89,15 +100,48 @@ class ParameterReader:
                 handle = parameter.register_post_accumulate_grad_hook(hook(index))
                 self._watched[index] = handle
 
+    def await_backward(self) -> None:
+        """Read the gradients when a backward pass has ended, if that was asked for."""
+        if "gradient_norm_before_clipping" not in self._also:
+            return
+
+        def wait(parameter: Tensor) -> None:
+            if not self._awaited:
+                self._awaited = True
+                # twice: what DistributedDataParallel queued by then has reduced the gradients
+                _when_ended(lambda: _when_ended(self._backward_ended))
+
+        wait.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
+        for index, parameter in enumerate(self._parameters):
+            if parameter.requires_grad and index not in self._ends:
+                self._ends[index] = parameter.register_post_accumulate_grad_hook(wait)
+
+    @torch.no_grad()
+    def _backward_ended(self) -> None:
+        self._awaited = False
+        grads = {k: grad for k, p in enumerate(self._parameters) if (grad := p.grad) is not None}
+        if grads:
+            copies = self._copies(self._all)
+            copies.keep(list(grads), _dense(list(grads.values())))
+            norms = copies.norms()
+            self._made = MadeGradients(copies.order, frozenset(grads), norms)
+            self._release(copies)
+
     def unwatch(self) -> None:
-        """Remove the hooks that `watch` set."""
-        for handle in self._watched.values():
+        """Remove the hooks that `watch` and `await_backward` set."""
+        for handle in (*self._watched.values(), *self._ends.values()):
             handle.remove()
         self._watched.clear()
+        self._ends.clear()
 
     def drop(self) -> None:
         """Forget an update under way."""
         self._update = None
+        self._awaited = False
+
+    def forget_backward(self) -> None:
+        """Forget what a backward pass has left: the step that it was of is over."""
+        self._made = None
 
     @torch.no_grad()
     def before_update(self, optimizer: Any, alone: bool, closure: bool) -> None:
@@ -120,6 +164,7 @@ class ParameterReader:
             copies=copies,
             order=copies.order,
             scaler=_scaler_of(optimizer),
+            scale=loss_scale(optimizer) if self._made is not None else None,
         )
         if closure:
             self._keep(self._update, copies.members)
@@ -141,7 +186,18 @@ class ParameterReader:
         if found:
             copies.keep(update.present, _dense(list(found.values())))
             update.gradients = copies.norms()
+            self._count("gradient_histogram", update, copies)
+            if self._made is not None:
+                update.made = replace(self._made, scale=update.scale)
         self._keep(update, [index for index in found if index not in update.kept])
+
+    def _count(self, name: str, norms: ParameterNorms, copies: ParameterCopies) -> None:
+        """Count what the copies hold, if that was asked for."""
+        if name in self._also:
+            factor: Tensor | int = -1  # of updates: the copies hold before minus after
+            if name == "gradient_histogram":
+                factor = norms.scaler[0].reciprocal() if norms.scaler else 1
+            norms.buckets[name] = copies.count(factor)
 
     def _keep(self, update: Update, indices: Sequence[int]) -> None:
         if indices:
@@ -160,6 +216,7 @@ class ParameterReader:
             return None
         update.copies.subtract([self._parameters[index] for index in update.copies.members])
         update.steps = update.copies.norms()
+        self._count("update_histogram", update, update.copies)
         self._release(update.copies)
         return update
 
@@ -179,6 +236,7 @@ class ParameterReader:
         gradients, weights = zip(*(seen[index] for index in present))
         copies.keep(present, _dense(gradients))
         norms.gradients = copies.norms()
+        self._count("gradient_histogram", norms, copies)
         copies.keep(present, list(weights))
         norms.weights = copies.norms()
         self._release(copies)
@@ -208,6 +266,12 @@ def _scaler_of(optimizer: Any) -> list[Tensor]:
     if isinstance(skips, Tensor):  # unscaled before the step
         return [torch.ones_like(skips).view(1), skips.detach().clone().view(1)]
     return []
+
+
+def _when_ended(call: Callable[[], None]) -> None:
+    """Have it called when the backward pass under way has ended, after what is queued by now."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(call)
 
 
 def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:

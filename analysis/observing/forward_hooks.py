@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from analysis.examining.asked_responses import AskedResponses
 from analysis.measuring.dataflow import Pairing, Relus
 from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
@@ -35,6 +37,7 @@ class ForwardHooks:
         layers: of it.
         names: of all statistics.
         extra: those of one's own.
+        also: what was asked for by name.
         begin: is called before each training forward.
         put_away: is called when much was read and no forward of the net began.
         pairs: feeders by norm, of those that are known.
@@ -46,6 +49,7 @@ class ForwardHooks:
         layers: Sequence[Layer],
         names: Sequence[str],
         extra: Mapping[str, Extra],
+        also: Sequence[str],
         begin: Callable[[], None],
         put_away: Callable[[], None],
         pairs: Mapping[str, str],
@@ -56,8 +60,15 @@ class ForwardHooks:
         self._responses = Responses()
         self._latest: dict[str, Response] = {}  # by path
         self._own: list[tuple[int, Tensor]] = []
+        self._asked = AskedResponses(also, names)
+        self.scale: Tensor | None = None  # by which the loss of the step under way was multiplied
         # of a network that is not ours
         self._pairing = None if isinstance(net, Network) else Pairing(pairs)
+        self._feeders = {
+            row.path
+            for row in layers
+            if row.chosen and self._pairing and isinstance(net.get_submodule(row.path), FEEDERS)
+        }
         self._relus = Relus()
         self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
         self._insides: list[NormActivation] = []
@@ -98,8 +109,11 @@ class ForwardHooks:
         """Copy what the optimizer's update would change."""
         self._responses.end_forward()
 
-    def take(self) -> Values:
-        """Give the statistics that follow from what was read, and begin the next step."""
+    def take(self, ended: bool = True) -> Values:
+        """Give the statistics that follow from what was read, and begin the next step.
+
+        `ended` says whether the one under way is over, or goes on with another forward.
+        """
         self._relus.settle()
         if self._pairing:
             self._pairing.prune()
@@ -109,7 +123,10 @@ class ForwardHooks:
         self._shares.clear()
         own, self._own = self._own, []
         self._latest.clear()
-        return [*self._responses.take(), *(((slot,), value) for slot, value in own)]
+        asked = self._asked.take(ended, self.scale)
+        if ended:
+            self.scale = None
+        return [*self._responses.take(), *(((slot,), value) for slot, value in own), *asked]
 
     @property
     def pairs(self) -> Mapping[str, str]:
@@ -122,24 +139,34 @@ class ForwardHooks:
 
     def _attach(self) -> None:
         for index, layer in enumerate(self._layers):
+            if not (layer.chosen or self._pairing):
+                continue
             source = self._net.get_submodule(layer.source or layer.path)
             if self._pairing and NormActivation.suits(source):
                 self._attach_inside(source, layer, index)
             self._listen_to(source, layer, index)
         self._placed.before(self._net, self._begin_forward)
         self._placed.after(self._net, self._end_forward, always=True)
-        paths = {layer.path for layer in self._layers}
-        for layer in self._layers:
-            if layer.shortcut and layer.shortcut not in paths:
-                module = self._net.get_submodule(layer.shortcut)
-                shortcut = Layer(layer.shortcut, "stream", small_mean=layer.small_mean)
-                self._listen_to(module, shortcut, None)
+        self._attach_sides()
+
+    def _attach_sides(self) -> None:
+        """Read both sides of the chosen blocks' residual ratios, also where they are no layers."""
+        rows = {layer.path: layer for layer in self._layers}
+        chosen = [layer for layer in self._layers if layer.chosen]
+        read = {layer.path for layer in chosen}
+        for layer in chosen:
+            for path in {layer.branch, layer.shortcut} - read - {None}:
+                assert path is not None
+                read.add(path)
+                row = rows.get(path, Layer(path, "stream", small_mean=layer.small_mean))
+                source = self._net.get_submodule(row.source or path)
+                self._listen_to(source, replace(row, chosen=True), None)
 
     def _attach_inside(self, norm: nn.Module, layer: Layer, index: int) -> None:
         """Read a norm's response before the activation that is inside the norm."""
 
         def read(x: Tensor) -> None:
-            if self.trains() and self._can_read(x):
+            if self.trains() and self._can_read(x) and self._chosen(layer):
                 self._keep(norm, layer, index, x, self._responses.read(norm, x))
                 self._read_inside.add(layer.path)
 
@@ -178,6 +205,8 @@ class ForwardHooks:
                 self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None))
             if self._pairing and feeds and self._pairing.give(layer.path, output):
                 return  # its norm's output is read
+            if not self._chosen(layer):
+                return
             if layer.path in self._read_inside:
                 self._read_inside.remove(layer.path)
                 return
@@ -185,6 +214,13 @@ class ForwardHooks:
             self._keep(module, layer, index, output, response)
 
         self._placed.after(source, read, kwargs=True)
+
+    def _chosen(self, layer: Layer) -> bool:
+        """Say whether a layer is read: it was chosen, or what feeds it was, or may have been."""
+        if layer.chosen or not self._pairing:
+            return layer.chosen
+        feeder = self._pairing.pairs.get(layer.path)
+        return feeder in self._feeders if feeder else bool(self._feeders)
 
     def _keep(
         self, source: nn.Module, layer: Layer, index: int | None, x: Tensor, response: Response
@@ -202,6 +238,7 @@ class ForwardHooks:
         if layer.branch in self._latest and layer.shortcut in self._latest:
             branch, shortcut = self._latest[layer.branch], self._latest[layer.shortcut]
             self._responses.ratio(slots["residual_ratio"], branch, shortcut)
+        self._asked.read(index * len(self._names), x)
         for name, function in self._extra.items():
             value = _scalar(name, function(x.detach()))
             self._own.append((slots[name], value.to(torch.float64, copy=True).view(1)))

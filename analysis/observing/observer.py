@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from analysis.examining.all_ranks import together
+from analysis.examining.entry_histograms import EntryHistogram
+from analysis.examining.layer_choice import LayerChoice, check_choice_of_layers
+from analysis.examining.requests import checked, statistics_asked
 from analysis.observing.forward_hooks import Extra
-from analysis.observing.reading import STATISTICS, LayerReading
+from analysis.observing.reading import STATISTICS, LayerReading, tag_of
 from analysis.observing.step_reader import StepReader
-from analysis.observing.watched_layers import Layer, unwrap
+from analysis.observing.watched_layers import Layer, rows_of, unwrap
+from nets.checks import check_count
 from nets.growing.grow import Grown
 from nets.modules.network import Network
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 _SILENT = (
     "no response of {!r}{} was read: it has gradients, but did not run as a module or gave no "
@@ -53,8 +62,13 @@ class Observer(StepReader):
     read shows which norm takes which layer's output.
 
     A net under `torch.compile` runs uncompiled in the steps that are read (and only in these: take
-    `every=10` or more). Around DistributedDataParallel each process reads its own batches. Layers
-    have the names that they have inside the wrapper.
+    `every=10` or more). Layers have the names that they have inside the wrapper.
+
+    Around DistributedDataParallel `readings` are of all processes: their sums are added by one
+    reduction, in which all of them must take part, and give every process what one process would
+    read that takes their batches one after the other in each step: the mean of the processes' stds,
+    say. Gradients of parameters are reduced already, and the same everywhere; those that arrive at
+    outputs are of each process's own loss.
 
     Args:
         net: our network, or any module; a module's path is the name of its reading.
@@ -72,8 +86,29 @@ class Observer(StepReader):
 
                 Observer(net, optimizer, extra={"largest": lambda output: output.abs().amax()})
 
+        layers: which layers are read: a name, or names, as `readings` has them; patterns
+            ("stage1.*", as of `fnmatch`), which newborn layers meet too; or a function of name and
+            module that says yes or no. All of them by default. The gradient norm of the whole
+            network stays that of all its parameters.
+        also: what else is read, by name (docs/benchmarks.md says what each costs):
+            "max_abs": the largest absolute response, over the whole window: `extra["max_abs"]`.
+            "kurtosis": that of the responses, 3 for normal ones, in `extra`; None where they do not
+            vary.
+            "activation_gradient": std over entries and L2 norm of the gradients that arrive at a
+            layer's output, `extra["activation_gradient_std"]` and `["activation_gradient_norm"]`,
+            in units of loss per response; a GradScaler's scale is taken out.
+            "gradient_histogram", "update_histogram": of the entries of a layer's gradients, as the
+            optimizer sees them, and of its steps; see `histograms`.
+            "gradient_norm_before_clipping": see the property.
+        from_step, to_step: only the steps that lead from the one count of steps to the other are
+            read; the first of them is. To look closely at what came before a spike, load a
+            checkpoint from before it and read every step from there on: `run.py inspect --after`.
+        all_ranks: whether `readings` are of all processes; by default if the net is wrapped in
+            DistributedDataParallel.
+
     Raises:
-        ValueError: `every` below 1, a name in `extra` that is taken, or a net compiled in place
+        ValueError: `every` below 1, a name in `extra` that is taken, `layers` or `also` that are
+            not known, `to_step` not above `from_step`, or a net compiled in place
             (`net.compile()`) without an optimizer.
     """
 
@@ -86,15 +121,32 @@ class Observer(StepReader):
         step: int = 0,
         edited: dict[str, int] | None = None,
         extra: Mapping[str, Extra] | None = None,
+        layers: LayerChoice = None,
+        also: Sequence[str] | str = (),
+        from_step: int = 0,
+        to_step: int | None = None,
+        all_ranks: bool | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        taken = set(extra or {}).intersection(STATISTICS)
+        check_count("from_step", from_step, 0)
+        if to_step is not None:
+            check_count("to_step", to_step, from_step + 1)
+        also = checked(also)
+        names = (*STATISTICS, *statistics_asked(also))
+        taken = set(extra or {}).intersection(names)
         if taken:
-            raise ValueError(f"extra must not be named {', '.join(STATISTICS)}, got {min(taken)!r}")
-        super().__init__(every, step, extra or {})
+            raise ValueError(f"extra must not be named {', '.join(names)}, got {min(taken)!r}")
+        inner = unwrap(net)
+        modules = {row.path: inner.get_submodule(row.path) for row in rows_of(inner)}
+        choice = check_choice_of_layers(layers, modules)
+        super().__init__(every, step, extra or {}, also, choice, (from_step, to_step))
         self.edited = dict(edited or {})
+        wrapped = isinstance(net, DistributedDataParallel)
+        self.all_ranks = wrapped if all_ranks is None else all_ranks
         self._last: dict[str, LayerReading] = {}
+        self._last_norms: tuple[float | None, float | None] = None, None
+        self._last_histograms: dict[str, dict[str, EntryHistogram]] = {}
         self._aim(net, optimizer)
 
     @property
@@ -130,7 +182,7 @@ class Observer(StepReader):
             before, now = old.architecture.widths, new.architecture.widths
             self.edited.update({n: self.step for n, w in now.items() if before.get(n) != w})
         self._aim(grown, optimizer)
-        self._last = {}
+        self._last, self._last_norms, self._last_histograms = {}, (None, None), {}
         if attached:
             self._attach()
 
@@ -138,12 +190,16 @@ class Observer(StepReader):
         """Give what was read since the last call, by module path, and begin a new window.
 
         If nothing was read since then, give the same readings again. What could not be read is
-        None, and a UserWarning says why, once.
+        None, and a UserWarning says why, once. With `all_ranks` every process must call it.
         """
         self._end_step_without_optimizer()
         self._close()
+        if self.all_ranks and together():
+            self._watched.window.take_in_all_ranks(next(self.net.parameters()).device)
         if self._watched.window or not self._last:
             self._last = self._watched.window.readings(self.edited)
+            self._last_norms = self._watched.window.norms()
+            self._last_histograms = self._watched.window.histograms()
             self._doubt_silent_layers()
             self._watched.window.begin()
         if self._forwards > 1 and self.step == self._window_start:
@@ -155,6 +211,60 @@ class Observer(StepReader):
             if text:
                 warnings.warn(text, stacklevel=2)
         return self._last
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """L2 norm of all gradients together, as the optimizer saw them: after clipping.
+
+        The mean over the steps of the last `readings`; of all parameters, those of no layer too.
+        None without an optimizer.
+        """
+        return self._last_norms[0]
+
+    @property
+    def gradient_norm_before_clipping(self) -> float | None:
+        """The same as the last backward pass before the update left them, a GradScaler's scale out.
+
+        It is what `clip_grad_norm_` gives back: after the accumulation of parts, and the reduction
+        of DistributedDataParallel. Read where it was asked for by `also`, and without an optimizer;
+        else None, and where an update took a gradient that was not there when a pass had ended.
+        """
+        return self._last_norms[1]
+
+    def histograms(self) -> dict[str, dict[str, EntryHistogram]]:
+        """Give the histograms that were asked for, of the last `readings`, by name and by layer.
+
+        Buckets are powers of two, the same for all layers; counts are means over the steps.
+        """
+        return self._last_histograms
+
+    def log(self, writer: SummaryWriter, step: int | None = None) -> dict[str, LayerReading]:
+        """Write what was read since the last call to TensorBoard, and begin a new window.
+
+        Every number of a layer has the tag that `run.py train` gives it, which `tag_of` defines;
+        the network's gradient norm is gradient_norm/after_clipping and /before_clipping. Histograms
+        that were asked for are written too. `analysis.log_record` writes records and decisions.
+
+        Args:
+            writer: a `torch.utils.tensorboard.SummaryWriter`, or what has its methods.
+            step: at which it is shown; by default the steps taken so far.
+
+        Returns:
+            What `readings` gives.
+        """
+        readings, step = self.readings(), self.step if step is None else step
+        for path, reading in readings.items():
+            for name in (*STATISTICS, *reading.extra):
+                value = reading.value(name)
+                if value is not None:
+                    writer.add_scalar(tag_of(name, path), value, step)
+        for name, norm in zip(("after_clipping", "before_clipping"), self._last_norms):
+            if norm is not None:
+                writer.add_scalar(f"gradient_norm/{name}", norm, step)
+        for name, found in self._last_histograms.items():
+            for path, counted in found.items():
+                writer.add_histogram_raw(tag_of(name, path), **counted.raw(), global_step=step)
+        return readings
 
     def skip(self) -> None:
         """Count a step whose update was left out; what was read of it is dropped.
@@ -181,6 +291,7 @@ class Observer(StepReader):
         window = {"start": self._window_start, **self._watched.window.state()}
         last = {path: {**asdict(r), "extra": dict(r.extra)} for path, r in self._last.items()}
         found = {"step": self.step, "edited": dict(self.edited), "window": window, "last": last}
+        found["norms"] = self._last_norms
         return {**found, "pairs": dict(self._watched.hooks.pairs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,6 +311,7 @@ class Observer(StepReader):
         self._watched.window.load(window, next(self.net.parameters()).device)
         self._window_start, self.edited = window["start"], dict(state["edited"])
         self._last = {path: LayerReading(**values) for path, values in state["last"].items()}
+        self._last_norms, self._last_histograms = state.get("norms", (None, None)), {}
         self._begin_step()
         self.step = state["step"]
         self._prepare()

@@ -96,3 +96,18 @@ class LayerReading:
         if statistic in STATISTICS:
             return getattr(self, statistic)
         return self.extra.get(statistic)
+
+
+def tag_of(statistic: str, path: str) -> str:
+    """Give the tag of a layer's number: stage1.response_std/block1.bn1, or head/response_std.
+
+    TensorBoard groups by what stands before the slash: so a group is one statistic in one stage,
+    and stands behind the losses and accuracies.
+    """
+    stage, _, rest = path.partition(".")
+    return f"{stage}.{statistic}/{rest}" if rest else f"{stage}/{statistic}"
+
+
+def pattern_of(statistic: str) -> str:
+    """Give the regular expression of every tag of a statistic."""
+    return rf"[^/]+(\.{statistic}/.+|/{statistic}$)"

@@ -9,6 +9,9 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from analysis.examining.layer_choice import LayerChoice
+from analysis.examining.loss_scale import loss_scale
+from analysis.examining.requests import statistics_asked
 from analysis.measuring.gradient_norms import ParameterStatistics
 from analysis.measuring.update_ratios import Update
 from analysis.observing.forward_hooks import Extra
@@ -33,9 +36,18 @@ _UNHELD = (
 class StepReader:
     """Counts steps, and adds to a window what is read of every so many; see `Observer`."""
 
-    def __init__(self, every: int, step: int, extra: Mapping[str, Extra]) -> None:
+    def __init__(
+        self,
+        every: int,
+        step: int,
+        extra: Mapping[str, Extra],
+        also: Sequence[str],
+        choice: LayerChoice,
+        window: tuple[int, int | None],
+    ) -> None:
         self.every, self.step = every, step
-        self.extra = dict(extra)
+        self.from_step, self.to_step = window
+        self.extra, self.also, self._choice = dict(extra), tuple(also), choice
         self._placed = Hooks()  # those that stay while the `with` block lasts
         self._attached = False
         self._updates = OptimizerSteps(self._concerns, self._before, self._look, self._after)
@@ -44,7 +56,11 @@ class StepReader:
     @property
     def due(self) -> bool:
         """Whether the next step is to be read."""
-        return self._attached and (self.step - self._window_start) % self.every == 0
+        if not self._attached or self.step < self.from_step:
+            return False
+        if self.to_step is not None and self.step >= self.to_step:
+            return False
+        return (self.step - max(self._window_start, self.from_step)) % self.every == 0
 
     def tensors(self) -> list[Tensor]:
         """Give the sums on the device to which a step that is read adds, in place."""
@@ -94,10 +110,9 @@ class StepReader:
 
     def _survey(self, pairs: Mapping[str, str]) -> None:
         """Look at what the network consists of; `pairs` of norms and their feeders are known."""
-        names = (*STATISTICS, *self.extra)
-        self._watched = WatchedNetwork(
-            unwrap(self.net), names, self.extra, self._begin, self._put_aside, pairs
-        )
+        names = (*STATISTICS, *self.extra, *statistics_asked(self.also))
+        asked = self.extra, self.also, self._begin, self._put_aside
+        self._watched = WatchedNetwork(unwrap(self.net), names, self._choice, *asked, pairs)
 
     def _survey_again(self) -> None:
         """Look at a network whose modules changed."""
@@ -136,11 +151,12 @@ class StepReader:
         if not self._watched.members.same_modules():
             self._survey_again()
         self._forwards += 1
+        self._watched.parameters.await_backward()  # each time: layers may be unfrozen
         if self._watched.hooks and self._forwards > 1:
             self._put_aside()  # so that a step without an end takes no more and more memory
 
     def _put_aside(self) -> None:
-        self._watched.window.put_aside(self._watched.hooks.take())
+        self._watched.window.put_aside(self._watched.hooks.take(ended=False))
 
     def _begin_without_optimizer(self, module: nn.Module, args: Any) -> None:
         if module is self.net and self._watched.hooks.trains():
@@ -208,6 +224,8 @@ class StepReader:
         late = self._late is not None
         if self._has_read or late or (closure and self._watched.hooks.on):
             self._watched.hooks.look()
+            if "activation_gradient" in self.also:
+                self._watched.hooks.scale = loss_scale(optimizer)
             self._watched.pair_again()
             self._watched.parameters.before_update(optimizer, not self._counted, closure)
 
@@ -242,6 +260,7 @@ class StepReader:
             found = self._watched.parameters.of_updates(updates)
             if found is not None and found.unheld is not None:
                 self._doubt("unheld", _UNHELD.format(found.unheld))
+            self._watched.parameters.forget_backward()
             left_out = [update.scaler[1] for update in updates if update.scaler]
             self._add(values, found, left_out)
 
@@ -249,8 +268,9 @@ class StepReader:
         self, values: Values, found: ParameterStatistics | None, left_out: Sequence[Tensor] = ()
     ) -> None:
         of_parameters, undefined = (found.values, found.undefined) if found else ([], [])
-        if values or of_parameters or self._watched.window.aside:
-            self._watched.window.add(values + of_parameters, undefined, left_out)
+        whole = found.whole if found else None
+        if values or of_parameters or whole or self._watched.window.aside:
+            self._watched.window.add(values + of_parameters, undefined, left_out, whole)
 
     def _begin_step(self) -> None:
         """Count the step that is over."""

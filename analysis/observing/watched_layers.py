@@ -23,7 +23,8 @@ class Layer:
     `modules` are the paths of the modules whose parameters are the layer's, and unless it is
     `bare` those of the modules inside them; `rectified` says that a relu is known to follow;
     `branch` and `shortcut` are the paths whose outputs a block adds up; `small_mean` that norms
-    hold the output's mean within a few standard deviations.
+    hold the output's mean within a few standard deviations; `chosen` that it is to be read, by
+    itself or by what it feeds.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Layer:
     source: str | None = None
     small_mean: bool = False
     bare: bool = False
+    chosen: bool = True
 
 
 def unwrap(net: nn.Module) -> nn.Module:
@@ -59,6 +61,8 @@ def rows_of(net: nn.Module) -> list[Layer]:
 def paired(rows: list[Layer], pairs: Mapping[str, str]) -> list[Layer]:
     """Give norms what feeds them; rows that feed one are left without modules, and are no layers.
 
+    So are rows that were not chosen, unless what feeds them was.
+
     Args:
         rows: what `rows_of` gave.
         pairs: the path of a norm's feeder, by that of the norm.
@@ -66,6 +70,8 @@ def paired(rows: list[Layer], pairs: Mapping[str, str]) -> list[Layer]:
     modules = {row.path: row.modules for row in rows}
     given = {norm: modules[feeder] + modules[norm] for norm, feeder in pairs.items()}
     given.update(dict.fromkeys(pairs.values(), ()))
+    chosen = {row.path for row in rows if row.chosen}
+    given |= {p: () for p in modules if p not in chosen and pairs.get(p) not in chosen}
     return [replace(row, modules=given.get(row.path, row.modules)) for row in rows]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from analysis.examining.layer_choice import LayerChoice, as_predicate
+from analysis.examining.requests import HISTOGRAMS
 from analysis.measuring.dataflow import Pairing
 from analysis.measuring.norm_layers import FEEDERS, is_norm
 from analysis.measuring.update_ratios import ParameterReader
@@ -26,7 +29,8 @@ class WatchedNetwork:
     Args:
         net: without wrappers.
         statistics: names of all that a layer has.
-        extra, begin, put_away: see `ForwardHooks`.
+        layers: which of them are read; see `Observer`.
+        extra, also, begin, put_away: see `ForwardHooks`.
         pairs: feeders by norm, of those that are known from before.
     """
 
@@ -34,23 +38,25 @@ class WatchedNetwork:
         self,
         net: nn.Module,
         statistics: Sequence[str],
+        layers: LayerChoice,
         extra: Mapping[str, Extra],
+        also: Sequence[str],
         begin: Callable[[], None],
         put_away: Callable[[], None],
         pairs: Mapping[str, str],
     ) -> None:
         self.net, self.statistics = net, statistics
-        self._callbacks = extra, begin, put_away
+        self._chosen, self._also, self._callbacks = layers, also, (extra, also, begin, put_away)
         self.members = Members(net)
-        self._alone = rows_of(net)  # norms and what feeds them by themselves
+        self._alone = chosen_of(rows_of(net), net, layers)  # norms and what feeds them apart
         self._sources = [net.get_submodule(row.path) for row in self._alone]
         paths = {row.path for row in self._alone}
         known = {n: path for n, path in pairs.items() if paths.issuperset((n, path))}
         pairs = {**certain_pairs(net, self._alone), **known}
         self.hooks = ForwardHooks(net, self._alone, statistics, *self._callbacks, pairs)
         self.rows = paired(self._alone, self.hooks.pairs)
-        self.parameters = ParameterReader(net, self._owned(), statistics)
-        self.window = Window(self.rows, statistics)
+        self.parameters = ParameterReader(net, self._owned(), statistics, also)
+        self.window = Window(self.rows, statistics, [one for one in also if one in HISTOGRAMS])
 
     @property
     def layers(self) -> list[Layer]:
@@ -76,7 +82,7 @@ class WatchedNetwork:
         """Go on with parameters that were replaced or changed."""
         self.parameters.unwatch()
         self.members = Members(self.net)
-        self.parameters = ParameterReader(self.net, self._owned(), self.statistics)
+        self.parameters = ParameterReader(self.net, self._owned(), self.statistics, self._also)
 
     def anew(self) -> WatchedNetwork:
         """Look at the network again, whose modules changed, and leave no hooks of this one.
@@ -90,7 +96,8 @@ class WatchedNetwork:
         listened, passed = self.hooks.on, self.hooks.passed
         self.hooks.listen(False)
         self.parameters.unwatch()
-        again = WatchedNetwork(self.net, self.statistics, *self._callbacks, pairs)
+        given = self.statistics, self._chosen, *self._callbacks
+        again = WatchedNetwork(self.net, *given, pairs)
         before = {layer: place for place, layer in enumerate(layers)}
         places = [before.get(layer) for layer in zip(again.rows, again._sources)]
         width = range(len(self.statistics))
@@ -103,6 +110,14 @@ class WatchedNetwork:
 
     def _owned(self) -> list[list[nn.Parameter]]:
         return [parameters_of(self.net, row) for row in self.rows]
+
+
+def chosen_of(rows: Sequence[Layer], net: nn.Module, layers: LayerChoice) -> list[Layer]:
+    """Give the rows, marked as `layers` chooses them; see `Observer`."""
+    wanted = as_predicate(layers)
+    if wanted is None:
+        return list(rows)
+    return [replace(row, chosen=wanted(row.path, net.get_submodule(row.path))) for row in rows]
 
 
 def layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:

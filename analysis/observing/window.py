@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.examining.all_ranks import largest_over_ranks, sum_over_ranks
+from analysis.examining.entry_histograms import EntryHistogram
+from analysis.examining.whole_sums import WholeSums
 from analysis.measuring.responses import Slots
 from analysis.observing.reading import STATISTICS, LayerReading
 from analysis.observing.watched_layers import Layer
@@ -15,6 +18,8 @@ from analysis.observing.watched_layers import Layer
 Values = list[tuple[Slots, Tensor]]
 """Slots, layer * len(statistics) + statistic, and what belongs there, (slots,)."""
 _FORWARD = ("response_mean", "response_std")
+_LARGEST = "max_abs"  # over a window it is the largest, not the mean
+_MAYBE = "kurtosis"  # of an output that does not vary it is not defined, and comes as NaN
 
 
 class Window:
@@ -25,10 +30,16 @@ class Window:
     Args:
         rows: the layers; those without modules are not reported.
         statistics: names of all that a layer has.
+        histograms: names of those that are counted of every layer's parameters.
     """
 
-    def __init__(self, rows: Sequence[Layer], statistics: Sequence[str]) -> None:
-        self._rows, self._statistics = rows, statistics
+    def __init__(
+        self, rows: Sequence[Layer], statistics: Sequence[str], histograms: Sequence[str] = ()
+    ) -> None:
+        self._rows, self._statistics, self._width = rows, statistics, len(statistics)
+        self._histograms = tuple(histograms)
+        place = {name: at for at, name in enumerate(statistics)}
+        self._largest, self._maybe = place.get(_LARGEST), place.get(_MAYBE)
         self._indices: dict[Any, Tensor] = {}
         self._forget()
         self.begin()
@@ -36,6 +47,7 @@ class Window:
     def _forget(self) -> None:
         self._totals: Tensor | None = None  # (2, size): sums; how many readings were undefined
         self._finite: Tensor | None = None  # (size,): how often each sum stayed finite
+        self._whole = WholeSums(len(self._rows), self._histograms)
 
     def begin(self) -> None:
         """Begin a new window, in the same memory."""
@@ -47,7 +59,8 @@ class Window:
 
     def tensors(self) -> list[Tensor]:
         """Give the sums, which `add` changes in place; none before the first one."""
-        return [value for value in (self._totals, self._finite) if value is not None]
+        found = (self._totals, self._finite, *self._whole.tensors())
+        return [value for value in found if value is not None]
 
     def counted(self) -> list[int]:
         """Give the counts: of readings, then by statistic."""
@@ -77,18 +90,26 @@ class Window:
         """Whether parts of a step are aside."""
         return self._aside is not None
 
-    def add(self, values: Values, undefined: Values, left_out: Sequence[Tensor] = ()) -> None:
+    def add(
+        self,
+        values: Values,
+        undefined: Values,
+        left_out: Sequence[Tensor] = (),
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Add a step, or the end of one of which parts are aside.
 
         Args:
             values: statistics in float64.
             undefined: 1 where a value is not defined and 0 stands for it.
+            whole: what `WholeSums` adds up.
             left_out: by optimizer, whether its update was left out, (1,) each, not 0 if so; then
                 what is not finite is undefined.
         """
         with torch.inference_mode(False), torch.no_grad():
             start, counts = self._aside, self._aside_counts
             self.drop_aside()
+            values, undefined = self._defined(values, undefined)
             skipped = None
             if left_out and values:
                 skipped = torch.cat([one.to(values[0][1].device) for one in left_out]).any()
@@ -101,9 +122,10 @@ class Window:
                 undefined = [*undefined, *lost]
             reading = self._reading(values, undefined)
             if start is not None:
-                reading += _told(start.to(reading.device), skipped)
+                self._join(reading, _told(start.to(reading.device), skipped))
             totals, finite = self._sums_on(reading)
-            totals += reading
+            self._join(totals, reading)
+            self._whole.add(whole or {})
             finite += totals[0].isfinite()
             self._added += 1
             self._counts = [a + b for a, b in zip(self._counts, counts)]
@@ -112,13 +134,18 @@ class Window:
     def put_aside(self, values: Values) -> None:
         """Add a part of the step under way."""
         with torch.inference_mode(False), torch.no_grad():
-            part = self._reading(*_finite_of(values))
-            self._aside = part if self._aside is None else self._aside.to(part.device) + part
+            values, undefined = self._defined(values, [])
+            finite, broken = _finite_of(values)
+            part = torch.cat([self._reading(finite, undefined), self._reading(broken, [])[:1]])
+            if self._aside is not None:
+                self._join(part, self._aside.to(part.device))
+            self._aside = part
             _count(self._aside_counts, values)
 
     def drop_aside(self) -> None:
         """Forget what is aside."""
-        # (2, size): sums; how many readings were not finite, for which 0 stands in the sums
+        # (3, size): sums; how many readings were undefined, and how many not finite, for which 0
+        # stands in the sums
         self._aside: Tensor | None = None
         self._aside_counts = [0] * self.size
 
@@ -145,11 +172,35 @@ class Window:
                 )
         return found
 
+    def take_in_all_ranks(self, device: torch.device) -> None:
+        """Take in what the other processes have read; all must do so at once."""
+        nothing = torch.zeros(2, self.size, dtype=torch.float64, device=device)
+        totals, _ = self._sums_on(nothing if self._totals is None else self._totals)
+        largest = totals[0, self._largest :: self._width] if self._largest is not None else None
+        if largest is not None:
+            greatest = largest_over_ranks(largest)
+        counts = torch.tensor(self.counted(), dtype=torch.float64, device=totals.device)
+        sum_over_ranks([totals, counts, *self._whole.all_on(totals.device)])
+        if largest is not None:
+            largest.copy_(greatest)
+        self._added, *self._counts = map(int, counts.tolist())
+
+    def norms(self) -> tuple[float | None, float | None]:
+        """Give the gradient norm of the whole network, at the update and before it was clipped."""
+        return self._whole.norms()
+
+    def histograms(self) -> dict[str, dict[str, EntryHistogram]]:
+        """Give the histograms that were asked for, by name and by the layer's path."""
+        return self._whole.histograms([row.path if row.modules else None for row in self._rows])
+
     def _means(self) -> list[float | None]:
         if self._totals is None:
             return [None] * self.size
         totals, undefined = self._totals.tolist()
         counts = [count - int(none) for count, none in zip(self._counts, undefined)]
+        if self._largest is not None:
+            largest = slice(self._largest, None, self._width)
+            counts[largest] = [min(count, 1) for count in counts[largest]]
         return [total / count if count else None for total, count in zip(totals, counts)]
 
     def first_broken(self) -> tuple[str, str, int] | None:
@@ -168,12 +219,13 @@ class Window:
     def state(self) -> dict[str, Any]:
         """Give totals and counts."""
         totals = self._totals.to("cpu", copy=True) if self._totals is not None and self else None
-        return {"totals": totals, "counts": list(self._counts)}
+        return {"totals": totals, "counts": list(self._counts), "whole": self._whole.state()}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from what `state` gave."""
         self.begin()
         self._counts, totals = list(state["counts"]), state["totals"]
+        self._whole.load(state.get("whole", {}), device)
         if totals is not None:
             if totals.dim() == 1:  # of a checkpoint from before some readings could be undefined
                 totals = torch.stack([totals, torch.zeros_like(totals)])
@@ -183,14 +235,40 @@ class Window:
     def rearrange(self, rows: Sequence[Layer], slots: Sequence[int | None]) -> None:
         """Go on with other layers: of every slot, which of the old ones it was, if any."""
         sums = self._totals, self._aside
-        counts = self._counts, self._aside_counts
+        counts, whole = (self._counts, self._aside_counts), self._whole
         self._rows = rows
         self._forget()
         self.begin()
+        of_parameters = slots[self._statistics.index("gradient_norm") :: self._width]
+        whole.rearrange([None if slot is None else slot // self._width for slot in of_parameters])
+        self._whole = whole
         self._totals, self._aside = (_rearranged(totals, slots) for totals in sums)
         self._counts, self._aside_counts = (
             [0 if slot is None else old[slot] for slot in slots] for old in counts
         )
+
+    def _join(self, sums: Tensor, more: Tensor) -> None:
+        """Add to sums in place, of which the first row may have some that are largest values."""
+        if self._largest is None:
+            sums += more
+            return
+        column = slice(self._largest, None, self._width)
+        largest = torch.maximum(sums[0, column], more[0, column])
+        sums += more
+        sums[0, column] = largest
+
+    def _defined(self, values: Values, undefined: Values) -> tuple[Values, Values]:
+        """Give 0 for what may be undefined and is NaN, and say so."""
+        if self._maybe is None:
+            return values, undefined
+        found, undefined = [], list(undefined)
+        for slots, value in values:
+            if slots[0] % self._width == self._maybe:
+                none = value.isnan()
+                undefined.append((slots, none.double()))
+                value = value.masked_fill(none, 0)
+            found.append((slots, value))
+        return found, undefined
 
     def _sums_on(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Give totals and finite on the device of a reading; they begin with 0."""
@@ -229,9 +307,11 @@ def _told(aside: Tensor, skipped: Tensor | None) -> Tensor:
 
     Undefined it is in a step whose update was left out.
     """
-    sums, broken = aside
-    nan = torch.stack([sums.masked_fill(broken > 0, torch.nan), torch.zeros_like(broken)])
-    return nan if skipped is None else torch.where(skipped, aside, nan)
+    sums, undefined, broken = aside
+    nan = torch.stack([sums.masked_fill(broken > 0, torch.nan), undefined])
+    if skipped is None:
+        return nan
+    return torch.where(skipped, torch.stack([sums, undefined + broken]), nan)
 
 
 def _count(counts: list[int], values: Values) -> None:
@@ -243,7 +323,7 @@ def _count(counts: list[int], values: Values) -> None:
 def _rearranged(totals: Tensor | None, slots: Sequence[int | None]) -> Tensor | None:
     if totals is None:
         return None
-    found = totals.new_zeros(2, len(slots))
+    found = totals.new_zeros(len(totals), len(slots))
     for place, slot in enumerate(slots):
         if slot is not None:
             found[:, place] = totals[:, slot]

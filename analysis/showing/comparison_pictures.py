@@ -23,17 +23,20 @@ def score_over(judgement: Judgement, axis: str) -> str:
     """Draw each row's score over `axis`, "flops" or "seconds": mean and sample std over seeds."""
     figure, (axes,) = figure_of(8.5, 4.6)
     for color, (name, runs) in zip(colors_of(judgement), judgement.curves.items(), strict=True):
-        places = [getattr(curve, axis) for curve in runs.values()]
+        curves = [curve for curve in runs.values() if curve.any]
+        if not curves:
+            continue
+        places = [curve.places(axis) for curve in curves]
         first, last = max(x[0] for x in places), min(x[-1] for x in places)
         grid = np.linspace(first, max(first, last), POINTS)
-        lines = [np.interp(grid, x, c.score) for x, c in zip(places, runs.values(), strict=True)]
+        lines = [curve.at(grid, axis) for curve in curves]
         middle = _percent(judgement, np.mean(lines, 0))
         style = "--" if name in judgement.static else "-"
         axes.plot(grid, middle, color=color, label=_label(name), linestyle=style, linewidth=1.6)
         if len(lines) > 1:
             spread = _percent(judgement, np.std(lines, 0, ddof=1))
             axes.fill_between(grid, middle - spread, middle + spread, color=color, alpha=0.12)
-    if axis == "flops" and judgement.best is not None:
+    if axis == judgement.axis and judgement.best is not None:
         best = _percent(judgement, judgement.best)
         axes.plot(judgement.grid, best, color="black", linewidth=2.6, alpha=0.45, label="frontier")
     scores = np.concatenate([c.score for runs in judgement.curves.values() for c in runs.values()])

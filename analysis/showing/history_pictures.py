@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.capacity.missing_capacity import rank
 from analysis.recording.record import Record
 from analysis.recording.timeline import layers_over_time, merged, response_curve, statistics_of
 from analysis.showing.architecture_pictures import architecture_over_time
+from analysis.showing.capacity_page import capacity_picture
 from analysis.showing.matplotlib_figures import axes_of, own_settings, png_of
 
 _LABELS = 16
@@ -24,10 +26,12 @@ def draw(history: Sequence[Record], reference: Sequence[Record] = ()) -> dict[st
         reference: a history of another run, whose last record is a curve of its own.
 
     Returns:
-        architecture, response_std_by_layer and heat_map_<statistic>; those whose numbers nobody
-        read are left out.
+        architecture, capacity, response_std_by_layer and heat_map_<statistic>; those whose numbers
+        nobody read are left out.
     """
     pictures = {"architecture": architecture_over_time(history)}
+    if (ranking := rank(history)).places:
+        pictures["capacity"] = capacity_picture(ranking)
     if response_curve(history[-1]):
         pictures["response_std_by_layer"] = response_std_by_layer(history, reference)
     for statistic in statistics_of(history):

@@ -32,12 +32,15 @@ pre { background: #f5f5f5; padding: 0.7rem; overflow-x: auto; font-size: 0.82rem
 """
 
 
-def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
+def write_report(
+    folder: Path, groups: Sequence[tuple[str, Judgement]], parts_of: Sequence[Path] = ()
+) -> str:
     """Write FOLDER/report.html, and give in one line why it has no pictures, or nothing.
 
     Args:
         folder: of the comparison, with config.yaml and environment.json.
         groups: a title (data and net) and a judgement each.
+        parts_of: the comparisons whose runs are judged together, if it is not the folder's own.
 
     Raises:
         ValueError: a run's files cannot be read.
@@ -54,7 +57,10 @@ def write_report(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
     runs = [
         run.folder for _, judged in groups for row in judged.rows.values() for run in row.values()
     ]
-    parts += _provenance(folder, runs[0])
+    for part in parts_of or [folder]:
+        parts += [f"<h2>{escape(str(part))}</h2>"] if parts_of else []
+        run = next((run for run in runs if run.is_relative_to(part)), part)
+        parts += _provenance(part, run)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -83,10 +89,12 @@ def _pictures(judgement: Judgement) -> list[str]:
 
 def _drawn(judgement: Judgement, histories: Histories) -> Iterator[tuple[str, str, str]]:
     """Give the title, a note and the SVG of every picture."""
-    note = "Mean over seeds, band: sample std. Grey: the static frontier."
-    yield "Score over training FLOPs", note, score_over(judgement, "flops")
-    note = "Seconds depend on the machine and on what else it did."
-    yield "Score over time", note, score_over(judgement, "seconds")
+    titles = {"flops": "Score over training FLOPs", "seconds": "Score over time"}
+    notes = {"flops": "", "seconds": " Seconds depend on the machine and on what else it did."}
+    for axis in sorted(titles, key=lambda axis: axis != judgement.axis):
+        grey = " Grey: the static frontier." if axis == judgement.axis else ""
+        note = f"Mean over seeds, band: sample std.{grey}{notes[axis]}"
+        yield titles[axis], note, score_over(judgement, axis)
     if any(record.applied for runs in histories.values() for one in runs for record in one):
         note = "Inner channels of every block, first seed; later blocks of a stage are paler."
         yield "Architectures over time", note, architectures_of_rows(histories)

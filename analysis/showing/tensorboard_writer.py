@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
+from analysis.observing.reading import pattern_of, tag_of
 from analysis.recording.phrases import phrase
 from analysis.recording.probes import Histogram
 from analysis.recording.record import Record
+from analysis.recording.tensorboard_event_file import EventFile, WriterEvents
 from analysis.recording.timeline import statistics_of
 from analysis.showing import history_pictures
+from analysis.showing.capacity_page import capacity_text
 from analysis.showing.matplotlib_figures import HEIGHT, WIDTH, drawing
 from analysis.showing.tables import growth_table
-from analysis.showing.tensorboard_event_file import EventFile
 from nets import Action, Cost
 
 METRICS = (
@@ -38,15 +41,20 @@ class Board:
     also with _of_average (of the weights), learning_rate, images_per_second, network/parameters,
     network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
     outputs on the probe batch), and every number of every layer and block under the tag that
-    `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
-    Images: pictures/<name>, as `history_pictures.draw` names them. HParams: the settings beside the
+    `tag_of` gives. Custom scalars: one chart per statistic. Text: capacity, growth, refused,
+    growth_history. Images: capacity/missing, which stands on the first page, and pictures/<name>,
+    as `history_pictures.draw` names them. HParams: the settings beside the
     last values of METRICS.
     """
 
     def __init__(
-        self, folder: str | Path, purge_step: int | None = None, charted: bool | None = None
+        self,
+        folder: str | Path | WriterEvents,
+        purge_step: int | None = None,
+        charted: bool | None = None,
     ) -> None:
-        self._events = EventFile(Path(folder), purge_step)
+        given = isinstance(folder, WriterEvents)
+        self._events = folder if given else EventFile(Path(folder), purge_step)
         resumed = purge_step is not None and purge_step > 1
         self._charted = resumed if charted is None else charted
         self._drawn = perf_counter()
@@ -148,8 +156,13 @@ class Board:
             drawn = history_pictures.draw(history, reference)
         size = {"width": WIDTH, "height": HEIGHT, "colorspace": 4}
         images = {n: Summary.Image(encoded_image_string=png, **size) for n, png in drawn.items()}
-        values = [Summary.Value(tag=f"pictures/{name}", image=images[name]) for name in images]
+        tags = {name: f"pictures/{name}" for name in images} | {"capacity": "capacity/missing"}
+        values = [Summary.Value(tag=tags[name], image=images[name]) for name in images]
         self._events.add(Summary(value=values), step)
+
+    def capacity(self, history: Sequence[Record]) -> None:
+        """Write where capacity is missing, as a text at the last record's step."""
+        self._events.add(text("capacity", capacity_text(history)), history[-1].step)
 
     def size(self, step: int, size: Cost) -> None:
         """Write the size of a network that is no longer the last record's."""
@@ -178,19 +191,22 @@ class Board:
         self._events.add(Summary(value=values), step)
 
 
-def tag_of(statistic: str, path: str) -> str:
-    """Give the tag of a layer's number: stage1.response_std/block1.bn1, or head/response_std.
+def log_record(writer: Any, record: Record, difference: float | None = None) -> None:
+    """Write a record of a loop of one's own as `run.py train` writes its own: the same tags.
 
-    TensorBoard groups by what stands before the slash: so a group is one statistic in one stage,
-    and stands behind the losses and accuracies.
+    What it knows becomes scalars, with the custom scalars that show each statistic in one chart;
+    what was applied and refused becomes text, with the reasons. Of a record that says neither, what
+    was decided is shown: `replace(record, decided=policy.decide(history), applied=...)`.
+
+    Args:
+        writer: a `torch.utils.tensorboard.SummaryWriter`.
+        record: of `Record.capture`, say.
+        difference: of the outputs after growth, `grow(...).difference`.
     """
-    stage, _, rest = path.partition(".")
-    return f"{stage}.{statistic}/{rest}" if rest else f"{stage}/{statistic}"
-
-
-def pattern_of(statistic: str) -> str:
-    """Give the regular expression of every tag of a statistic."""
-    return rf"[^/]+(\.{statistic}/.+|/{statistic}$)"
+    board = Board(WriterEvents(writer))
+    board.record(record)
+    done = record.applied or (() if record.refused else record.decided)
+    board.growth(record.step, done, record.refused, difference)
 
 
 def _because(action: Action) -> str:

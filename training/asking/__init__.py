@@ -1,4 +1,4 @@
-"""Questions to runs that are done: inspect, replay with another policy, branch from a growth.
+"""Questions to runs that are done: inspect, look closer, replay, branch from a growth.
 
 The recorded run stays as it is.
 """

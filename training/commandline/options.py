@@ -55,6 +55,7 @@ def make_parser() -> Parser:
     for name, command, text in (
         ("train", _settings_parser(Train), "train one network under one policy"),
         ("compare", _settings_parser(Compare), "train policies x seeds on one budget; one table"),
+        ("judge", _judge_parser(), "one table of comparisons that were run apart; runs nothing"),
         ("inspect", _inspect_parser(), "what grew, when and why, and the layers' statistics"),
         ("replay", _replay_parser(), "what another policy would have decided on recorded runs"),
         ("branch", _branch_parser(), "what growth at each other site would bring"),
@@ -83,6 +84,17 @@ def _settings_parser(kind: type) -> Parser:
     return parser
 
 
+def _judge_parser() -> Parser:
+    parser = Parser(
+        description="Judge comparisons of the same settings together, of other rows or seeds or "
+        "from other machines, as if all runs lay in one folder. It runs nothing."
+    )
+    parser.add_argument("folders", nargs="+", help="folders of comparisons")
+    text = "folder of comparison.csv, comparison.md and report.html"
+    parser.add_argument("--out", required=True, help=text)
+    return parser
+
+
 def _inspect_parser() -> Parser:
     parser = Parser(description="What grew, when and why, and the statistics of the layers.")
     parser.add_argument("run", help="a run folder")
@@ -94,6 +106,10 @@ def _inspect_parser() -> Parser:
     parser.add_argument("--out", help="folder of the pictures; by default RUN/pictures")
     text = "print every number of every record as one table instead: step,layer,statistic,value"
     _add_flag(parser, "csv", text)
+    text = "look closely instead: take the steps after this one again, from the state kept before "
+    text += "it, and show what each did; all numbers go to RUN/closer/stepN.csv"
+    parser.add_argument("--after", type=int, help=text)
+    parser.add_argument("--steps", type=int, default=50, help="how many steps --after looks at")
     return parser
 
 

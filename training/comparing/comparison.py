@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from math import ceil
 from multiprocessing import current_process
 from typing import Any
 
+from analysis.judging.comparable_runs import Finished
 from analysis.recording.atomic_files import Unwritten
 from analysis.recording.phrases import result_of
 from nets import cost
-from training.comparing.comparison_files import write_csv, write_judged
+from training.comparing.comparison_files import Matrix, write_csv, write_judged
 from training.comparing.gpu_share import runs_a_gpu
 from training.comparing.job_queue import Engine, Here, Progress, run_jobs, stays_here
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
@@ -22,13 +24,13 @@ from training.computing.torch_settings import is_small
 from training.data.identity import check_same_data, settle
 from training.deciding.call_policy import is_frozen, told_of_state
 from training.deciding.check_probes import check_needs
+from training.keeping.asked import Asked, asked_before, finished_in, note_asked, told_of
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison
 from training.running.prepare import prepare
 from training.settings.compare_settings import Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
-from training.settings.train_settings import Train
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,21 @@ def compare(
     settings: Compare,
     say: Callable[[str], None] = print,
     advance: Callable[[float], None] | None = None,
+    planned: Sequence[int] = (),
     running: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Outcome:
-    """Run every row with every seed, and judge them.
+    """Run every row with every seed, or the rows that are chosen, and judge all that is finished.
 
     OUT/comparison.csv is written anew after each run; at the end it gains the judged columns, and
-    comparison.md and report.html are written.
+    comparison.md and report.html are written. OUT/provenance.json keeps what was asked, and when.
 
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
         say: takes a line on what training images go through, then one per run that ends.
         advance: called with the fraction of all runs' budgets that is spent, within runs too.
-        running: called before it with the fractions spent of the runs that go on, by their names.
+        planned: the seeds of the whole comparison where this call runs a part of them; then a later
+            call with the others adds nothing to what was asked.
+        running: called before `advance` with the fractions spent of the runs that go on, by name.
 
     Raises:
         ValueError: settings, data or folder cannot be used, or another process uses the folder.
@@ -64,34 +69,80 @@ def compare(
         sys.exit(
             "compare must stand below if __name__ == '__main__': in a script, or take workers=1"
         )
-    jobs = jobs_of(settings)
-    summaries = {job.name: summary for job in jobs if (summary := _finished(job.settings))}
-    missing = [job for job in jobs if job.name not in summaries]
+    jobs, matrix = jobs_of(settings), Matrix.of(settings)
+    runs = {job.cell: run for job in jobs if (run := _finished(settings, job))}
+    missing = [job for job in jobs if job.row in settings.chosen and job.cell not in runs]
+    _check_sources(jobs, missing)
     here = settings.engine == "pool" and any(map(stays_here, missing))
-    progress = Progress(len(jobs), len(summaries), advance, running)
+    progress = Progress(len(runs) + len(missing), len(runs), advance, running)
     engine = Here(progress) if here else _engine(settings, len(missing), progress)
     with ExitStack() as held:
         try:
             data, flops = check(jobs)
-            before, missing = missing, spared(settings, missing, flops)
-            for line in _notes(settings, jobs, here, before != missing):
+            asked_for, missing = missing, spared(settings, missing, flops)
+            for line in _notes(settings, jobs, here, asked_for != missing):
                 say(line)
             held.enter_context(alone(settings.folder))
-            told = settings_to_dict(settings), settings_to_yaml(settings)
-            claim_comparison(settings.folder, *told)
+            whole = replace(settings, only=None)  # the comparison keeps all of its rows
+            before = asked_before(settings.folder)
+            claim_comparison(settings.folder, settings_to_dict(whole), settings_to_yaml(whole))
+            now = _asked(settings, planned)
+            asked = note_asked(settings.folder, before, now, _at_a_time(settings, missing, here))
             for job in missing:  # now, that a run which begins later sees the same
                 settle(job.settings.folder, data[job.settings.data, job.settings.net])
         except BaseException:
             engine.stop()
             raise
         say(_augmentations(settings, data))
-        if summaries:
-            say(f"{len(summaries)} of {len(jobs)} are finished")
+        if runs:
+            say(f"{len(runs)} of {len(jobs)} are finished")
         if missing and not gpus_of(settings):
             for line in slow_settings(settings, Precision.of(settings)):
                 say(line)
-        failures = _run_missing(settings, jobs, summaries, missing, engine, say, progress)
-        return Outcome(write_judged(settings, jobs, summaries), failures)
+        failures = _run_missing(settings, runs, missing, engine, say, progress)
+        runs = {
+            cell: replace(run, at_a_time=asked.beside(run.folder)) for cell, run in runs.items()
+        }
+        grounds = dict.fromkeys(matrix.grounds.values())
+        notes = {
+            ground: told_of(
+                asked, [n for n, of in matrix.grounds.items() if of == ground], matrix.seeds
+            )
+            for ground in grounds
+        }
+        return Outcome(write_judged(settings.folder, matrix, runs, notes), failures)
+
+
+def _asked(settings: Compare, planned: Sequence[int]) -> Asked:
+    """Give what a call asks for: with the whole plan, if its seeds are a part of that."""
+    part = set(settings.seeds) <= set(planned)
+    seeds = tuple(planned if part else settings.seeds)
+    return Asked(tuple(settings.cells), seeds, settings.pair, finished_in(settings.folder))
+
+
+def _check_sources(jobs: Sequence[Job], missing: Sequence[Job]) -> None:
+    """Raise a ValueError for a run whose source is neither finished nor about to run."""
+    running = {job.settings.folder for job in missing}
+    rows = {job.settings.folder: job.row for job in jobs}
+    for job in missing:
+        needed = job.after
+        if needed and needed not in running and not (needed / "summary.json").exists():
+            raise ValueError(
+                f"only must hold {rows[needed]} beside {job.row}, which waits for it, until seed "
+                f"{job.settings.seed} of it is finished"
+            )
+
+
+def _at_a_time(settings: Compare, missing: Sequence[Job], here: bool) -> dict[str, int]:
+    """Give by run folder (ROW/seedN) how many runs go on at a time, on each GPU if there are any.
+
+    Ray tells nobody; then there is nothing to give.
+    """
+    if settings.engine == "ray":
+        return {}
+    number = 1 if here else min(workers_of(settings), len(missing))
+    number = ceil(number / max(1, len(gpus_of(settings))))
+    return {f"{job.row}/seed{job.settings.seed}": number for job in missing}
 
 
 def _notes(settings: Compare, jobs: Sequence[Job], here: bool, fewer: bool) -> list[str]:
@@ -111,27 +162,26 @@ def _notes(settings: Compare, jobs: Sequence[Job], here: bool, fewer: bool) -> l
 
 def _run_missing(
     settings: Compare,
-    jobs: Sequence[Job],
-    summaries: dict[str, Mapping[str, Any]],
+    runs: dict[tuple[str, int], Finished],
     missing: Sequence[Job],
     engine: Engine,
     say: Callable[[str], None],
     progress: Progress,
 ) -> tuple[str, ...]:
-    """Run what is missing, add its summaries, and give a line for each cell that failed."""
+    """Run what is missing, add it to the finished runs, and give a line for each that failed."""
     failures: dict[str, str] = {}
     for job, failure in run_jobs(missing, engine, progress):
         told = f"failed: {failure}"
         if failure is None:
-            summary = summaries[job.name] = _finished(job.settings) or {}
-            told = f"{result_of(summary)}  {summary['seconds']:.1f} s"
+            run = runs[job.cell] = _finished(settings, job) or Finished(job.settings.folder, {})
+            told = f"{result_of(run.summary)}  {run.summary['seconds']:.1f} s"
         else:
             failures[job.name] = f"{job.name}  {told}"
-        progress.done = len(summaries) + len(failures)
-        say(f"{progress.done}/{len(jobs)}  {job.name}  {told}")
+        progress.done = len(runs) + len(failures)
+        say(f"{progress.done}/{progress.total}  {job.name}  {told}")
         with suppress(Unwritten):  # the other cells go on; at the end it is written anew
-            write_csv(settings.folder, jobs, summaries)
-    return tuple(failures[job.name] for job in jobs if job.name in failures)
+            write_csv(settings.folder, Matrix.of(settings), runs)
+    return tuple(failures[job.name] for job in missing if job.name in failures)
 
 
 def _engine(settings: Compare, cells: int, progress: Progress) -> Engine:
@@ -187,12 +237,14 @@ def spared(
     ]
 
 
-def _finished(run: Train) -> Mapping[str, Any] | None:
-    """Give the summary of a finished run; None if it must run, or must read the test set."""
+def _finished(settings: Compare, job: Job) -> Finished | None:
+    """Give a finished run; None if it must run, or is chosen and must read the test set."""
+    run = job.settings
     try:
         summary = read_summary(run.folder)
     except ValueError:
         return None  # if the file is damaged, the run says so
-    if run.final and not summary["test_readings"]:
+    if run.final and job.row in settings.chosen and not summary["test_readings"]:
         return None
-    return {**summary, "data": run.data}  # where the images lie now; `check` says they are the same
+    # where the images lie now; `check` says they are the same
+    return Finished(run.folder, {**summary, "data": run.data})

@@ -41,7 +41,7 @@ def forecast(settings: Compare) -> str:
     grounds: dict[tuple[str, str], Prepared] = {}
     measured: Measured = {}
     rows, total = [], 0.0
-    for name in settings.cells:
+    for name in settings.chosen:
         job = next(job for job in jobs if job.row == name)
         ground = settings.ground(name)
         if ground not in grounds:  # without what only exists once another row is finished
@@ -51,7 +51,7 @@ def forecast(settings: Compare) -> str:
         total += seconds * len(settings.seeds)
     header = ["run", "data", "net", "policy", "parameters", "FLOPs an image", "budget"]
     header += ["seeds", "seconds a run"]
-    told = f"{len(jobs)} runs, about {total:.0f} s of work"
+    told = f"{len(settings.chosen) * len(settings.seeds)} runs, about {total:.0f} s of work"
     if settings.engine == "pool":
         workers = workers_of(settings)
         told += f", {total / workers:.0f} s on {workers} at a time"

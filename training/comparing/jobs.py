@@ -35,6 +35,11 @@ class Job:
         """The cell as people read it."""
         return f"{self.row}  seed {self.settings.seed}"
 
+    @property
+    def cell(self) -> tuple[str, int]:
+        """Its row and seed."""
+        return self.row, self.settings.seed
+
 
 def jobs_of(settings: Compare) -> list[Job]:
     """Give all cells of a comparison, row by row."""

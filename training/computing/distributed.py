@@ -98,6 +98,15 @@ def from_first(make: Callable[[], T]) -> T:
     return answer[0]
 
 
+def gathered(value: T) -> list[T]:
+    """Give what every process gives, in the order of ranks, on each."""
+    if size() == 1:
+        return [value]
+    found: list[Any] = [None] * size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 @contextmanager
 def on_first(context: AbstractContextManager[object]) -> Iterator[None]:
     """Enter a context on rank 0 alone, or raise its ValueError on every rank."""

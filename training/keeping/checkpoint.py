@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,12 @@ def save_checkpoint(
     ema: Network | None = None,
     scaler: torch.amp.GradScaler = UNSCALED,
     rates: CohortRates | None = None,
+    observers: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write the whole state; a reader sees the old file or the new one."""
+    """Write the whole state; a reader sees the old file or the new one.
+
+    `observers` are the states of those of all processes, if there are several.
+    """
     state = {
         "architecture": net.architecture.to_dict(),
         "weights": net.state_dict(),
@@ -105,6 +110,7 @@ def save_checkpoint(
         "cuda_generator": torch.cuda.get_rng_state(window.device) if window.is_cuda else None,
         "progress": asdict(progress),
         "observer": observer.state_dict(),
+        "observers": list(observers) if len(observers) > 1 else [],
         "window": window,
         "identity": identity,
     }

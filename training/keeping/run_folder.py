@@ -20,7 +20,7 @@ from training.keeping.result_files import write_json
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
 _FREE += ("graph", "save_every", "policy_errors")
-_FREE += ("engine", "workers", "per_gpu", "address", "dry_run")
+_FREE += ("only", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 _PLACES = ("folder:", "npz:")
 """Data that may move: what is in them is told by data.json."""
@@ -148,8 +148,18 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version("torchvision"),  # importing it takes a second
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
+
+
+def _processor() -> str:
+    """Give the processor's name, which Linux tells in a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), "") or platform.processor() or platform.machine()

@@ -51,7 +51,7 @@ class Run:
 
     `model` is the network in the form that training steps call: wrapped for several processes,
     compiled. The board is rank 0's. On several processes layers are read on each one's part of the
-    batches, and rank 0's readings are the record's; gradients are those of the whole batch.
+    batches, and a record has the means over all of them; gradients are those of the whole batch.
     """
 
     settings: Train

@@ -66,14 +66,7 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     distributed.from_first(lambda: claim(folder, plain, text, settings.resume, prepared.data))
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path, binding(plain)) if path.exists() else None
-    torch.manual_seed(settings.seed)
-    run = _begin(settings, prepared, *_networks(settings, prepared, state, path))
-    if state is not None:
-        saved = run.net, run.optimizer, run.scaler, run.rates, run.observer, run.window
-        run.progress = restore(state, path, *saved)
-        run.saved = run.progress.seconds
-        run.trace[0] = run.window
-    run.clock.lead(run.optimizer)
+    run = revived(settings, prepared, state, path)
     run.captured = captured_of(settings, run.precision.device)
     progress = run.progress
     run.history = read_history(folder, progress.records) if progress.records else []
@@ -82,6 +75,19 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
         charted = bool(statistics_of(run.history))
         run.board = Board(folder, purge_step=progress.step + 1, charted=charted)
+    return run
+
+
+def revived(settings: Train, prepared: Prepared, state: dict[str, Any] | None, path: Path) -> Run:
+    """Give a run as a checkpoint's state has it, or as it begins; it writes nothing anywhere."""
+    torch.manual_seed(settings.seed)
+    run = _begin(settings, prepared, *_networks(settings, prepared, state, path))
+    if state is not None:
+        saved = run.net, run.optimizer, run.scaler, run.rates, run.observer, run.window
+        run.progress = restore(state, path, *saved)
+        run.saved = run.progress.seconds
+        run.trace[0] = run.window
+    run.clock.lead(run.optimizer)
     return run
 
 
@@ -108,7 +114,7 @@ def _begin(settings: Train, prepared: Prepared, net: Network, ema: Network | Non
         ema=ema,
         optimizer=optimizer,
         scaler=prepared.precision.scaler(),
-        observer=Observer(net, optimizer, settings.observe_every),
+        observer=Observer(net, optimizer, settings.observe_every, all_ranks=True),
         window=window,
         trace=window.new_zeros(ROWS, 3),
         clock=Clock(device),
@@ -138,12 +144,18 @@ def restore(
             rates.load_state_dict(state["rates"])
         set_generators(state, net.draw.device)
         if observer is not None:
-            observer.load_state_dict(state["observer"])
+            observer.load_state_dict(_own_part(state))
         if window is not None and distributed.rank() == 0:  # it is the sum over all processes
             window.copy_(state["window"].reshape(3))
         return Progress(**state["progress"])
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error!r}") from None
+
+
+def _own_part(state: dict[str, Any]) -> dict[str, Any]:
+    """Give what this process had read, of as many processes as there are; else what rank 0 had."""
+    all_ = state.get("observers") or []
+    return all_[distributed.rank()] if len(all_) == distributed.size() else state["observer"]
 
 
 def _networks(

@@ -44,7 +44,7 @@ def save(run: Run, name: str = "checkpoint.pt") -> None:
         NonFinite: a part of the state is NaN or infinite; nothing is written then.
     """
     check_state(run)
-    window = distributed.total(run.window)
+    window, read = distributed.total(run.window), distributed.gathered(run.observer.state_dict())
     if run.board is None:  # not rank 0
         return
     results_to_disk(run.folder)
@@ -54,7 +54,7 @@ def save(run: Run, name: str = "checkpoint.pt") -> None:
         path.parent.mkdir(exist_ok=True)
     identity, net, optimizer = binding(settings_to_dict(run.settings)), run.net, run.optimizer
     state = run.progress, run.observer, window, identity, run.ema, run.scaler, run.rates
-    save_checkpoint(path, net, optimizer, *state)
+    save_checkpoint(path, net, optimizer, *state, read)
 
 
 def write_losses(run: Run) -> None:
@@ -102,6 +102,7 @@ def write_record(
         row["batch_size"] = run.settings.batch_size * run.factor_of(record.architecture)
     append_metrics(run.folder, row)
     board.record(record, speed, averaged)
+    board.capacity(run.history)
     board.growth(record.step, record.applied, record.refused, difference)
     counts = run.repeated("histograms", lambda: response_counts(run.net, run.probe[0][:CHECKED]))
     board.histograms(record.step, histograms_of(counts))

@@ -98,6 +98,12 @@ def check_compare(settings: Any) -> None:
     _ = settings.folder  # refuses what is none
     if settings.primary is not None:
         _check_pair(settings)
+    for name in settings.chosen:
+        if name not in settings.cells:
+            rows = f"{', '.join(settings.cells)}; got {name!r}{meant(name, settings.cells)}"
+            raise ValueError(f"only must be rows of {rows}")
+    if not settings.chosen:
+        raise ValueError("only must be at least one row, got none")
 
 
 def check_policy_and_start(settings: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +72,14 @@ class Cell:
         return isinstance(self.policy, Never) and self.source is None
 
 
+def pair_of(primary: Sequence[str] | str | None) -> tuple[str, str] | None:
+    """Give the two rows that a primary comparison names."""
+    if primary is None:
+        return None
+    words = primary.split(" vs ") if isinstance(primary, str) else primary
+    return tuple(word.strip() for word in words)  # pyright: ignore[reportReturnType]: checked
+
+
 def standard_cells() -> dict[str, Cell]:
     """Give the rows of a comparison: static nets, controls and policies."""
     return {
@@ -93,6 +102,8 @@ class Compare(Common):
         seeds: one run of every row each.
         cells: the rows by name; by default static nets at a quarter, half and all of the limit's
             width, and every policy in the box.
+        only: the rows that this call runs, as [a, b] or "a,b"; by default all. The comparison keeps
+            all of its rows: a later call without it runs the rest.
         primary: the claim, named before the first run: two rows, as [a, b] or "a vs b".
         out: the folder; it holds ROW/seedN/, comparison.csv, comparison.md and report.html. What is
             finished in it is not run again.
@@ -107,6 +118,7 @@ class Compare(Common):
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     cells: dict[str, Cell] = field(default_factory=standard_cells)
+    only: list[str] | str | None = None
     primary: list[str] | str | None = None
     out: str = "runs/comparison"
     engine: str = "pool"
@@ -128,10 +140,17 @@ class Compare(Common):
     @property
     def pair(self) -> tuple[str, str] | None:
         """The two rows of the primary comparison."""
-        if self.primary is None:
-            return None
-        words = self.primary.split(" vs ") if isinstance(self.primary, str) else self.primary
-        return tuple(word.strip() for word in words)  # pyright: ignore[reportReturnType]: checked
+        return pair_of(self.primary)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The rows that this call runs."""
+        if self.only is None:
+            return list(self.cells)
+        if not isinstance(self.only, str):
+            return [str(name) for name in self.only]
+        whole = self.only in self.cells  # a name may hold a comma
+        return [self.only] if whole else [name.strip() for name in self.only.split(",")]
 
     def ground(self, name: str) -> tuple[str, str]:
         """Give a row's data and net: rows that share them are judged together."""

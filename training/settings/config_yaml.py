@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
@@ -22,6 +22,18 @@ def settings_to_yaml(settings: Any) -> str:
 def settings_to_dict(settings: Any) -> dict[str, Any]:
     """Give the settings as plain data, as a config file has them."""
     return {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+
+
+def seeds_in(paths: Iterable[Any]) -> tuple[int, ...]:
+    """Give the seeds that config files name, whatever the command line says beside them.
+
+    The last file that names some counts. They were read once without complaint.
+    """
+    seeds: list[int] = []
+    for path in paths:
+        found = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
+        seeds = (found or {}).get("seeds") or seeds
+    return tuple(seeds)
 
 
 def _plain(value: Any) -> Any:

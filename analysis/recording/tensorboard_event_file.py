@@ -7,6 +7,7 @@ import socket
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
@@ -60,6 +61,25 @@ class EventFile:
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
         RecordWriter(self._waiting).write(event.SerializeToString())
+
+
+class WriterEvents:
+    """The event file of a `torch.utils.tensorboard.SummaryWriter`, which writes in a thread."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def add(self, summary: Summary, step: int) -> None:
+        """Hand a summary to the writer's file, as its own `add_scalar` does."""
+        self._writer._get_file_writer().add_summary(summary, step)
+
+    def flush(self) -> None:
+        """Have the writer write out what is waiting."""
+        self._writer.flush()
+
+    def to_disk(self) -> None:
+        """Do the same; the writer cannot do more."""
+        self.flush()
 
 
 def _stamp(folder: Path) -> str:

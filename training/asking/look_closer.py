@@ -1,0 +1,158 @@
+"""Steps of a recorded run taken again from a checkpoint, with every layer read at every step."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from analysis import LayerReading, Observer, Record
+from analysis.examining.requests import ALSO, HISTOGRAMS
+from analysis.observing.reading import STATISTICS
+from analysis.recording.atomic_files import path_of, write_whole
+from analysis.recording.phrases import number
+from analysis.showing.tables import markdown, to_csv
+from nets.checks import check_count
+from training.asking.inspect_run import history_of
+from training.computing.torch_settings import own_process
+from training.data.identity import check_same_data
+from training.deciding.refusals import Decision
+from training.keeping.checkpoint import load_checkpoint
+from training.keeping.run_folder import binding, read_config
+from training.keeping.run_state import Run
+from training.running.decide_and_grow import grow_run
+from training.running.prepare import prepare
+from training.running.resume import revived
+from training.settings.train_settings import Common, Train
+from training.stepping.step import take_step
+
+READ = tuple(name for name in ALSO if name not in HISTOGRAMS)
+_HEADER = ("step", "training loss", "gradient norm", "largest response", "of", "update ratio", "of")
+Kept = tuple[Path, dict[str, Any] | None]
+"""A checkpoint's path and state; no state for the run's first step."""
+
+
+def look_closer(run: str, after: int, steps: int = 50) -> str:
+    """Take a run's steps after one again, and give what each of them did, as Markdown.
+
+    It goes on from the latest state that the run kept (growth/, checkpoint.pt), or from its first
+    step, with the run's own batches, learning rates and growths: on the same machine the steps are
+    the run's. The last line says whether losses.csv agrees. Nothing of the run is changed.
+
+    Args:
+        run: its folder; every number of every layer goes to its closer/stepN.csv.
+        after: the first step that is read is the one after this.
+        steps: how many are read, at most to the run's last record.
+
+    Raises:
+        ValueError: the folder or a number cannot be used.
+    """
+    check_count("after", after, 0)
+    check_count("steps", steps)
+    history, folder = history_of(run), path_of("run", run)
+    if after >= history[-1].step:
+        raise ValueError(f"after must be below {history[-1].step}, the last step, got {after}")
+    until = min(after + steps, history[-1].step)
+    config = read_config(folder)
+    names = [*(item.name for item in fields(Common) if item.name in config), "seed"]  # no policy
+    settings = Train(**{name: config[name] for name in names}, out=str(folder))
+    kept = _latest(folder, after, binding({name: config[name] for name in names}))
+    with own_process(settings):
+        prepared = replace(prepare(settings), first=history[0].architecture)  # as its policy began
+        check_same_data(folder, prepared.data)
+        again = revived(settings, prepared, kept[1], kept[0])
+        begun = again.progress.step
+        how: Any = {"step": begun, "from_step": after, "to_step": until, "also": READ}
+        again.observer = Observer(again.net, again.optimizer, **how)
+        rows, numbers = _taken(again, history, until, kept[0].parent.name == "growth")
+    path = folder / "closer" / f"step{after:07d}.csv"
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, to_csv(numbers))
+    agreed = _agreement(folder, {row["step"]: row["loss"] for row in rows})
+    told = f"steps {after + 1} to {until}, taken again from step {begun}; all numbers in {path}"
+    return f"{told}\n\n{markdown(_HEADER, map(_cells, rows))}\n\n{agreed}"
+
+
+def _latest(folder: Path, after: int, identity: dict[str, Any]) -> Kept:
+    """Give the latest state that was kept at a step or before it."""
+    found: Kept = folder / "checkpoint.pt", None
+    for path in [*sorted(folder.glob("growth/step*.pt")), folder / "checkpoint.pt"]:
+        if path.exists() and (state := load_checkpoint(path, identity)):
+            steps = state["progress"]["step"]
+            if steps <= after and (found[1] is None or steps >= found[1]["progress"]["step"]):
+                found = path, state
+    return found
+
+
+def _taken(
+    run: Run, history: list[Record], until: int, grows: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Take the steps up to one; give what those that are read did, in short and in full.
+
+    `grows` says that the state is that before a recorded growth.
+    """
+    records = {record.step: record for record in history}
+    rows, numbers = [], []
+    with run.observer:
+        if grows:
+            grow_run(run, Decision(applied=tuple(records[run.progress.step].applied)))
+        while run.progress.step < until:
+            due, before = run.observer.due, run.window.clone()
+            take_step(run)
+            run.untold = 0  # no losses are written
+            step = run.progress.step
+            if due:
+                readings = run.observer.readings()
+                total, _, count = (run.window - before).tolist()
+                rows.append(_row(run, total / count if count else None, readings))
+                numbers += _numbers(step, readings)
+            if step in records:
+                run.progress.flops = records[step].train_flops  # probes included
+                run.window.zero_()
+                grow_run(run, Decision(applied=tuple(records[step].applied)))
+    return rows, numbers
+
+
+def _row(run: Run, loss: float | None, readings: Mapping[str, LayerReading]) -> dict[str, Any]:
+    row = {"step": run.progress.step, "loss": loss, "norm": run.observer.gradient_norm}
+    for name in ("max_abs", "update_ratio"):
+        values = {path: reading.value(name) for path, reading in readings.items()}
+        sound = {path: v for path, v in values.items() if v is not None and isfinite(v)}
+        row[name] = max(sound.items(), key=lambda item: item[1], default=("-", None))
+    return row
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    largest = [word for name in ("max_abs", "update_ratio") for word in row[name][::-1]]
+    values = [row["loss"], row["norm"], *largest]
+    return [str(row["step"]), *(v if isinstance(v, str) else number(v) for v in values)]
+
+
+def _numbers(step: int, readings: Mapping[str, LayerReading]) -> list[dict[str, Any]]:
+    """Give every number in a row of its own, as `inspect --csv` does."""
+    return [
+        {"step": step, "layer": path, "statistic": name, "value": value}
+        for path, reading in readings.items()
+        for name in (*STATISTICS, *reading.extra)
+        if (value := reading.value(name)) is not None
+    ]
+
+
+def _agreement(folder: Path, losses: Mapping[int, float | None]) -> str:
+    """Say whether the losses are those that the run wrote down."""
+    path = folder / "losses.csv"
+    if not path.exists():
+        return "losses.csv is missing: whether these are the run's own steps is not known"
+    with path.open(encoding="utf-8") as lines:
+        told = {int(row["step"]): float(row["train_loss"]) for row in csv.DictReader(lines)}
+    for step, loss in losses.items():
+        wanted = told.get(step)
+        if wanted is not None and loss is not None and abs(loss - wanted) > 1e-9 * abs(wanted):
+            return (
+                f"losses.csv has {wanted:.6g} at step {step}, not {loss:.6g}: from there on these "
+                "are not the run's own steps (another machine, version or precision rounds else)"
+            )
+    return "the losses are those of losses.csv: these are the run's own steps"
