@@ -12,7 +12,7 @@ import run
 from analysis.capacity.missing_capacity import channel_flops, rank
 from analysis.showing.capacity_page import capacity_picture, capacity_text
 from analysis.showing.history_pictures import draw
-from analysis.showing.tensorboard_writer import Board
+from analysis.showing.tensorboard_writer import FIRST_LOOK, Board
 from nets import preset, seed_of
 
 NET = seed_of(preset("resnet8", image=(1, 8, 8)))
@@ -71,7 +71,7 @@ def test_tensorboard_has_the_text_and_the_picture(tmp_path):
     (event,) = events.Tensors("capacity/text_summary")
     assert (event.step, event.tensor_proto.string_val[0].decode()) == (6, capacity_text(history()))
     tags = events.Tags()["images"]
-    assert {"capacity/missing", "pictures/architecture"} <= set(tags)
+    assert {FIRST_LOOK["capacity"], FIRST_LOOK["architecture"]} <= set(tags)
     assert "pictures/capacity" not in tags
 
 

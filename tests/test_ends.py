@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from analysis import read_history
-from analysis.recording.tensorboard_event_file import EventFile
+from analysis.showing.tensorboard_event_file import EventFile
 from nets import Architecture, Remove, SetSurvival, Widen, action_from_dict, action_to_dict, cost
 from policies import Policy
 from run import main

@@ -33,7 +33,7 @@ CELLS = {
 TITLES = {
     "Score over training FLOPs and over time": 2,
     "Final scores, every seed": 1,
-    "Each row over training FLOPs": 4,
+    "Each row beside the frontier": 4,
     "Architectures over time": 2,
     "Where each row put its capacity": 1,
     "Layer statistics at the end": 4,

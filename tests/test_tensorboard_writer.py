@@ -129,7 +129,7 @@ def test_what_is_always_the_same_stands_last_and_the_first_look_first(tmp_path):
     board.flush()
     tags = events_of(tmp_path).Tags()
     names = sorted(tags["scalars"] + tags["images"])
-    assert names[:2] == list(FIRST_LOOK.values())
+    assert names[:2] == list(FIRST_LOOK.values())[:2]  # capacity is not measured here
     assert names[-1] == UNCHANGED
 
 
@@ -307,7 +307,7 @@ def test_pictures_and_the_growth_so_far_stand_at_the_last_step(tmp_path):
     events = events_of(tmp_path)
     names = ["statistics_over_time", "response_std_by_layer", "heat_map_rank"]
     pictures = {f"pictures/{n}" for n in (*names, *(f"heat_map_{n}" for n in STATISTICS))}
-    assert set(events.Tags()["images"]) == {*FIRST_LOOK.values(), *pictures}
+    assert set(events.Tags()["images"]) == {*list(FIRST_LOOK.values())[:2], *pictures}
     (event,) = events.Images(FIRST_LOOK["architecture"])
     image = Image.open(BytesIO(event.encoded_image_string))
     assert (event.step, event.width, event.height) == (20, *image.size)

@@ -14,7 +14,7 @@ from analysis.reporting.verdict import verdict
 
 
 def difference(mean: float, low: float, high: float, p: float = 0.01) -> Difference:
-    return Difference(mean=mean, low=low, high=high, p=p, seeds=5)
+    return Difference(mean=mean, low=low, high=high, p=p, seeds=5, sides=2)
 
 
 def judgement(seeds: int = 5, measure: str = "validation_accuracy", **values: Any) -> Any:
@@ -23,6 +23,7 @@ def judgement(seeds: int = 5, measure: str = "validation_accuracy", **values: An
         for name, score in (("small", 0.5), ("grown", 0.75))
     }
     given = {"pair": None, "primary": None, "others": {}, "adjusted": {}, "reference": "small"}
+    given["broken"] = {}
     return SimpleNamespace(
         rows=rows, measure=measure, seeds=tuple(range(seeds)), **{**given, **values}
     )

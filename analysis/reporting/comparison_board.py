@@ -15,15 +15,6 @@ from analysis.judging.comparable_runs import BOARD, scores_of
 from analysis.judging.comparison_claims import Judgement
 from analysis.recording.atomic_files import writing
 from analysis.recording.record import read_history
-from analysis.recording.tensorboard_event_file import (
-    EventFile,
-    bands_chart,
-    category,
-    images_summary,
-    layout_summary,
-    lines_chart,
-    scalars_summary,
-)
 from analysis.recording.timeline import architectures as states_of
 from analysis.reporting.capacity_pictures import (
     Histories,
@@ -38,6 +29,15 @@ from analysis.reporting.verdict import verdict
 from analysis.showing.comparison_tables import judgement_text
 from analysis.showing.matplotlib_figures import Undrawn, drawing, png_of
 from analysis.showing.tables import markdown
+from analysis.showing.tensorboard_event_file import (
+    EventFile,
+    bands_chart,
+    category,
+    images_summary,
+    layout_summary,
+    lines_chart,
+    scalars_summary,
+)
 from analysis.showing.tensorboard_writer import MEGA
 from nets import Architecture, cost
 

@@ -19,8 +19,9 @@ def verdict(judgement: Judgement) -> str:
     The primary comparison if one was named; else the growing rows against the best static size;
     without either, the row with the best mean.
     """
-    told = _primary(judgement) or _others(judgement) or _best(judgement)
-    seeds = len(judgement.seeds)
+    primary = _primary(judgement)
+    told = primary or _others(judgement) or _best(judgement)
+    seeds = judgement.primary.seeds if primary and judgement.primary else len(judgement.seeds)
     if seeds >= EXPLORATORY:
         return told
     return f"{told} Exploratory: {seeds} seed{'' if seeds == 1 else 's'}."
@@ -41,6 +42,7 @@ def _others(judgement: Judgement) -> str | None:
         return None
     others, reference = judgement.others, judgement.reference
     better = [name for name in others if judgement.adjusted[name] < _LEVEL]
+    better = [name for name in better if not {name, reference} & set(judgement.broken)]
     finite = [name for name in others if isfinite(others[name].mean)]
     first = max(better or finite or others, key=lambda name: others[name].mean)
     told = f"{first} is at {_told(judgement, others[first])}"
@@ -57,10 +59,10 @@ def _told(judgement: Judgement, found: Difference) -> str:
     value, loss = scale_of(judgement), judgement.measure == "validation_loss"
     unit = "" if loss else " points"
     of = "minus the validation loss" if loss else judgement.measure.replace("_", " ")
-    if isfinite(found.high):
+    if found.sides == 2 and found.has_spread:
         sure = f"95 % interval {value(found.low)} to {value(found.high)}"
     else:
-        sure = f"95 % sure: at least {value(found.low)}" if isfinite(found.low) else "no spread"
+        sure = f"95 % sure: at least {value(found.low)}" if found.has_spread else "no spread"
     return f"{value(found.mean)}{unit} of {of} ({sure})"
 
 

@@ -14,7 +14,12 @@ from analysis.observing.reading import pattern_of, tag_of
 from analysis.recording.phrases import phrase
 from analysis.recording.probes import Histogram
 from analysis.recording.record import Record
-from analysis.recording.tensorboard_event_file import (
+from analysis.recording.timeline import statistics_of
+from analysis.showing import history_pictures
+from analysis.showing.capacity_page import capacity_text
+from analysis.showing.matplotlib_figures import drawing
+from analysis.showing.tables import growth_table
+from analysis.showing.tensorboard_event_file import (
     EventFile,
     WriterEvents,
     category,
@@ -23,11 +28,6 @@ from analysis.recording.tensorboard_event_file import (
     lines_chart,
     scalars_summary,
 )
-from analysis.recording.timeline import statistics_of
-from analysis.showing import history_pictures
-from analysis.showing.capacity_page import capacity_text
-from analysis.showing.matplotlib_figures import drawing
-from analysis.showing.tables import growth_table
 from nets import Action, Cost
 
 METRICS = (
