@@ -12,6 +12,7 @@ from analysis.recording.record import Record, read_history
 if TYPE_CHECKING:
     from analysis.capacity.sensitivity import block_sensitivity
     from analysis.observing.observer import Observer
+    from analysis.recording.comparison_folder import ComparedRun, Comparison, read_comparison
     from analysis.recording.probes import (
         block_importance,
         effective_rank,
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from analysis.showing.tensorboard_writer import log_record
 
 _LAZY = {
+    "ComparedRun": "recording.comparison_folder",
+    "Comparison": "recording.comparison_folder",
     "Observer": "observing.observer",
     "block_importance": "recording.probes",
     "block_sensitivity": "capacity.sensitivity",
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
+    "read_comparison": "recording.comparison_folder",
     "response_histograms": "recording.probes",
     "CoordinateCheck": "scaling.coordinate_check",
     "coordinate_check": "scaling.coordinate_check",
@@ -34,6 +38,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "ComparedRun",
+    "Comparison",
     "CoordinateCheck",
     "LayerReading",
     "Observer",
@@ -44,6 +50,7 @@ __all__ = [
     "effective_rank",
     "gradient_signal_to_noise",
     "log_record",
+    "read_comparison",
     "read_history",
     "response_histograms",
 ]

@@ -124,7 +124,7 @@ def fits(comparisons: dict[str, Rows]) -> Figure:
 
 @torch.no_grad()
 def outputs_of(run: Path, points: torch.Tensor) -> torch.Tensor:
-    """Give a finished run's outputs, (N, 1), as its README section shows; points are (N, 1)."""
+    """Give a finished run's outputs, (N, 1), as docs/own_loop.md shows; points are (N, 1)."""
     net = build(Architecture.from_dict(json.loads((run / "architecture.json").read_text())))
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     net.load_state_dict(state["weights"])

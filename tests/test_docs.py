@@ -38,8 +38,8 @@ def test_the_page_prints_an_initializer_and_names_all():
     for path in (ROOT / "examples" / "initializers").glob("*.py"):
         assert f"`{path.name}`" in TEXT or f"`examples/initializers/{path.name}`" in TEXT
     assert "a name (" + ", ".join(f"`{name}`" for name in INITIALIZERS) + ")" in TEXT
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in readme for name in INITIALIZERS)
+    edits = (ROOT / "docs" / "edits.md").read_text()
+    assert all(f"`{name}`" in edits for name in INITIALIZERS)
 
 
 def test_the_page_names_every_policy_of_the_examples():

@@ -19,7 +19,7 @@ from training.running.loop import train
 from training.settings.train_settings import Train
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "own_loop.md").read_text()
 
 
 def grown(order: str) -> Network:
@@ -38,11 +38,11 @@ def test_a_grown_network_goes_through_torch_export(order):
         assert torch.allclose(program.module()(inputs), net(inputs), atol=1e-6)
 
 
-def test_the_lines_of_the_readme_load_a_grown_network_in_another_process(tmp_path):
+def test_the_lines_of_the_page_load_a_grown_network_in_another_process(tmp_path):
     settings = Train(net="resnet8", epochs=0.5, batch_size=64, device="cpu", policy=Periodic())
     summary = train(Train(**vars(settings) | {"out": str(tmp_path / "runs/first")}), lambda _: None)
     assert summary["growth"]
-    (code,) = re.findall(r"```python\n(import json\n.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import json\n.*?)```", PAGE, re.DOTALL)
     code += "print(sum(value.numel() for value in net.parameters()))\n"
     code += "print(program.module()(torch.ones(1, 1, 8, 8)).tolist())\n"
     (tmp_path / "elsewhere.py").write_text(code)

@@ -1,4 +1,4 @@
-"""The README prints what examples/ holds, and its first commands do what it says of them.
+"""The README is short, its code does what it says, and so do its first commands.
 
 test_commands runs all others, small.
 """
@@ -11,17 +11,22 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torchvision
 
 import run
 from analysis import read_history
 from analysis.recording.phrases import phrase
 from training.commandline.parser import underscored
+from training.data.npz_files import read_npz
 from training.settings.compare_settings import Compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^python (run\.py .*)$", README, re.MULTILINE)
 
 
@@ -35,9 +40,41 @@ def python(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["mine.py", "own_loop.py"])
-def test_the_readme_prints_the_examples(name):
-    assert f"```python\n{(ROOT / 'examples' / name).read_text()}```" in README
+def test_the_readme_has_at_most_1200_words_and_begins_with_a_picture_and_code():
+    assert len(README.split()) <= 1200
+    begin = README.splitlines()[:18]
+    places = [next(k for k, line in enumerate(begin) if part in line) for part in ("![", "grow(")]
+    assert places == sorted(places)
+
+
+def test_the_first_lines_of_the_readme_say_that_outputs_moved_by_0(capsys):
+    assert len([line for line in CODE[0].splitlines() if line]) == 5
+    exec(CODE[0], {})
+    assert capsys.readouterr().out == "outputs moved by 0.00000\n"
+    assert "# outputs moved by 0.00000\n" in CODE[0]
+
+
+def test_the_lines_of_the_readme_make_a_file_that_data_accepts(tmp_path, monkeypatch):
+    def cifar100(folder: str, train: bool, download: bool) -> SimpleNamespace:
+        count = 20 if train else 10
+        images = np.zeros((count, 32, 32, 3), np.uint8)
+        return SimpleNamespace(data=images, targets=[0, 1] * (count // 2))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", cifar100)
+    exec(CODE[1], {})
+    parts = read_npz("cifar100.npz")
+    assert (len(parts.train), len(parts.test)) == (20, 10)
+    assert "make cifar100 DATA=cifar100.npz" in README
+
+
+def test_the_table_of_cifar100_has_its_place():
+    (block,) = re.findall(r"<!-- cifar100 -->\n(.*?)<!-- /cifar100 -->", README, re.DOTALL)
+    assert "| static-full " in block
+
+
+def test_the_readme_prints_its_policy():
+    assert f"```python\n{(ROOT / 'examples' / 'mine.py').read_text()}```" in README
 
 
 def test_the_policy_of_the_readme_has_at_most_15_lines():
@@ -51,12 +88,6 @@ def test_the_policy_of_the_readme_runs_from_a_users_own_file(tmp_path):
     python(str(ROOT / "run.py"), *command.split(), "--records", "8", "--out", "run", cwd=tmp_path)
     told = python(str(ROOT / "run.py"), "inspect", "run", cwd=tmp_path)
     assert "smallest gradients" in told
-
-
-def test_the_loop_of_the_readme_runs_as_printed(tmp_path):
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    (tmp_path / "loop.py").write_text(code)
-    assert "is wider by 8; outputs moved by" in python("loop.py", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -120,7 +151,7 @@ def test_branch_without_at_takes_the_first_growth(first):
 
 def test_the_readme_has_commands():
     kinds = {shlex.split(command)[1] for command in COMMANDS}
-    assert kinds >= {"train", "compare", "inspect", "replay", "branch"}
+    assert kinds >= {"train", "inspect", "replay", "branch"}
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "experiments").glob("*.yaml")])
