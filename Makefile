@@ -17,7 +17,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 demo: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/digits.yaml --out runs/digits
-	@echo "here: $(BIN)/tensorboard --logdir runs/digits, then open the address that it prints"
+	@echo "more: $(BIN)/tensorboard --logdir runs/digits, then open the address that it prints"
+	@$(BIN)/python experiments/architectures.py runs/digits
 
 cifar100: $(BIN)/.installed
 	$(BIN)/python run.py compare --config experiments/cifar100.yaml --data $(if $(DATA),npz:$(DATA),cifar100) --data_dir $(DATA_DIR) --out runs/cifar100

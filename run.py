@@ -20,7 +20,13 @@ from jsonargparse import Namespace
 
 from analysis.recording.atomic_files import path_of
 from nets import Initializer
-from training.commandline.console import complain, lose_stdout, open_streams, reporting
+from training.commandline.console import (
+    complain,
+    lose_stdout,
+    open_streams,
+    reporting,
+    reporting_runs,
+)
 from training.commandline.error_messages import one_line
 from training.commandline.options import make_parser
 from training.commandline.parser import Exit, Parser
@@ -129,8 +135,8 @@ def _compare(chosen: Namespace) -> int:
         print(forecast(settings))
         return 0
     try:
-        with reporting() as (say, advance):
-            outcome = compare(settings, say, advance, seeds_in(chosen.config or ()))
+        with reporting_runs() as (say, advance, running):
+            outcome = compare(settings, say, advance, seeds_in(chosen.config or ()), running)
     except Interrupted as stop:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code
@@ -164,7 +170,7 @@ def _inspect(chosen: Namespace) -> int:
 def _replay(chosen: Namespace) -> int:
     from training.asking.replay import replay_table
 
-    print(replay_table(chosen.policy, chosen.runs))
+    print(replay_table(chosen.policy, chosen.runs, width=100))
     return 0
 
 

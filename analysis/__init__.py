@@ -10,6 +10,7 @@ from analysis.observing.reading import LayerReading
 from analysis.recording.record import Record, read_history
 
 if TYPE_CHECKING:
+    from analysis.capacity.sensitivity import block_sensitivity
     from analysis.observing.observer import Observer
     from analysis.recording.comparison_folder import ComparedRun, Comparison, read_comparison
     from analysis.recording.probes import (
@@ -26,6 +27,7 @@ _LAZY = {
     "Comparison": "recording.comparison_folder",
     "Observer": "observing.observer",
     "block_importance": "recording.probes",
+    "block_sensitivity": "capacity.sensitivity",
     "effective_rank": "recording.probes",
     "gradient_signal_to_noise": "recording.probes",
     "read_comparison": "recording.comparison_folder",
@@ -43,6 +45,7 @@ __all__ = [
     "Observer",
     "Record",
     "block_importance",
+    "block_sensitivity",
     "coordinate_check",
     "effective_rank",
     "gradient_signal_to_noise",

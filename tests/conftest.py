@@ -42,7 +42,8 @@ def without_pictures():
 def plain_reports():
     """Comparisons write reports without pictures, as above; test_html_report looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.showing.html_report._pictures", lambda judgement: [])
+        patch.setattr("analysis.reporting.html_report._pictures", lambda judgement: [])
+        patch.setattr("analysis.reporting.comparison_board._pictures", lambda *_: {})
         yield
 
 

@@ -11,8 +11,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import analysis.showing.tensorboard_writer
 from analysis import read_history
+from analysis.showing.tensorboard_writer import FIRST_LOOK
 from policies import Never, Periodic
-from training.keeping.picture_files import reference_of, write_pictures
+from training.keeping.picture_files import comparison_of, reference_of, seconds_of, write_pictures
 from training.running.loop import train
 from training.settings.start_settings import Start
 from training.settings.train_settings import Train
@@ -71,7 +72,7 @@ def test_a_short_run_has_its_pictures_once_at_its_end(comparison):
         folder = comparison / name / "seed0"
         board, last = board_of(folder), read_history(folder)[-1].step
         images = board.Tags()["images"]
-        assert "pictures/architecture" in images
+        assert FIRST_LOOK["architecture"] in images
         for tag in images:
             assert [event.step for event in board.Images(tag)] == [last]
         assert [event.step for event in board.Tensors("growth_history/text_summary")] == [last]
@@ -83,7 +84,7 @@ def test_a_long_run_has_pictures_at_every_growth(tmp_path, monkeypatch):
     history = read_history(tmp_path)
     grown = [record.step for record in history if record.applied]
     assert len(grown) > 1
-    steps = [event.step for event in board_of(tmp_path).Images("pictures/architecture")]
+    steps = [event.step for event in board_of(tmp_path).Images(FIRST_LOOK["architecture"])]
     assert steps == [*grown, history[-1].step]
 
 
@@ -106,6 +107,24 @@ def test_a_run_beside_that_cannot_be_read_is_no_reference(tmp_path, damage):
     assert reference_of(tmp_path / "grown" / "seed0") == []
     (beside / "summary.json").write_text(json.dumps({"policy": "Never", "parameters": 3}))
     assert reference_of(tmp_path / "grown" / "seed0") == []  # without a history
+
+
+def test_a_run_knows_its_comparison_before_any_run_has_ended(tmp_path):
+    run = tmp_path / "row" / "seed0"
+    assert comparison_of(run) is None
+    (tmp_path / "config.yaml").write_text("data: digits\n")  # of a run
+    assert comparison_of(run) is None
+    (tmp_path / "config.yaml").write_text("data: digits\ncells:\n  row: {}\n")
+    assert comparison_of(run) == tmp_path
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "comparison.csv").touch()
+    assert comparison_of(run) == tmp_path
+
+
+def test_seconds_are_those_of_the_records(comparison, tmp_path):
+    folder = comparison / "grown" / "seed0"
+    assert len(seconds_of(folder)) == len(read_history(folder))
+    assert seconds_of(tmp_path) == []
 
 
 def test_the_reference_is_found_from_inside_the_comparison(comparison, monkeypatch):
@@ -135,4 +154,4 @@ def test_a_resumed_run_draws_once(tmp_path, monkeypatch):
             train(settings, lambda line: None)
     train(replace(settings, resume=True), lambda line: None)
     board, last = board_of(tmp_path), read_history(tmp_path)[-1].step
-    assert [event.step for event in board.Images("pictures/architecture")] == [last]
+    assert [event.step for event in board.Images(FIRST_LOOK["architecture"])] == [last]

@@ -73,7 +73,7 @@ PAGES = [page for page, commands in COMMANDS.items() if commands]
 def tiny_experiment(path: Path, target: Path) -> None:
     """Copy a configuration, on tiny images, with the rows of its claim and a static one alone."""
     config = yaml.safe_load(path.read_text())
-    if config["data"] not in ("sine", "digits", "folder:cifar-quarter"):
+    if not config["data"].startswith(("sine", "digits", "folder:cifar-quarter")):
         config["data"] = "folder:PATH"
     if config["data"] != "sine":
         config["net"] = "resnet8"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from runs import bytes_of, csv_rows, quiet, short_comparison, short_run
 
-import analysis.showing.html_report
+import analysis.reporting.html_report
 import run
 import training.running.loop
 import training.stepping.step
@@ -32,7 +32,7 @@ CELLS = {
         Periodic(share=0.1), schedule="hold", lr=0.05, rates="cohort", initializer="net2net"
     ),
 }
-PICTURES = analysis.showing.html_report._pictures
+PICTURES = analysis.reporting.html_report._pictures
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
 
@@ -273,7 +273,8 @@ def test_scratch_trains_a_rows_final_net_and_yoked_takes_its_times(tmp_path):
 
 
 def test_rows_on_other_data_or_nets_are_judged_beside_their_own_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.showing.html_report, "_pictures", PICTURES)  # of every kind of row
+    # of every kind of row
+    monkeypatch.setattr(analysis.reporting.html_report, "_pictures", PICTURES)
     cells = {
         **CELLS,
         "other static": Cell(Never(), net="resnet14"),

@@ -13,6 +13,7 @@ from analysis import LayerReading, Record
 from analysis.observing.reading import STATISTICS
 from analysis.showing import history_pictures
 from analysis.showing.architecture_pictures import architecture_over_time
+from analysis.showing.colours import shade_of
 from analysis.showing.history_pictures import _colours, draw
 from analysis.showing.matplotlib_figures import HEIGHT, WIDTH
 from nets import Insert, Widen, WidenStage, cost, preset, seed_of
@@ -37,8 +38,8 @@ def pixels(png):
 
 
 def coloured(png, colour):
-    """Columns, as fractions of the width, that hold a run of at least 6 pixels of a colour."""
-    hits = (np.abs(pixels(png) - colour).sum(axis=2) < 60).sum(axis=0)
+    """Columns, as fractions of the width, with at least 6 pixels of a colour below the title."""
+    hits = (np.abs(pixels(png)[40:] - colour).sum(axis=2) < 60).sum(axis=0)
     return np.flatnonzero(hits >= 6) / WIDTH
 
 
@@ -46,7 +47,7 @@ def coloured(png, colour):
 def test_any_numbers_can_be_drawn(value):
     drawn = draw([record(1, value=value), record(2, value=1.0)], [record(9)])
     names = {"architecture", "response_std_by_layer", *(f"heat_map_{n}" for n in STATISTICS)}
-    assert drawn.keys() == names
+    assert drawn.keys() == {*names, "statistics_over_time"}
     for png in drawn.values():
         assert pixels(png).std() > 1
 
@@ -57,25 +58,31 @@ def test_what_nobody_read_is_not_drawn():
     assert draw([record(1, layers=only)]).keys() == {"architecture", "heat_map_weight_norm"}
     assert draw([record(0)])  # no step yet
     head = {"head": LayerReading(None, "head", response_std=2.0)}
-    assert draw([record(1, layers=head)]).keys() == {"architecture", "heat_map_response_std"}
+    names = {"architecture", "statistics_over_time", "heat_map_response_std"}
+    assert draw([record(1, layers=head)]).keys() == names
+    scored = [record(1, layers={}, validation_accuracy=0.5), record(2, layers={})]
+    assert draw(scored).keys() == {"architecture", "how_well"}
+    assert draw(scored)["how_well"] != draw(scored, seconds=[1.0, 2.0])["how_well"]
 
 
 def test_growth_is_marked_where_it_happened():
     still = architecture_over_time([record(100)])
-    red, black = (255, 0, 0), (0, 0, 0)
-    assert not coloured(still, red).size
-    left, right = 0.08, 0.86  # of the axes
+    vermilion, black = (213, 94, 0), (0, 0, 0)
+    assert not coloured(still, vermilion).size
+    left, right, legend = 0.1, 0.76, 0.255  # of the axes, and the end of the legend in them
     for action, colour in (
-        (Widen("stage3.block1", 40), red),
+        (Widen("stage3.block1", 40), vermilion),
         (Insert("stage3.block1", 40), black),
     ):
         grown = FIRST.apply(action)
-        for step in (25, 75):
+        for step in (40, 75):  # right of the legend
             png = architecture_over_time([record(step, applied=(action,)), record(100, grown)])
             place = left + (right - left) * step / 100
             columns = coloured(png, colour)
             frame = coloured(still, colour)
-            new = [x for x in columns if np.abs(frame - x).min(initial=1) > 0.01]
+            new = [
+                x for x in columns if legend < x < right and np.abs(frame - x).min(initial=1) > 1e-3
+            ]
             assert new == pytest.approx([place] * len(new), abs=0.01)
             assert new
 
@@ -85,8 +92,9 @@ def test_a_wider_stream_and_many_blocks_can_be_drawn():
     history.append(record(20, FIRST.apply(WidenStage("stage1", 4))))
     assert pixels(architecture_over_time(history)).std() > 1
     deep = architecture_over_time([record(10, preset("resnet110"))])
-    for stage in ((102, 194, 165), (252, 141, 98), (141, 160, 203)):  # a colour for each
-        assert coloured(deep, stage).size > WIDTH / 2
+    for stage in range(3):  # a hue each: the first block's
+        first = [255 * part for part in shade_of(stage)]
+        assert coloured(deep, first).size > WIDTH / 2
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,8 @@ def test_the_curves_differ_and_the_reference_is_one_of_them():
 
 def test_drawing_leaves_pyplot_alone():
     """Which takes long to import and keeps every figure."""
-    for module in ("history_pictures", "architecture_pictures", "comparison_pictures"):
-        code = Path(history_pictures.__file__).with_name(f"{module}.py").read_text()
+    analysis = Path(history_pictures.__file__).parents[1]
+    for path in [*(analysis / "showing").glob("*.py"), *(analysis / "reporting").glob("*.py")]:
+        code = path.read_text()
         assert "import pyplot" not in code
         assert "matplotlib.pyplot" not in code

@@ -16,8 +16,8 @@ import pytest
 from runs import quiet
 from test_comparison import small
 
-from analysis.showing import architecture_pictures
-from analysis.showing.html_report import html_of
+from analysis.reporting import capacity_pictures
+from analysis.reporting.html_report import html_of
 from nets import Insert, SetSurvival, Widen, WidenStage, cost, preset, seed_of
 from policies import Never, Periodic, RandomSite
 from training.comparing.comparison import compare
@@ -30,13 +30,15 @@ CELLS = {
     "periodic": Cell(Periodic()),
     "random-site": Cell(RandomSite()),
 }
-TITLES = (
-    "Score over training FLOPs",
-    "Score over time",
-    "Architectures over time",
-    "Where each row put its capacity",
-    "Layer statistics at the end, side by side",
-)
+TITLES = {
+    "Score over training FLOPs and over time": 2,
+    "Final scores, every seed": 1,
+    "Each row beside the frontier": 4,
+    "Architectures over time": 2,
+    "Where each row put its capacity": 1,
+    "Layer statistics at the end": 4,
+}
+"""How many pictures each part has."""
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +51,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_holds_tables_pictures_command_and_environment(folder):
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == page.count("</svg>") == len(TITLES)
+    assert page.count("<svg") == page.count("</svg>") == sum(TITLES.values())
     for title in TITLES:
         assert f"<h2>{title}</h2>" in page
     for name in CELLS:
         assert f"<td>{name}</td>" in page
         assert f">{name}</text>" in page  # in a picture
+    verdict, table = page.index('<p class="verdict">'), page.index("<table>")
+    assert verdict < table < page.index("<svg")
     assert "Primary comparison, named beforehand: <b>periodic - random-site</b>" in page
     assert "python: 3." in page
     assert "torch: " in page
     assert "<h2>Command</h2><pre>python " in page
     assert "net: resnet8" in page
     assert "<title>a &lt;b&gt;</title>" in page
+
+
+def test_the_page_is_read_dark_and_printed(folder):
+    page = (folder / "report.html").read_text()
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    pictures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "currentColor" in pictures
+    hatched = re.sub(r"<pattern.*?</pattern>", "", pictures, flags=re.DOTALL)
+    for ink in ("#000000", "#ffffff"):  # would not be seen, or would be a white sheet
+        assert f"fill: {ink}" not in hatched
 
 
 def test_the_report_names_no_address(folder):
@@ -99,7 +114,7 @@ def test_a_browser_opens_it_and_asks_for_nothing_else(folder, tmp_path, width):
         server.server_close()
     assert asked == ["/report.html 200"]
     assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<svg") == len(TITLES)
+    assert done.stdout.count("<svg") == sum(TITLES.values())
     assert done.stdout.count("<table>") == 3
 
 
@@ -131,7 +146,7 @@ def test_capacity_is_counted_by_stage_and_kind():
         last = last.apply(action)
         sizes.append(cost(last).flops)
     steps = [after - before for before, after in pairwise(sizes)]
-    assert architecture_pictures._added([record]) == {
+    assert capacity_pictures._added([record]) == {
         (0, "widened"): steps[0],
         (2, "inserted"): steps[2],
         (2, "widened"): steps[3],

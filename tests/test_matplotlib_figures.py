@@ -14,8 +14,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from analysis import read_history
-from analysis.showing import comparison_pictures, history_pictures, html_report
-from analysis.showing.matplotlib_figures import own_settings
+from analysis.reporting import capacity_pictures, comparison_board, html_report
+from analysis.showing import history_pictures
+from analysis.showing.matplotlib_figures import own_settings, svg_of
 from run import main
 from training.comparing.comparison import compare
 from training.running.loop import train
@@ -75,12 +76,9 @@ def test_a_pictures_warnings_and_logs_are_the_users(theirs):
 def test_names_are_drawn_as_they_are(finished_run, theirs):
     history = read_history(finished_run)
     names = ["$\\foo$", "a$b", "_hidden", "網 ±", "100 %", "\\frac"]
-    svg = comparison_pictures.layer_statistics(
-        {name: [history] for name in names}, ["#123456"] * len(names)
-    )
     for name in names:
-        assert name in svg
-    assert "_hidden" in svg
+        figure = capacity_pictures.layer_statistics({name: [history] for name in names}, name)
+        assert name in svg_of(figure)
 
 
 CHILD = """
@@ -140,10 +138,12 @@ def test_inspect_shows_all_else(finished_run, tmp_path, monkeypatch, capsys):
 def test_a_comparison_ends_without_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(history_pictures, "draw", fails)
     monkeypatch.setattr(html_report, "score_over", fails)
+    monkeypatch.setattr(comparison_board, "score_over", fails)
     cells = {"a": Cell(start=Start(0.25, None)), "b": Cell(start=Start(0.5, None))}
     settings = Compare(**QUICK, threads=1, cells=cells, seeds=[0], workers=1, out=str(tmp_path))
     outcome = compare(settings, lambda line: None)
     assert outcome.failures == ()
-    assert outcome.text.splitlines()[-1] == f"report.html: {FAILURE}"
+    told = [f"report.html: {FAILURE}", "", f"_comparison: {FAILURE}"]
+    assert outcome.text.splitlines()[-3:] == told
     assert FAILURE in (tmp_path / "report.html").read_text()
     assert FAILURE not in (tmp_path / "comparison.md").read_text()

@@ -9,6 +9,7 @@ import pytest
 from histories import FIRST, history_in_rounds, record_of, write_history
 
 import run
+from analysis.recording.phrases import phrase
 from nets import Insert, Widen, WidenStage
 from policies import Never, Periodic, StochasticDepth
 from training.asking.replay import places, replay_runs, replay_table, runs_of
@@ -148,3 +149,24 @@ def test_twenty_runs_are_replayed_in_one_table(workplace, capsys):
         write(Path(f"comparison/row/seed{number}"), [], [Widen(ONE, 3)], records=20)
     assert run.main(["replay", "comparison", "--policy", "Periodic"]) == 0
     assert "comparison/row/seed19" in capsys.readouterr().out
+
+
+def test_no_line_of_a_table_is_longer_than_a_hundred_characters(workplace, capsys):
+    many = [Widen(ONE, 3), Insert(TWO, 4), WidenStage("stage2", 11), Insert(THREE, 12)]
+    names = ["short", "a-comparison-with-a-long-name/a-row-with-a-long-name-too/seed12345"]
+    for name in names:
+        write(Path(name), [], many, [], [Widen(TWO, 1)])
+    for folders in (names, names[1:], names[:1]):
+        assert run.main(["replay", *folders, "--policy", "Periodic", "--policy.every", "2"]) == 0
+        text = capsys.readouterr().out
+        tables = [part for part in text.rstrip().split("\n\n") if part.startswith("|")]
+        lengths = [set(map(len, table.splitlines())) for table in tables]
+        assert max(map(max, lengths)) <= 100
+        assert set(map(len, lengths)) == {1}  # they are tables still
+    assert max(map(len, replay_table(Periodic(2), names).splitlines())) > 150  # one line a row
+    rows = cells_of(tables[0])[2:]
+    done = " ".join(row[2] for row in rows).split()
+    assert done == ["-", *", ".join(map(phrase, many)).split(), "-", *phrase(Widen(TWO, 1)).split()]
+    steps = [row[0] for row in rows]
+    assert [step for step in steps if step] == ["10", "20", "30", "40"]
+    assert steps.count("") > 2  # rows that go on are blank elsewhere

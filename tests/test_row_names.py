@@ -36,6 +36,8 @@ def test_a_row_may_be_called_so(parser, name):
         ("{'~': {policy: Never}}", "cells must have names that a folder can have, got '~'"),
         ("{'~x': {policy: Never}}", "cells must have names that a folder can have, got '~x'"),
         ("{a/b: {policy: Never}}", "cells must have names that a folder can have, got 'a/b'"),
+        ("{_comparison: {policy: Never}}", "cells must have other names than _comparison"),
+        ("{_comparison.part: {policy: Never}}", "cells must have other names than _comparison"),
         ("{..: {policy: Never}}", "cells must have names that a folder can have, got '..'"),
         ('{"a\\nb": {policy: Never}}', "cells must have names that a folder can have"),
         (f"{{{'x' * 300}: {{policy: Never}}}}", "cells must have names that a folder can have"),

@@ -20,7 +20,14 @@ from analysis import LayerReading, Observer, Record
 from analysis.observing.reading import STATISTICS
 from analysis.recording.probes import Histogram
 from analysis.showing.tables import growth_table
-from analysis.showing.tensorboard_writer import METRICS, Board, pattern_of, tag_of
+from analysis.showing.tensorboard_writer import (
+    FIRST_LOOK,
+    METRICS,
+    UNCHANGED,
+    Board,
+    pattern_of,
+    tag_of,
+)
 from nets import Insert, SetSurvival, Widen, build, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
@@ -94,7 +101,7 @@ def test_a_record_gives_every_promised_tag(tmp_path):
         "network/parameters": cost(FIRST).parameters,
         "network/flops": cost(FIRST).flops,
         "network/train_flops": 2**40,
-        "growth/difference": 0.03125,
+        UNCHANGED: 0.03125,
         "stage1.importance/block1": -0.5,
         "stage2.importance/block1": 2.0,
         "stage2.gain/block1": 0.25,
@@ -103,14 +110,57 @@ def test_a_record_gives_every_promised_tag(tmp_path):
     for place, name in enumerate(STATISTICS):
         expected[f"stage1.{name}/block1.bn1"] = 0.5 + place
         expected.update({f"stem/{name}": 1.0} if place < 4 else {})
-    assert scalars_of(tmp_path) == {tag: [(10, value)] for tag, value in expected.items()}
+    over_flops = {
+        "loss_over_MFLOPs/train": 1.5,
+        "loss_over_MFLOPs/validation": 2.5,
+        "accuracy_over_MFLOPs/train": 0.25,
+        "accuracy_over_MFLOPs/validation": 0.125,
+    }
+    at_step = {tag: [(10, value)] for tag, value in expected.items()}
+    at_flops = {tag: [(2**40 // 10**6, value)] for tag, value in over_flops.items()}
+    assert scalars_of(tmp_path) == {**at_step, **at_flops}
+
+
+def test_what_is_always_the_same_stands_last_and_the_first_look_first(tmp_path):
+    board = Board(tmp_path)
+    board.record(record(10))
+    board.growth(10, [Widen("stage1.block1", 2)], [], 0.0)
+    board.pictures([record(10)], (), [1.0])
+    board.flush()
+    tags = events_of(tmp_path).Tags()
+    names = sorted(tags["scalars"] + tags["images"])
+    assert names[:2] == list(FIRST_LOOK.values())[:2]  # capacity is not measured here
+    assert names[-1] == UNCHANGED
+
+
+def test_curves_over_flops_go_on_where_a_run_is_resumed(tmp_path):
+    """What the mark has hidden of what the checkpoint knows is there again, and once."""
+    history = [record(step, train_flops=step * 2 * 10**6) for step in (10, 20, 30)]
+    board = Board(tmp_path)
+    for each in history:
+        board.record(each)
+    board.flush()
+    board = Board(tmp_path, purge_step=21, kept=history[:2])
+    board.record(record(30, train_flops=61 * 10**6))
+    board.flush()
+    found = [step for step, _ in scalars_of(tmp_path)["loss_over_MFLOPs/train"]]
+    assert found == [20, 40, 61]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_layers_of_many_runs_are_not_mixed_before_they_are_asked_for(tmp_path, many):
+    board = Board(tmp_path, many=many)
+    board.record(record(1))
+    board.flush()
+    (layout,) = layouts_of(tmp_path)
+    assert [category.closed for category in layout.category] == [False, many]
 
 
 def test_what_is_missing_is_left_out(tmp_path):
     board = Board(tmp_path)
     names = ("train_accuracy", "validation_accuracy", "validation_loss", "learning_rate")
-    empty = dict.fromkeys(names)
-    board.record(record(3, **empty, layers={}, importance={}, probes={}, train_loss=math.nan))
+    empty = {**dict.fromkeys(names), "layers": {}, "importance": {}, "probes": {}}
+    board.record(record(3, **empty, train_loss=math.nan, train_flops=0))
     board.growth(3, [Widen("stage1.block1", 2)], [], None)
     board.growth(3, [], [], 0.5)
     board.flush()
@@ -193,7 +243,7 @@ def test_110_layers_make_few_groups(tmp_path):
     board.record(record(1, layers=layers, importance={}, probes={}))
     board.flush()
     groups = {tag.partition("/")[0] for tag in scalars_of(tmp_path)}
-    assert len(groups) == 4 + 3 * (len(STATISTICS) + 1)
+    assert len(groups) == 6 + 3 * (len(STATISTICS) + 1)
     assert not [group for group in groups if group.startswith("stage") and group < "network"]
 
 
@@ -214,7 +264,10 @@ def test_the_layout_has_one_chart_per_statistic(tmp_path):
     board.record(record(2))
     board.flush()
     (layout,) = layouts_of(tmp_path)
-    (category,) = layout.category
+    over_flops, category = layout.category
+    for chart in over_flops.chart:
+        (pattern,) = chart.multiline.tag
+        assert any(re.match(pattern, tag) for tag in scalars_of(tmp_path))
     assert [chart.title for chart in category.chart] == [*STATISTICS, "rank"]
     for chart in category.chart:
         (pattern,) = chart.multiline.tag
@@ -252,9 +305,10 @@ def test_pictures_and_the_growth_so_far_stand_at_the_last_step(tmp_path):
     board.pictures(history, reference=history[:1])
     board.flush()
     events = events_of(tmp_path)
-    names = ["architecture", "response_std_by_layer", *(f"heat_map_{n}" for n in STATISTICS)]
-    assert set(events.Tags()["images"]) == {f"pictures/{n}" for n in (*names, "heat_map_rank")}
-    (event,) = events.Images("pictures/architecture")
+    names = ["statistics_over_time", "response_std_by_layer", "heat_map_rank"]
+    pictures = {f"pictures/{n}" for n in (*names, *(f"heat_map_{n}" for n in STATISTICS))}
+    assert set(events.Tags()["images"]) == {*list(FIRST_LOOK.values())[:2], *pictures}
+    (event,) = events.Images(FIRST_LOOK["architecture"])
     image = Image.open(BytesIO(event.encoded_image_string))
     assert (event.step, event.width, event.height) == (20, *image.size)
     assert texts_of(tmp_path, "growth_history") == [(20, growth_table(history))]

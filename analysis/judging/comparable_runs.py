@@ -15,6 +15,9 @@ from analysis.judging.significance import Scores, shared_seeds
 UNEQUAL = 0.02
 """Rows that spent more of the budget than others by this share get a note."""
 
+BOARD = "_comparison"
+"""The folder beside the rows' that TensorBoard reads as a run; no row may be called so."""
+
 
 @dataclass(frozen=True)
 class Finished:

@@ -1,4 +1,8 @@
-"""Rules of thumb: what the statistics of a layer suggest. Each states its rule."""
+"""Rules of thumb: what the statistics of a layer say of its training. Each states its rule.
+
+None says where to grow: none of these statistics found a stage that was starved on purpose wherever
+it was (docs/capacity.md). `missing_capacity` ranks the stages by one that did.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ YOUNG = 2
 
 
 def suggestions(history: Sequence[Record]) -> dict[str, list[str]]:
-    """Give by layer of the last record what its statistics suggest; layers without are left out.
+    """Give by layer of the last record what its statistics say; layers without are left out.
 
     The bounds are rules of thumb, not findings: look where they point.
     """
@@ -43,8 +47,6 @@ def _absolute(reading: LayerReading) -> list[str]:
         said.append("dead_fraction >= 0.5: at least half of its channels do nothing")
     if ratio is not None and ratio < 0.1:
         said.append("residual_ratio < 0.1: the branch adds little to its stream")
-    if ratio is not None and ratio > 1:
-        said.append("residual_ratio > 1: the branch outweighs its stream, try growth here")
     return said
 
 
@@ -52,7 +54,7 @@ def _beside(reading: LayerReading, peers: Sequence[LayerReading]) -> list[str]:
     """Compare with the layers of the same role, where there are at least three."""
     said = []
     for name, low, high in (
-        ("gradient_norm", "little signal arrives", "the loss pulls hardest here"),
+        ("gradient_norm", "little signal arrives", "its gradients stand out"),
         ("update_ratio", "it hardly moves", "its steps are large for its weights"),
     ):
         value = reading.value(name)

@@ -53,6 +53,9 @@ class Record:
             without it, and in a loop of one's own that does not say, the default of `train`.
         probes: by name, what other probes of the policy have measured by block. What they measure
             by layer is in the readings' `extra`; `policies.probed` finds both.
+        sensitivity: by block, how much an image's loss hangs on one of its inner channels
+            (`analysis.block_sensitivity`), measured at every record of `train`, as the readings
+            are; `analysis.capacity.missing_capacity.rank` compares them.
         decided, applied, refused: what the policy asked for, what was done, and what was not and
             why; empty in the last record while the policy decides.
     """
@@ -74,12 +77,13 @@ class Record:
     importance: Mapping[str, float] = field(default_factory=dict)
     grow_until: float = 0.6
     probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
     decided: Sequence[Action] = ()
     applied: Sequence[Action] = ()
     refused: Sequence[tuple[Action, str]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("layers", "importance"):
+        for name in ("layers", "importance", "sensitivity"):
             object.__setattr__(self, name, ReadOnly(getattr(self, name)))
         probes = {name: ReadOnly(found) for name, found in self.probes.items()}
         object.__setattr__(self, "probes", ReadOnly(probes))
@@ -107,7 +111,7 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Give plain data for one line of JSON; None and empty fields of readings are left out.
 
-        So is `probes` where there are none, as in a history of an earlier version.
+        So are `probes` and `sensitivity` where there are none, as in an earlier version's history.
         """
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data["architecture"] = self.architecture.to_dict()
@@ -115,8 +119,10 @@ class Record:
         data["layers"] = {path: _reading_to_dict(reading) for path, reading in self.layers.items()}
         data["importance"] = dict(self.importance)
         data["probes"] = {name: dict(found) for name, found in self.probes.items()}
-        if not self.probes:
-            del data["probes"]
+        data["sensitivity"] = dict(self.sensitivity)
+        for name in ("probes", "sensitivity"):
+            if not data[name]:
+                del data[name]
         data["decided"] = [action_to_dict(action) for action in self.decided]
         data["applied"] = [action_to_dict(action) for action in self.applied]
         data["refused"] = [[action_to_dict(action), why] for action, why in self.refused]
@@ -176,8 +182,9 @@ def _check(record: Record) -> None:
         raise ValueError(f"grow_until must be from 0 to 1, got {record.grow_until!r}")
     for name in _MEASURED:
         _check_number(name, getattr(record, name), optional=True)
-    for block, value in record.importance.items():
-        _check_number(f"importance of {block!r}", value)
+    for name in ("importance", "sensitivity"):
+        for block, value in getattr(record, name).items():
+            _check_number(f"{name} of {block!r}", value)
     for name, found in record.probes.items():
         for block, value in found.items():
             _check_number(f"probe {name!r} of {block!r}", value)

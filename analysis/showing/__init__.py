@@ -1,4 +1,4 @@
-"""What people look at: TensorBoard, tables, pictures, the report.
+"""What people look at: a run in TensorBoard, tables, pictures and their colours.
 
 Everything is made from records and judged comparisons.
 """

@@ -84,28 +84,45 @@ def _import() -> ModuleType:
     return matplotlib
 
 
-def axes_of(title: str, left: float, right: float) -> Axes:
-    """Give the axes of a new figure, which become a PNG."""
+def axes_of(title: str, left: float, right: float, size: int = 8) -> Axes:
+    """Give the axes of a new figure, which become a PNG; its labels have `size` points."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 80, HEIGHT / 80), dpi=80)
-    axes = figure.add_axes((left, 0.1, right - left, 0.82))
-    axes.set_title(title, fontsize=11)
-    axes.tick_params(labelsize=8)
+    below = 0.1 * size / 8
+    axes = figure.add_axes((left, below, right - left, 0.92 - below))
+    axes.set_title(title, fontsize=size + 3)
+    axes.tick_params(labelsize=size)
     return axes
 
 
-def png_of(axes: Axes) -> bytes:
-    """Give the figure of the axes as a PNG."""
+def at_the_end(
+    axes: Axes, words: str, point: tuple[float, float], height: float, color: str, size: int = 8
+) -> None:
+    """Write a name to the right of the axes at a height, and lead a hair line to its point."""
+    between = ("axes fraction", "data")
+    arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5)}
+    place = {"xytext": (1.04, height), "textcoords": between, "va": "center"}
+    axes.annotate(words, point, arrowprops=arrow, color=color, fontsize=size, **place)
+
+
+@own_settings()
+def png_of(drawn: Axes | Figure, dpi: int = 80) -> bytes:
+    """Give a figure, or that of axes, as a PNG with so many pixels an inch."""
     file = io.BytesIO()
-    axes.figure.savefig(file, format="png")  # pyright: ignore[reportAttributeAccessIssue]
+    drawn.figure.savefig(file, format="png", dpi=dpi)  # pyright: ignore[reportAttributeAccessIssue]
     return file.getvalue()
+
+
+def size_of_png(png: bytes) -> tuple[int, int]:
+    """Give the width and height of a PNG in pixels."""
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
 def figure_of(
     width: float, height: float, panels: int = 1, columns: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """Give a figure in inches with so many panels, which becomes an SVG."""
+    """Give a figure in inches with so many panels, which becomes an SVG or a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -117,16 +134,23 @@ def figure_of(
     return figure, axes
 
 
+@own_settings()
 def svg_of(figure: Figure) -> str:
-    """Give an <svg> element that names no address and is the same for the same picture."""
+    """Give an <svg> element that names no address and is the same for the same picture.
+
+    It has no background, and what is black has the colour of the page's text: so it is read on a
+    dark page too.
+    """
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "growthrings", "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)  # inline in HTML they are implied
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"((?:fill|stroke): )#000000", r"\1currentColor", text)
+    text = text.replace("<svg ", '<svg fill="currentColor" ', 1)
     return re.sub(r' (?:width|height)="[^"]*pt"', "", text, count=2)  # as wide as its place

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from math import factorial
 from statistics import mean
+from textwrap import wrap
 from typing import Any
 
 from analysis.judging.growth_sites import Site
@@ -15,6 +17,9 @@ from analysis.recording.phrases import number, phrase, spread
 from analysis.recording.record import Record, edits_of
 from analysis.recording.timeline import statistics_of
 from nets import Action, SetSurvival, cost
+
+_NARROWEST = 8
+"""Characters that a column keeps when a table must fit."""
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -27,6 +32,22 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for pairs in (zip(line, widths) for line in (lines[0], rule, *lines[1:]))
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+
+
+def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """Give a Markdown table of at most `width` characters a line, as long as it has room for words.
+
+    The widest columns give way, and their text goes on in rows that are blank elsewhere.
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths) > _NARROWEST:
+        widths[widths.index(max(widths))] -= 1
+    folded: list[list[str]] = []
+    for line in lines:
+        cells = [wrap(cell, size) or [""] for cell, size in zip(line, widths)]
+        folded += [list(row) for row in zip_longest(*cells, fillvalue="")]
+    return markdown(folded[0], folded[1:])
 
 
 def layer_table(record: Record) -> str:

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
-from torch.utils.tensorboard.summary import custom_scalars, hparams, text
+from torch.utils.tensorboard.summary import hparams, text
 
 from analysis.observing.reading import pattern_of, tag_of
 from analysis.recording.phrases import phrase
@@ -16,9 +16,18 @@ from analysis.recording.probes import Histogram
 from analysis.recording.record import Record
 from analysis.recording.timeline import statistics_of
 from analysis.showing import history_pictures
-from analysis.showing.matplotlib_figures import HEIGHT, WIDTH, drawing
+from analysis.showing.capacity_page import capacity_text
+from analysis.showing.matplotlib_figures import drawing
 from analysis.showing.tables import growth_table
-from analysis.showing.tensorboard_event_file import EventFile, WriterEvents
+from analysis.showing.tensorboard_event_file import (
+    EventFile,
+    WriterEvents,
+    category,
+    images_summary,
+    layout_summary,
+    lines_chart,
+    scalars_summary,
+)
 from nets import Action, Cost
 
 METRICS = (
@@ -26,6 +35,16 @@ METRICS = (
     *("network/parameters", "network/flops", "network/train_flops"),
 )
 """Tags whose last value stands beside a run's hyperparameters."""
+FIRST_LOOK = {
+    "how_well": "0_one_look/1_how_well",
+    "architecture": "0_one_look/2_what_grew",
+    "capacity": "0_one_look/3_where_capacity_is_missing",
+}
+"""Tags of the pictures that TensorBoard shows first: it sorts by name."""
+UNCHANGED = "unchanged_outputs/growth_difference"
+"""The tag of a number that is always near 0; by its name it comes last."""
+MEGA = 1e6
+"""FLOPs of one step of an axis of FLOPs."""
 _REST = 60
 """Seconds between pictures while a run goes on: they take about one."""
 
@@ -34,15 +53,18 @@ class Board:
     """A TensorBoard event file in `folder`; `purge_step` hides later events of an earlier try.
 
     `charted` says whether that try has written the custom scalars; by default it has if it made a
-    step.
+    step. `kept` is what is left of that try's history. With `many` the layers' charts are closed at
+    first: of a run beside others, where TensorBoard would mix the layers of all.
 
     Scalars: loss/train, loss/validation, accuracy/train, accuracy/validation, those on validation
     also with _of_average (of the weights), learning_rate, images_per_second, network/parameters,
-    network/flops (of one image's forward pass), network/train_flops (so far), growth/difference (of
-    outputs on the probe batch), and every number of every layer and block under the tag that
-    `tag_of` gives. Custom scalars: one chart per statistic. Text: growth, refused, growth_history.
-    Images: pictures/<name>, as `history_pictures.draw` names them. HParams: the settings beside the
-    last values of METRICS.
+    network/flops (of one image's forward pass), network/train_flops (so far), growth_difference (of
+    outputs on the probe batch, under UNCHANGED), and every number of every layer and block under
+    the tag that `tag_of` gives. Losses and accuracies stand once more under <name>_over_MFLOPs,
+    where TensorBoard's step is training FLOPs in millions.
+    Custom scalars: one chart per statistic. Text: capacity, growth, refused, growth_history.
+    Images: FIRST_LOOK, and pictures/<name>, as `history_pictures.draw` names them. HParams: the
+    settings beside the last values of METRICS.
     """
 
     def __init__(
@@ -50,12 +72,18 @@ class Board:
         folder: str | Path | WriterEvents,
         purge_step: int | None = None,
         charted: bool | None = None,
+        kept: Sequence[Record] = (),
+        many: bool = False,
     ) -> None:
         given = isinstance(folder, WriterEvents)
         self._events = folder if given else EventFile(Path(folder), purge_step)
         resumed = purge_step is not None and purge_step > 1
         self._charted = resumed if charted is None else charted
+        self._many = many
         self._drawn = perf_counter()
+        for record in kept:  # the mark has hidden them if their FLOPs come after its step
+            if purge_step is not None and record.train_flops // MEGA >= purge_step:
+                self._over_flops(record)
 
     def record(
         self,
@@ -89,11 +117,25 @@ class Board:
         for path, reading in record.layers.items():
             scalars.update({tag_of(name, path): reading.value(name) for name in names})
         self._scalars(scalars, record.step)
+        self._over_flops(record)
         if names and not self._charted:
-            charts = {name: ["Multiline", [pattern_of(name)]] for name in names}
-            layout = custom_scalars({"layers, one chart per statistic": charts})
-            self._events.add(layout, record.step)
+            charts = [lines_chart(name, [pattern_of(name)]) for name in names]
+            how_well = [lines_chart(n, [rf"{n}_over_MFLOPs/"]) for n in ("accuracy", "loss")]
+            layers = category("layers, one chart per statistic", charts, closed=self._many)
+            given = [category("how well, over training MFLOPs", how_well), layers]
+            self._events.add(layout_summary(given), record.step)
             self._charted = True
+
+    def _over_flops(self, record: Record) -> None:
+        """Write a record's losses and accuracies once more, at its FLOPs."""
+        scalars = {
+            "accuracy_over_MFLOPs/train": record.train_accuracy,
+            "accuracy_over_MFLOPs/validation": record.validation_accuracy,
+            "loss_over_MFLOPs/train": record.train_loss,
+            "loss_over_MFLOPs/validation": record.validation_loss,
+        }
+        if record.train_flops:  # else nobody has counted them
+            self._scalars(scalars, int(record.train_flops // MEGA))
 
     def growth(
         self,
@@ -108,7 +150,7 @@ class Board:
             if difference is not None:
                 lines.append(f"\noutputs moved by {difference:.2g} (relative)")
             self._events.add(text("growth", "\n".join(lines)), step)
-            self._scalars({"growth/difference": difference}, step)
+            self._scalars({UNCHANGED: difference}, step)
         if refused:
             lines = [f"- {phrase(action)}{_because(action)}: {why}" for action, why in refused]
             self._events.add(text("refused", "\n".join(lines)), step)
@@ -137,12 +179,18 @@ class Board:
         """Whether a minute has passed since the board was opened or the last pictures drawn."""
         return perf_counter() - self._drawn > _REST
 
-    def pictures(self, history: Sequence[Record], reference: Sequence[Record] = ()) -> None:
+    def pictures(
+        self,
+        history: Sequence[Record],
+        reference: Sequence[Record] = (),
+        seconds: Sequence[float] = (),
+    ) -> None:
         """Write the pictures of a history, and its growth as a table, at the last record's step.
 
         Args:
             history: at least one record.
             reference: the history of a run to compare with.
+            seconds: of training, at each record.
 
         Raises:
             Undrawn: the table alone is written.
@@ -151,11 +199,13 @@ class Board:
         self._drawn = perf_counter()
         self._events.add(text("growth_history", growth_table(history)), step)
         with drawing():
-            drawn = history_pictures.draw(history, reference)
-        size = {"width": WIDTH, "height": HEIGHT, "colorspace": 4}
-        images = {n: Summary.Image(encoded_image_string=png, **size) for n, png in drawn.items()}
-        values = [Summary.Value(tag=f"pictures/{name}", image=images[name]) for name in images]
-        self._events.add(Summary(value=values), step)
+            drawn = history_pictures.draw(history, reference, seconds)
+        images = {FIRST_LOOK.get(name, f"pictures/{name}"): png for name, png in drawn.items()}
+        self._events.add(images_summary(images), step)
+
+    def capacity(self, history: Sequence[Record]) -> None:
+        """Write where capacity is missing, as a text at the last record's step."""
+        self._events.add(text("capacity", capacity_text(history)), history[-1].step)
 
     def size(self, step: int, size: Cost) -> None:
         """Write the size of a network that is no longer the last record's."""
@@ -176,12 +226,7 @@ class Board:
         self._events.to_disk()
 
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
-        values = [
-            Summary.Value(tag=tag, simple_value=value)
-            for tag, value in scalars.items()
-            if value is not None
-        ]
-        self._events.add(Summary(value=values), step)
+        self._events.add(scalars_summary(scalars), step)
 
 
 def log_record(writer: Any, record: Record, difference: float | None = None) -> None:

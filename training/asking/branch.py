@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from analysis.judging.growth_sites import KINDS
-from nets import Action, SetSurvival, grow
+from nets import Action, SetSurvival, cost, grow
 from nets.modules.random_draws import hash_of
 from training.asking.branch_candidates import candidates
 from training.asking.branch_cost import Plan, seconds_a_flop, work
@@ -22,7 +22,7 @@ from training.asking.branch_results import Tried, report, together
 from training.computing.evaluation import evaluate
 from training.computing.learning_rate import batch_factor, set_learning_rate
 from training.computing.optimizer import make_optimizer, make_rates
-from training.computing.torch_settings import own_process
+from training.computing.torch_settings import own_process, spare_threads
 from training.computing.wrapped_model import to_device
 from training.data.batches import Batches
 from training.data.identity import check_same_data
@@ -114,6 +114,7 @@ def _train_missing(tries: Sequence[Tried], plan: Plan, say: Say, advance: Advanc
             check_same_data(point.run, grounds[point.run].data)
         settings, prepared = _in_order(point.settings, grounds[point.run], order)
         with own_process(settings):
+            spare_threads(settings, cost(prepared.limit).flops)
             found = _train(point, settings, prepared, tried.wanted[name], plan)
         tried.keep(plan, order, name, dict(zip(("loss", "accuracy", "taken"), found)))
         left = (perf_counter() - started) / number * (len(jobs) - number)

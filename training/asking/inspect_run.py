@@ -12,6 +12,7 @@ from analysis.judging.rules_of_thumb import suggestions
 from analysis.recording.atomic_files import path_of
 from analysis.recording.phrases import no_growth
 from analysis.recording.timeline import architectures, layer_values
+from analysis.showing.capacity_page import capacity_text
 from analysis.showing.tables import growth_table, layer_table
 from nets import cost
 
@@ -63,12 +64,14 @@ def inspection(run: str, record: int, reference: str | None, out: str | None, as
     first, last = history[0].cost, cost(architectures(history)[-1][1])
     still = no_growth(history)
     refusals = Counter(why for at in history for _, why in at.refused)
-    said = suggestions(history[: record % len(history) + 1])
+    until = history[: record % len(history) + 1]
+    said = suggestions(until)
     rules = [f"- {path}: {words}" for path, all_words in said.items() for words in all_words]
     return "\n".join(
         [
             f"{run}: {len(history)} records, {history[-1].spent:.0%} of the budget",
             f"{first.parameters:,} parameters at first, {last.parameters:,} at the end\n",
+            f"Where capacity is missing\n\n{capacity_text(until)}\n",
             f"Growth and other edits\n\n{growth_table(history)}\n",
             *([f"{still}\n"] if still else []),
             *(f"refused {times} times: {why}\n" for why, times in refusals.items()),
@@ -85,7 +88,7 @@ def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Recor
     """Write the pictures of a run, and say where they are or why there are none."""
     from analysis.showing.history_pictures import draw
     from analysis.showing.matplotlib_figures import Undrawn, drawing
-    from training.keeping.picture_files import reference_of, write_pictures
+    from training.keeping.picture_files import reference_of, seconds_of, write_pictures
 
     folder = path_of("run", run)
     folder = folder if folder.is_dir() else folder.parent
@@ -93,7 +96,7 @@ def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Recor
     reference = history_of(beside) if beside else reference_of(folder)
     try:
         with drawing():
-            pictures = draw(history, reference)
+            pictures = draw(history, reference, seconds_of(folder))
     except Undrawn as failure:
         return str(failure)
     write_pictures(place, pictures)

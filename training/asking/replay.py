@@ -9,7 +9,7 @@ from pathlib import Path
 from analysis import Record, read_history
 from analysis.recording.atomic_files import path_of
 from analysis.recording.phrases import no_growth, phrase
-from analysis.showing.tables import markdown
+from analysis.showing.tables import fitted
 from nets import Action
 from nets.plan.actions import adds_capacity
 from policies import Policy
@@ -97,11 +97,12 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
     return found
 
 
-def replay_table(policy: Policy, folders: Sequence[str]) -> str:
+def replay_table(policy: Policy, folders: Sequence[str], width: int | None = None) -> str:
     """Give as Markdown what the policy would have done, beside what was done.
 
     Of one run that is every wish, record by record; of several what would have been granted: a
-    summary, and the records with any of it.
+    summary, and the records with any of it. Lines have at most `width` characters: what is longer
+    goes on in rows that are blank elsewhere; None keeps a row in one line.
     """
     replays = replay_runs(policy, runs_of(folders))
     name = type(policy).__name__
@@ -110,7 +111,9 @@ def replay_table(policy: Policy, folders: Sequence[str]) -> str:
         notes = [no_growth([record for record, _ in replays[0].answers])]
         if not any(asked for _, asked in replays[0].answers):
             notes.append(f"{name} would have asked for nothing")
-        return "\n\n".join([markdown(header, map(_row, replays[0].answers)), *filter(None, notes)])
+        return "\n\n".join(
+            [fitted(header, map(_row, replays[0].answers), width), *filter(None, notes)]
+        )
     rows = [
         [str(each.run), *_row(answer)]
         for each in replays
@@ -119,8 +122,8 @@ def replay_table(policy: Policy, folders: Sequence[str]) -> str:
     ]
     header = ["run", "records", "grew", "would have grown", "when it was done", "and where"]
     lines = [
-        markdown(header, [_summary(each) for each in replays if not each.why]),
-        markdown(["run", "step", "spent", "done", f"{name} would have done"], rows)
+        fitted(header, [_summary(each) for each in replays if not each.why], width),
+        fitted(["run", "step", "spent", "done", f"{name} would have done"], rows, width)
         if rows
         else "no growth",
     ]

@@ -6,12 +6,17 @@ import codecs
 import errno
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
+from time import monotonic
 
 _SHOWN = {"±": "+-", "×": "x", "…": "...", "–": "-"}
 """What our own texts hold beyond ASCII."""
 
 _UNHEARD = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF, errno.EDQUOT)
+
+SILENCE = 60.0
+"""Seconds without a line after which a comparison that is no terminal's says what goes on."""
 
 
 def open_streams() -> None:
@@ -50,22 +55,68 @@ def reporting(first: bool = True):
 
     Of several processes that train one network the first alone reports.
     """
+    with reporting_runs(first) as (heard, advance, _):
+        yield heard, advance
+
+
+@contextmanager
+def reporting_runs(first: bool = True):
+    """Give (say, advance, running), as `reporting`; `running` takes the fractions spent by run.
+
+    On a terminal the bar names the runs that go on; elsewhere a line does, after a silent minute.
+    """
     if not first:
-        yield lambda line: None, None
+        yield lambda line: None, None, None
         return
     if not sys.stdout.isatty():
-        yield say, None
+        plain = _PlainLines()
+        yield plain.say, None, plain.running
         return
-    from rich.progress import Progress
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
 
-    with Progress(transient=True) as bar:
+    going = TextColumn(
+        "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)
+    )
+    columns = BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), going
+    with Progress(*columns, transient=True, expand=True) as bar:
         task = bar.add_task("budget", total=1.0)
 
         def above(line: str) -> None:
             with suppress(OSError):
                 bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-        yield above, lambda spent: bar.update(task, completed=spent)
+        yield (
+            above,
+            lambda spent: bar.update(task, completed=spent),
+            lambda spent: bar.update(task, description=going_on(spent)),
+        )
+
+
+class _PlainLines:
+    """Says lines; after a minute without one, what goes on."""
+
+    def __init__(self) -> None:
+        self._said = monotonic()
+
+    def say(self, line: str) -> None:
+        say(line)
+        self._said = monotonic()
+
+    def running(self, spent: Mapping[str, float]) -> None:
+        if spent and monotonic() - self._said >= SILENCE:
+            self.say(f"running: {going_on(spent)}")
+
+
+def going_on(spent: Mapping[str, float]) -> str:
+    """Give in one line which runs go on and what part of its budget each has spent."""
+    return ", ".join(f"{name} {part:.0%}" for name, part in spent.items())
 
 
 def complain(line: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 
 from policies import Policy
+from training.commandline.completion import SHELLS, PrintCompletion
+from training.commandline.groups import arrange
 from training.commandline.parser import Parser
 from training.settings.compare_settings import Compare
 from training.settings.config_yaml import settings_to_dict
@@ -19,7 +21,9 @@ A first run, in seconds:
   python run.py inspect runs/first
   tensorboard --logdir runs
 All policies on the same budget, as one table:
-  python run.py compare --config experiments/digits.yaml"""
+  python run.py compare --config experiments/digits.yaml
+Options completed by a shell, once growthrings[completion] is installed:
+  eval "$(growthrings --print_completion bash)\""""
 _FLAGS = {
     "compile": "compile the network (torch.compile), anew after every growth; slower on a CPU",
     "final": "read the test set, once, at the end",
@@ -45,6 +49,8 @@ def make_parser() -> Parser:
         formatter_class=_Verbatim,
     )
     parser.add_argument("--version", action="version", version=f"growthrings {__version__}")
+    text = "print the script by which a shell completes the installed command, growthrings"
+    parser.add_argument("--print_completion", action=PrintCompletion, choices=SHELLS, help=text)
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, command, text in (
         ("train", _settings_parser(Train), "train one network under one policy"),
@@ -60,14 +66,19 @@ def make_parser() -> Parser:
 
 def _settings_parser(kind: type) -> Parser:
     """Give the parser of a command that takes all fields of a class."""
-    parser = Parser(description=(kind.__doc__ or "").split("\n")[0], formatter_class=_Verbatim)
+    parser = Parser(
+        description=(kind.__doc__ or "").split("\n")[0],
+        usage=f"run.py {kind.__name__.lower()} [--config FILE] [--SETTING VALUE ...]",
+        formatter_class=_Verbatim,
+    )
     parser.add_argument(
         "--config", action="config", help="a YAML file with any of the settings below"
     )
-    parser.add_class_arguments(kind, skip=set(_FLAGS))
+    parser.add_class_arguments(kind, as_group=False, skip=set(_FLAGS))
     for name, text in _FLAGS.items():
         if hasattr(kind, name):
             _add_flag(parser, name, text)
+    arrange(parser, kind)
     if kind is Compare:
         parser.set_defaults(cells=settings_to_dict(Compare())["cells"])
     return parser

@@ -13,12 +13,14 @@ from typing import Any
 from analysis.judging.comparable_runs import Finished
 from analysis.recording.atomic_files import Unwritten
 from analysis.recording.phrases import result_of
+from nets import cost
 from training.comparing.comparison_files import Matrix, write_csv, write_judged
 from training.comparing.gpu_share import runs_a_gpu
-from training.comparing.job_queue import Engine, Here, run_jobs, stays_here
+from training.comparing.job_queue import Engine, Here, Progress, run_jobs, stays_here
 from training.comparing.jobs import Job, gpus_of, jobs_of, workers_of
 from training.comparing.process_pool import Pool
 from training.computing.optimizer import Precision, slow_settings
+from training.computing.torch_settings import is_small
 from training.data.identity import check_same_data, settle
 from training.deciding.call_policy import is_frozen, told_of_state
 from training.deciding.check_probes import check_needs
@@ -44,6 +46,7 @@ def compare(
     say: Callable[[str], None] = print,
     advance: Callable[[float], None] | None = None,
     planned: Sequence[int] = (),
+    running: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Outcome:
     """Run every row with every seed, or the rows that are chosen, and judge all that is finished.
 
@@ -53,9 +56,10 @@ def compare(
     Args:
         settings: what to compare; a run that is finished in its folder is taken as it is.
         say: takes a line on what training images go through, then one per run that ends.
-        advance: called with the ended fraction of what this call runs.
+        advance: called with the fraction of all runs' budgets that is spent, within runs too.
         planned: the seeds of the whole comparison where this call runs a part of them; then a later
             call with the others adds nothing to what was asked.
+        running: called before `advance` with the fractions spent of the runs that go on, by name.
 
     Raises:
         ValueError: settings, data or folder cannot be used, or another process uses the folder.
@@ -70,11 +74,13 @@ def compare(
     missing = [job for job in jobs if job.row in settings.chosen and job.cell not in runs]
     _check_sources(jobs, missing)
     here = settings.engine == "pool" and any(map(stays_here, missing))
-    engine = Here() if here else _engine(settings, len(missing))
+    progress = Progress(len(runs) + len(missing), len(runs), advance, running)
+    engine = Here(progress) if here else _engine(settings, len(missing), progress)
     with ExitStack() as held:
         try:
-            data = check(jobs)
-            for line in _notes(settings, jobs, here):
+            data, flops = check(jobs)
+            asked_for, missing = missing, spared(settings, missing, flops)
+            for line in _notes(settings, jobs, here, asked_for != missing):
                 say(line)
             held.enter_context(alone(settings.folder))
             whole = replace(settings, only=None)  # the comparison keeps all of its rows
@@ -93,7 +99,7 @@ def compare(
         if missing and not gpus_of(settings):
             for line in slow_settings(settings, Precision.of(settings)):
                 say(line)
-        failures = _run_missing(settings, runs, missing, engine, say, advance)
+        failures = _run_missing(settings, runs, missing, engine, say, progress)
         runs = {
             cell: replace(run, at_a_time=asked.beside(run.folder)) for cell, run in runs.items()
         }
@@ -139,8 +145,8 @@ def _at_a_time(settings: Compare, missing: Sequence[Job], here: bool) -> dict[st
     return {f"{job.row}/seed{job.settings.seed}": number for job in missing}
 
 
-def _notes(settings: Compare, jobs: Sequence[Job], here: bool) -> list[str]:
-    """Say what comes of policies that keep a state, and of those that no worker can make."""
+def _notes(settings: Compare, jobs: Sequence[Job], here: bool, fewer: bool) -> list[str]:
+    """Say what comes of policies that keep a state or no worker can make, and of fewer threads."""
     policies = {type(job.settings.policy): job.settings.policy for job in jobs}
     notes = [told_of_state(policy) for policy in policies.values() if not is_frozen(policy)]
     if here and workers_of(settings) > 1:
@@ -149,6 +155,8 @@ def _notes(settings: Compare, jobs: Sequence[Job], here: bool) -> list[str]:
             f"policy {', '.join(names)} is in no file that another process could import: the runs "
             "follow one another in this one"
         )
+    if fewer:
+        notes.append("1 thread a run: more would slow so small a net (--threads)")
     return notes
 
 
@@ -158,36 +166,33 @@ def _run_missing(
     missing: Sequence[Job],
     engine: Engine,
     say: Callable[[str], None],
-    advance: Callable[[float], None] | None,
+    progress: Progress,
 ) -> tuple[str, ...]:
     """Run what is missing, add it to the finished runs, and give a line for each that failed."""
     failures: dict[str, str] = {}
-    total = len(runs) + len(missing)
-    for job, failure in run_jobs(missing, engine):
+    for job, failure in run_jobs(missing, engine, progress):
         told = f"failed: {failure}"
         if failure is None:
             run = runs[job.cell] = _finished(settings, job) or Finished(job.settings.folder, {})
             told = f"{result_of(run.summary)}  {run.summary['seconds']:.1f} s"
         else:
             failures[job.name] = f"{job.name}  {told}"
-        count = len(runs) + len(failures)
-        say(f"{count}/{total}  {job.name}  {told}")
-        if advance:
-            advance(count / total)
+        progress.done = len(runs) + len(failures)
+        say(f"{progress.done}/{progress.total}  {job.name}  {told}")
         with suppress(Unwritten):  # the other cells go on; at the end it is written anew
             write_csv(settings.folder, Matrix.of(settings), runs)
     return tuple(failures[job.name] for job in missing if job.name in failures)
 
 
-def _engine(settings: Compare, cells: int) -> Engine:
+def _engine(settings: Compare, cells: int, progress: Progress) -> Engine:
     if cells == 0:
-        return Here()
+        return Here(progress)
     if settings.engine == "ray":
         from training.comparing.ray_cluster import Cluster
 
         return Cluster(settings.address, bool(gpus_of(settings)), runs_a_gpu(settings))
     workers = workers_of(settings)
-    return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here()
+    return Pool(min(workers, cells), gpus_of(settings)) if workers > 1 else Here(progress)
 
 
 def _augmentations(settings: Compare, data: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
@@ -197,10 +202,13 @@ def _augmentations(settings: Compare, data: Mapping[tuple[str, str], Mapping[str
     return f"augmentation: {'; '.join(told)} (--augment {settings.augment})"
 
 
-def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Mapping[str, Any]]:
+def check(
+    jobs: Sequence[Job],
+) -> tuple[dict[tuple[str, str], Mapping[str, Any]], dict[tuple[str, str], int]]:
     """Raise a ValueError for whatever any of the runs would refuse, before anything is written.
 
-    Gives the identity of the data, by data set and net: all runs on it must see the same.
+    Gives, by data set and net, the identity of the data, which all runs on it must see the same,
+    and the FLOPs an image of the limit.
     """
     limits, data = {}, dict[tuple[str, str], Mapping[str, Any]]()
     for run in (job.settings for job in jobs):
@@ -214,7 +222,19 @@ def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Mapping[str, Any]]:
         if (run.folder / "config.yaml").exists():
             check_same_settings(run.folder, settings_to_dict(run))
         check_same_data(run.folder, data[place])
-    return data
+    return data, {place: cost(limit).flops for place, limit in limits.items()}
+
+
+def spared(
+    settings: Compare, jobs: Sequence[Job], flops: Mapping[tuple[str, str], int]
+) -> list[Job]:
+    """Give the jobs, those of small nets with one thread unless the settings say how many."""
+    return [
+        replace(job, settings=replace(job.settings, threads=1))
+        if is_small(settings, flops[job.settings.data, job.settings.net])
+        else job
+        for job in jobs
+    ]
 
 
 def _finished(settings: Compare, job: Job) -> Finished | None:

@@ -1,4 +1,7 @@
-"""The files of a comparison: comparison.csv as runs end, then comparison.md and report.html."""
+"""The files of a comparison: comparison.csv as runs end, then what it has judged.
+
+That is comparison.md, report.html and the run _comparison for TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from typing import Any
 from analysis.judging.comparable_runs import Finished, seeds_text
 from analysis.judging.comparison_claims import Judgement, judge
 from analysis.recording.atomic_files import write_whole
+from analysis.reporting.comparison_board import write_board
+from analysis.reporting.html_report import write_report
 from analysis.showing.comparison_tables import judgement_text
-from analysis.showing.html_report import write_report
 from training.settings.compare_settings import Compare
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
@@ -114,8 +118,8 @@ def write_judged(
     write_csv(folder, matrix, runs, judged)
     write_whole(folder / "comparison.md", text + "\n")
     if groups:
-        missing = write_report(folder, groups, parts)
-        text += f"\n\n{missing}" if missing else ""
+        for missing in (write_report(folder, groups, parts), write_board(folder, groups)):
+            text += f"\n\n{missing}" if missing else ""
     return text
 
 

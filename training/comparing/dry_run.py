@@ -9,7 +9,7 @@ import torch
 
 from analysis.showing.tables import markdown
 from nets import Architecture, build, cost, train_flops
-from training.comparing.comparison import check
+from training.comparing.comparison import check, spared
 from training.comparing.jobs import Job, jobs_of, workers_of
 from training.computing.budget import Budget
 from training.computing.learning_rate import batch_factor
@@ -37,7 +37,7 @@ def forecast(settings: Compare) -> str:
         ValueError: settings or data cannot be used.
     """
     jobs = jobs_of(settings)
-    check(jobs)
+    jobs = spared(settings, jobs, check(jobs)[1])
     grounds: dict[tuple[str, str], Prepared] = {}
     measured: Measured = {}
     rows, total = [], 0.0

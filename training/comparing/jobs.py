@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -98,8 +99,10 @@ def gpus_of(settings: Compare) -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-def run_job(job: Job) -> str | None:
+def run_job(job: Job, advance: Callable[[float], None] | None = None) -> str | None:
     """Run a cell to its end; give None, or in one line why it failed.
+
+    `advance` is called after every step with the fraction of the budget spent.
 
     The whole traceback is then in error.txt of its folder. If another process holds the folder,
     such as a worker that outlived its killed parent, it waits.
@@ -112,7 +115,7 @@ def run_job(job: Job) -> str | None:
     folder = job.settings.folder
     wait_for(folder)
     try:
-        train(job.settings, say=lambda line: None)
+        train(job.settings, lambda line: None, advance)
     except Interrupted:
         raise
     except Exception as error:

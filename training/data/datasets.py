@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from http.client import HTTPException
 from importlib.util import find_spec
 from math import pi
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nets.checks import check_choice
+from nets.checks import check_choice, check_kinds
 from nets.modules.random_draws import generator_of
 from training.data.image_folders import read_folder
 from training.data.images import Images, Parts
@@ -28,8 +29,37 @@ TORCHVISION = {
     "cifar100": ("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz"),
 }
 """By data set: torchvision's class, the folder of its files, their archives."""
-NAMES = ("digits", *TORCHVISION, "folder:PATH", "npz:FILE", "sine")
+NAMES = ("digits", "digits:SETTINGS", *TORCHVISION, "folder:PATH", "npz:FILE", "sine")
 SINE_POINTS = {"train": 1000, "test": 500}
+_LEVELS, _SIDE, _MOST_IMAGES = 256, 8, 1400
+"""Grey levels and side of a digit, and the most training images that leave some to validate on."""
+
+
+@dataclass(frozen=True)
+class HardDigits:
+    """How hard the digits are made, as `digits:images=300,shift=2,noise=0.3` says it.
+
+    Args:
+        images: for training, from 10 to 1400, as many of each class as all have; all others but the
+            plain digits' test images are validated on, so that a comparison's noise is small. None
+            is the plain digits' split: 1295 and 143.
+        shift: pixels by which a digit may lie off the middle, each way, from 0 to 8; the image
+            grows by that border, 8 + 2 shift a side, so that no digit is cut.
+        noise: share of all pixels that hold a random grey level instead, from 0 to below 1.
+    """
+
+    images: int | None = None
+    shift: int = 0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.images is not None and not 10 <= self.images <= _MOST_IMAGES:
+            raise ValueError(f"images must be from 10 to {_MOST_IMAGES}, got {self.images}")
+        if not 0 <= self.shift <= _SIDE:
+            raise ValueError(f"shift must be from 0 to {_SIDE}, got {self.shift}")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"noise must be at least 0 and below 1, got {self.noise}")
 
 
 def read(name: str, data_dir: Path) -> Parts:
@@ -42,6 +72,8 @@ def read(name: str, data_dir: Path) -> Parts:
         return read_folder(name.removeprefix("folder:"))
     if name.startswith("npz:"):
         return read_npz(name.removeprefix("npz:"))
+    if name.startswith("digits:"):
+        return harder(read_digits(), hard_digits(name.removeprefix("digits:")))
     check_choice("data", name, NAMES)
     if name == "digits":
         return read_digits()
@@ -60,6 +92,49 @@ def read_digits() -> Parts:
     rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (1797, 65): 64 levels, the target
     pixels = (rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).round().to(torch.uint8)
     return Parts(Images(pixels, rows[:, -1].long()), None, tuple(map(str, range(10))))
+
+
+def hard_digits(text: str) -> HardDigits:
+    """Read settings of digits, as `images=300,shift=2,noise=0.3`.
+
+    Raises:
+        ValueError: a setting is unknown, said twice, or out of its range.
+    """
+    known = tuple(item.name for item in fields(HardDigits))
+    given: dict[str, Any] = {}
+    for setting in text.split(","):
+        name, _, value = setting.partition("=")
+        check_choice("data digits:SETTINGS", name, known)
+        if name in given:
+            raise ValueError(f"data digits:SETTINGS must have {name} once, got {text!r}")
+        try:
+            given[name] = float(value) if name == "noise" else int(value)
+        except ValueError:
+            kind = "a number" if name == "noise" else "an integer"
+            raise ValueError(f"data digits:{name} must be {kind}, got {value!r}") from None
+    try:
+        return HardDigits(**given)
+    except ValueError as error:
+        raise ValueError(f"data digits:{error}") from None
+
+
+def harder(digits: Parts, hard: HardDigits) -> Parts:
+    """Shift digits and replace pixels, each image by draws of its own: the same on all machines.
+
+    Only whole numbers and uniform ones are drawn, which no processor rounds its own way.
+    """
+    pixels, targets = digits.train.pixels, digits.train.targets
+    count, side = len(pixels), _SIDE + 2 * hard.shift
+    corners = generator_of("digits", "shift")
+    top, left = torch.randint(2 * hard.shift + 1, (2, count, 1, 1), generator=corners)
+    image, rows = torch.arange(count)[:, None, None], torch.arange(_SIDE)[:, None]
+    shifted = pixels.new_zeros(count, side, side, 1)
+    shifted[image, top + rows, left + torch.arange(_SIDE)] = pixels
+    drawn = generator_of("digits", "noise")
+    noisy = torch.rand(shifted.shape, generator=drawn, dtype=torch.float64) < hard.noise
+    levels = torch.randint(_LEVELS, shifted.shape, generator=drawn, dtype=torch.uint8)
+    images = Images(torch.where(noisy, levels, shifted), targets)
+    return Parts(images, None, digits.names, few=hard.images)
 
 
 def sine(part: str) -> Images:

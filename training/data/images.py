@@ -35,10 +35,12 @@ class Parts(NamedTuple):
     """A data set as its source divides it.
 
     `test` and `validation` are None where the source has none; `names` are those of the classes,
-    none for a regression.
+    none for a regression; `few` is how many of `train` are trained on while all others are
+    validated on, None where a share is.
     """
 
     train: Images
     test: Images | None
     names: tuple[str, ...] = ()
     validation: Images | None = None
+    few: int | None = None

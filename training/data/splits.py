@@ -43,12 +43,13 @@ def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> S
     The validation split is stratified and the same for every run: with it, runs are compared.
 
     Args:
-        name: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `folder:PATH` (which holds
-            train/CLASS/* and test/CLASS/*), `npz:FILE` (`training.data.npz_files`) or `sine` (the
-            regression of sin on [-2 pi, 2 pi]).
+        name: `digits`, `digits:SETTINGS` (`training.data.datasets.HardDigits`), `mnist`,
+            `fashion-mnist`, `cifar10`, `cifar100`, `folder:PATH` (which holds train/CLASS/* and
+            test/CLASS/*), `npz:FILE` (`training.data.npz_files`) or `sine` (the regression of sin
+            on [-2 pi, 2 pi]).
         data_dir: where torchvision's files are, or are downloaded to.
-        validation: the share of the training part that is held out, above 0 and below 1; a file
-            that brings its own validation split keeps it.
+        validation: the share of the training part that is held out, above 0 and below 1; data that
+            bring their own validation split keep it.
 
     Raises:
         ValueError: an unknown name, files that are missing or cannot be used, or a share out of
@@ -56,9 +57,13 @@ def load(name: str, data_dir: str | Path = "data", validation: float = 0.1) -> S
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation must be above 0 and below 1, got {validation!r}")
-    train, test, names, held = read(name, path_of("data_dir", data_dir))
+    train, test, names, held, few = read(name, path_of("data_dir", data_dir))
     if test is None:
         train, test = divide(train, TEST_SHARE, "test")
+    if few is not None:
+        chosen = torch.zeros(len(train), dtype=torch.bool)
+        chosen[_spread(train, few)] = True
+        train, held = train.take(chosen), train.take(~chosen)
     if held is None:
         train, held = divide(train, validation, "validation")
     shape = tuple(train.pixels.shape[1:])
@@ -90,8 +95,11 @@ def divide(images: Images, share: float, purpose: str) -> tuple[Images, Images]:
 
 def part_of(images: Images, most: int) -> Images:
     """Give a fixed stratified part of `most` images, in their order; all, if there are no more."""
-    if len(images) <= most:
-        return images
+    return images if len(images) <= most else images.take(_spread(images, most))
+
+
+def _spread(images: Images, most: int) -> Tensor:
+    """Choose `most` images by class, (most,) int64, in their order."""
     order = torch.randperm(len(images), generator=generator_of("split", "part"))
     strata = _strata(images)[order]
     place = torch.empty(len(images), dtype=torch.float64)  # within the class, from 0 to 1
@@ -99,8 +107,7 @@ def part_of(images: Images, most: int) -> Images:
         members = strata == stratum
         count = int(members.sum())
         place[members] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen = order[place.argsort(stable=True)[:most]]
-    return images.take(chosen.sort().values)
+    return order[place.argsort(stable=True)[:most]].sort().values
 
 
 def _strata(images: Images) -> Tensor:

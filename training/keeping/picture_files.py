@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis import Record, read_history
+from analysis.judging.anytime_regret import read_curve
 from analysis.recording.atomic_files import write_whole
 
 
@@ -16,8 +17,8 @@ def reference_of(folder: Path) -> list[Record]:
     Empty where there is no comparison, or no other static run in it that is finished and readable.
     """
     folder = folder.absolute()
-    comparison, static = folder.parent.parent, []
-    if not (comparison / "comparison.csv").exists():
+    comparison, static = comparison_of(folder), []
+    if comparison is None:
         return []
     for path in comparison.glob(f"*/{folder.name}/summary.json"):
         try:
@@ -27,6 +28,29 @@ def reference_of(folder: Path) -> list[Record]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return max(static, key=lambda pair: pair[0])[1] if static else []
+
+
+def comparison_of(folder: Path) -> Path | None:
+    """Give the folder of the comparison that a run's folder lies in; None where there is none.
+
+    Before its first run ends it has no comparison.csv, but a config.yaml with cells.
+    """
+    above = folder.absolute().parent.parent
+    if (above / "comparison.csv").is_file():
+        return above
+    try:
+        settings = (above / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return above if "cells:" in settings.splitlines() else None
+
+
+def seconds_of(folder: Path) -> list[float]:
+    """Give the seconds of training at each record; none where metrics.csv cannot be read."""
+    try:
+        return read_curve(folder).seconds.tolist()
+    except ValueError:
+        return []
 
 
 def write_pictures(out: Path, pictures: Mapping[str, bytes]) -> None:

@@ -82,6 +82,7 @@ class Run:
     board: Board | None = None
     held: ExitStack = field(default_factory=ExitStack)  # the folder's lock, the process's settings
     saved: float = 0.0  # progress.seconds at the last checkpoint, the same in all processes
+    spared: bool = False  # whether it has one thread because its limit is small; told once
     stateful: bool = False  # whether the policy was seen to change, which is told once
 
     def repeated(self, name: str, work: Callable[[], T]) -> T:

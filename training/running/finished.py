@@ -10,7 +10,7 @@ from nets.plan.actions import adds_capacity
 from training.computing import distributed
 from training.computing.evaluation import LOSSES, evaluate
 from training.computing.optimizer import Precision
-from training.computing.torch_settings import own_process
+from training.computing.torch_settings import own_process, spare_threads
 from training.data.augmenting import augment_of
 from training.data.identity import check_same_data, identity_of
 from training.data.splits import channel_statistics, load
@@ -101,7 +101,9 @@ def finished(settings: Train) -> Mapping[str, Any] | None:
         check_same_data(folder, identity_of(splits, augment))
         net = network_of(load_checkpoint(checkpoint, {}), checkpoint).to(precision.device)
         statistics = channel_statistics(splits.train)
+        limit = settings.limit(splits.classes, splits.image)
         with own_process(settings), distributed.on_first(alone(folder)):
+            spare_threads(settings, cost(limit).flops)
             read = evaluate(net, splits.test, *statistics, LOSSES[splits.task], precision)
             summary.update(_test(read))
             distributed.from_first(lambda: write_json(path, summary))

@@ -93,6 +93,9 @@ def record_and_grow(run: Run, speed: float) -> str:
     run.progress.records += 1
     notes += write_record(run, record, averaged, difference, speed)
     _save_if_due(run, record)
+    if run.spared:
+        notes.append("1 thread: more would slow so small a net (--threads)")
+        run.spared = False
     if run.factor != factor:
         notes.append(told_of_batch(run))
     if run.progress.skipped:

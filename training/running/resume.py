@@ -19,7 +19,7 @@ from training.computing import distributed
 from training.computing.budget import Budget, Progress
 from training.computing.clock import Clock
 from training.computing.optimizer import make_optimizer, make_rates
-from training.computing.torch_settings import own_process
+from training.computing.torch_settings import own_process, spare_threads
 from training.computing.wrapped_model import model_of, to_device
 from training.data.splits import part_of
 from training.deciding.call_policy import check_policy, own_copy
@@ -30,6 +30,7 @@ from training.keeping.checkpoint import (
     set_generators,
 )
 from training.keeping.folder_lock import alone
+from training.keeping.picture_files import comparison_of
 from training.keeping.result_files import cut_back
 from training.keeping.run_folder import binding, claim
 from training.keeping.run_state import ROWS, Run
@@ -51,9 +52,11 @@ def open_run(settings: Train) -> Run:
         check_policy(settings.policy)
         settings = replace(settings, policy=own_copy(settings.policy))
         text, prepared = settings_to_yaml(settings), prepare(settings)
+        spared = spare_threads(settings, cost(prepared.limit).flops)
         check_processes(prepared.data)
         held.enter_context(distributed.on_first(alone(settings.folder)))
         run = _open(settings, text, prepared)
+        run.spared = spared
         run.held = held.pop_all()
     return run
 
@@ -72,7 +75,8 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     if distributed.rank() == 0:
         # From the start: TensorBoard purges nothing at the first such mark that it sees.
         charted = bool(statistics_of(run.history))
-        run.board = Board(folder, purge_step=progress.step + 1, charted=charted)
+        many = comparison_of(folder) is not None
+        run.board = Board(folder, progress.step + 1, charted, run.history, many)
     return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from analysis import Record
+from analysis import Record, block_sensitivity
 from analysis.recording.probed import with_probes
 from nets import Network
 from training.computing import distributed
@@ -70,6 +70,9 @@ def _capture(run: Run, trained: Means, validated: Means, averaged: Means) -> Rec
         validation_loss=validated[0],
         validation_accuracy=validated[1],
         ema_validation_loss=averaged[0],
+        sensitivity=distributed.from_first(
+            lambda: block_sensitivity(run.net, *run.probe, run.loss)
+        ),
         **_spent(run),
     )
     return replace(record, layers=finite_readings(record.layers))

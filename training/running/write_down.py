@@ -18,7 +18,7 @@ from training.computing import distributed
 from training.computing.learning_rate import learning_rate
 from training.keeping.checkpoint import save_checkpoint
 from training.keeping.nonfinite import check_losses, check_state
-from training.keeping.picture_files import reference_of
+from training.keeping.picture_files import reference_of, seconds_of
 from training.keeping.result_files import (
     append_losses,
     append_metrics,
@@ -102,12 +102,13 @@ def write_record(
         row["batch_size"] = run.settings.batch_size * run.factor_of(record.architecture)
     append_metrics(run.folder, row)
     board.record(record, speed, averaged)
+    board.capacity(run.history)
     board.growth(record.step, record.applied, record.refused, difference)
     counts = run.repeated("histograms", lambda: response_counts(run.net, run.probe[0][:CHECKED]))
     board.histograms(record.step, histograms_of(counts))
     if run.ended or (any(map(adds_capacity, record.applied)) and board.pictures_due):
         try:
-            board.pictures(run.history, reference_of(run.folder))
+            board.pictures(run.history, reference_of(run.folder), seconds_of(run.folder))
         except Undrawn as failure:
             notes.append(str(failure))
     if run.ended:

@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from analysis.judging.comparable_runs import BOARD
 from analysis.recording.atomic_files import path_of
 from nets import Initializer, cost, preset
 from nets.checks import check_choice, check_count, check_kinds, meant
@@ -156,6 +157,8 @@ def _row_name(name: object) -> str:
     bad = text in ("", "..") or text.startswith("~") or Path(text).name != text
     if bad or not text.isprintable() or len(text.encode()) > MOST_OF_A_NAME:
         raise ValueError(f"cells must have names that a folder can have, got {text[:99]!r}")
+    if text.partition(".")[0].lower() == BOARD:
+        raise ValueError(f"cells must have other names than {BOARD}, the comparison's own board")
     return text
 
 

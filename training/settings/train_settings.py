@@ -19,9 +19,11 @@ class Common:
     """What a training run and a comparison share.
 
     Args:
-        data: digits, mnist, fashion-mnist, cifar10, cifar100, sine, folder:PATH
-            (PATH/train/CLASS/* and PATH/test/CLASS/*) or npz:FILE (train_images, train_labels,
-            test_images, test_labels; val_images, val_labels as validation split where it has them).
+        data: digits, or harder ones such as digits:images=300,shift=2,noise=0.3 (so many training
+            images, pixels off the middle, share of pixels that are noise; each may be left out);
+            mnist, fashion-mnist, cifar10, cifar100, sine, folder:PATH (PATH/train/CLASS/* and
+            PATH/test/CLASS/*) or npz:FILE (train_images, train_labels, test_images, test_labels;
+            val_images, val_labels as validation split where it has them).
         data_dir: where torchvision keeps or downloads its files.
         augment: of training images: none, crop (from an image padded with black), flip (one of two
             is mirrored: not for what has a left and a right), crop-flip, or auto: the data set's
@@ -174,9 +176,8 @@ class Train(Common):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        data = Path(self.data.removeprefix("folder:").removeprefix("npz:")).name.removesuffix(
-            ".npz"
-        )
+        data = re.sub("^digits:", "digits-", self.data).removeprefix("folder:").removeprefix("npz:")
+        data = Path(data).name.removesuffix(".npz")
         policy = type(self.policy).__name__.lower()
         name = f"runs/{data}-{self.net}-{policy}-seed{self.seed}"
         return folder_of(name if self.out is None else self.out)

@@ -8,28 +8,29 @@ import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.judging.comparison_claims import Judgement
 from analysis.recording.atomic_files import write_whole
 from analysis.recording.record import read_history
-from analysis.showing.architecture_pictures import Histories, architectures_of_rows, capacity
-from analysis.showing.comparison_pictures import colors_of, layer_statistics, score_over
+from analysis.reporting.capacity_pictures import (
+    Histories,
+    architectures,
+    capacity,
+    layer_statistics,
+    that_grew,
+)
+from analysis.reporting.page_style import STYLE
+from analysis.reporting.score_pictures import final_scores, rows_beside_frontier, score_over
+from analysis.reporting.verdict import verdict
 from analysis.showing.comparison_tables import judgement_text
-from analysis.showing.matplotlib_figures import Undrawn, drawing
+from analysis.showing.matplotlib_figures import Undrawn, drawing, svg_of
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 1080px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd;
-         white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 0; } figure svg { width: 100%; min-width: 560px; height: auto; }
-figcaption, .note { color: #555; font-size: 0.88rem; }
-pre { background: #f5f5f5; padding: 0.7rem; overflow-x: auto; font-size: 0.82rem; }
-"""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OPEN = 12
+"""Rows whose layer statistics are in sight at once; those of more are to be opened."""
 
 
 def write_report(
@@ -48,6 +49,7 @@ def write_report(
     parts, missing = [f"<h1>{escape(folder.name)}</h1>"], ""
     for title, judgement in groups:
         parts.append(f"<h2>{escape(title)}</h2>")
+        parts.append(html_of(verdict(judgement)).replace("<p>", '<p class="verdict">', 1))
         parts.append(html_of(judgement_text(judgement)))
         try:
             parts += _pictures(judgement)
@@ -65,7 +67,7 @@ def write_report(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # or a browser asks a server for one
-        f"<title>{escape(folder.name)}</title><style>{_STYLE}</style></head>\n<body>"
+        f"<title>{escape(folder.name)}</title><style>{STYLE}</style></head>\n<body>"
         + "\n".join(parts)
         + "</body></html>\n"
     )
@@ -78,30 +80,41 @@ def _pictures(judgement: Judgement) -> list[str]:
         name: [read_history(run.folder) for run in runs.values()]
         for name, runs in judgement.rows.items()
     }
+    parts = []
     with drawing():
-        drawn = list(_drawn(judgement, histories))
-    return [
-        f'<h2>{title}</h2><figure><div class="wide">{svg}</div>'
-        f"<figcaption>{note}</figcaption></figure>"
-        for title, note, svg in drawn
-    ]
+        for title, note, kind, figures in _drawn(judgement, histories):
+            pictures = "".join(svg_of(figure) for figure in figures)
+            figure = f'<div class="{kind}">{pictures}</div><figcaption>{note}</figcaption>'
+            figure = f"<figure>{figure}</figure>"
+            if kind.endswith("long") and len(figures) > _OPEN:
+                figure = f"<details><summary>{len(figures)} rows</summary>{figure}</details>"
+            parts.append(f"<h2>{title}</h2>{figure}")
+    return parts
 
 
-def _drawn(judgement: Judgement, histories: Histories) -> Iterator[tuple[str, str, str]]:
-    """Give the title, a note and the SVG of every picture."""
-    titles = {"flops": "Score over training FLOPs", "seconds": "Score over time"}
-    notes = {"flops": "", "seconds": " Seconds depend on the machine and on what else it did."}
-    for axis in sorted(titles, key=lambda axis: axis != judgement.axis):
-        grey = " Grey: the static frontier." if axis == judgement.axis else ""
-        note = f"Mean over seeds, band: sample std.{grey}{notes[axis]}"
-        yield titles[axis], note, score_over(judgement, axis)
-    if any(record.applied for runs in histories.values() for one in runs for record in one):
+def _drawn(
+    judgement: Judgement, histories: Histories
+) -> Iterator[tuple[str, str, str, list[Figure]]]:
+    """Give the title, a note, the kind of its place and the pictures of every part."""
+    note = "Means over seeds, named at their ends. Grey: static sizes; the thick line is the "
+    note += "static frontier. Seconds depend on the machine and on what else it did."
+    axes = sorted(("flops", "seconds"), key=lambda axis: axis != judgement.axis)
+    over = [score_over(judgement, axis) for axis in axes]
+    yield "Score over training FLOPs and over time", note, "two", over
+    note = "Bars: means over seeds. Dotted: the reference, the best static size on validation."
+    yield "Final scores, every seed", note, "two", [final_scores(judgement)]
+    note = "Thin: every seed. Band: sample std around the mean. Thick grey: the static frontier."
+    alone = [rows_beside_frontier(judgement, [name]) for name in judgement.rows]
+    yield "Each row beside the frontier", note, "many", alone
+    if grew := list(that_grew(histories)):
         note = "Inner channels of every block, first seed; later blocks of a stage are paler."
-        yield "Architectures over time", note, architectures_of_rows(histories)
-        yield "Where each row put its capacity", "Means over seeds.", capacity(histories)
-    note = "One point a block, first seed; means of the layers inside the block."
-    svg = layer_statistics(histories, colors_of(judgement))
-    yield "Layer statistics at the end, side by side", note, svg
+        yield "Architectures over time", note, "many", [architectures(histories, [n]) for n in grew]
+        note = "Means over seeds."
+        yield "Where each row put its capacity", note, "two", [capacity(histories)]
+    note = "One point a block, first seed; means of the layers inside the block. Grey: from the "
+    note += "least to the greatest of all rows at that depth."
+    layers = [layer_statistics(histories, name) for name in histories]
+    yield "Layer statistics at the end", note, "many long", layers
 
 
 def _provenance(folder: Path, run: Path) -> list[str]:
