@@ -47,7 +47,6 @@ MORE = {
 LEFT_OUT = {
     "...": "it is short for those beside it",
     "pip install": "it changes the environment; the suite itself runs in what it made",
-    ".venv/bin/tensorboard": "it serves until it is stopped",
     "make demo": "as `compare --config experiments/digits.yaml`",
     "-m benchmarks.judging": "it has no arguments, and takes 20 seconds",
     "make docs": "it changes the environment; test_docs walks the pages' links, code and places",
