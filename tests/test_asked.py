@@ -117,7 +117,7 @@ def test_seeds_of_a_config_file_are_the_plan_of_a_call_for_some(tmp_path, monkey
     (tmp_path / "c.yaml").write_text("seeds: [3, 4, 5]\n")
     seen = []
 
-    def compared(settings, say, advance, planned):
+    def compared(settings, say, advance, planned, running):
         seen.append(
             (
                 settings.seeds,

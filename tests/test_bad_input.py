@@ -105,7 +105,7 @@ POLICIES = "GrowAndPrune, LayerStatistic, Never, Periodic, Plateau, RandomSite, 
 POLICIES += "StochasticDepth, WholeNet, Yoked, or an import path such as mine.Mine; got "
 CASES = [
     # the command itself
-    ("", "one of {train,compare,inspect,replay,branch}"),
+    ("", "one of {train,compare,judge,inspect,replay,branch}"),
     ("grow", "invalid choice: 'grow'"),
     ("inspect", "required: inspect.run"),
     ("inspect nowhere", "history must be a history.jsonl file or a run folder, got nowhere"),
@@ -279,7 +279,7 @@ CASES = [
         "cells must have names that a folder can have, got '../a'",
     ),
     # data
-    (TRAIN + "--data nowhere", "data must be one of digits, mnist, "),
+    (TRAIN + "--data nowhere", "data must be one of digits, digits:SETTINGS, mnist, "),
     (
         TRAIN + "--data folder:nowhere",
         "data folder:PATH must name an existing folder, got 'nowhere'",

@@ -258,11 +258,11 @@ def test_branches_go_on_at_the_rates_of_their_cohorts(tmp_path, monkeypatch):
         return plain_step(net, optimizer, *how)
 
     monkeypatch.setattr(training.asking.branch, "train_step", watched)
-    branch(tmp_path, steps[0], steps=1, orders=1, say=lambda _: None)
+    branch(tmp_path, steps[0], steps=1, orders=1, say=lambda _: None, budget="steps")
     assert hooks[0] == 0  # nothing grew in the first branch, nor before
     assert set(hooks[1:]) == {1}
     hooks.clear()
-    branch(tmp_path, steps[1], steps=1, orders=1, say=lambda _: None)
+    branch(tmp_path, steps[1], steps=1, orders=1, say=lambda _: None, budget="steps")
     assert set(hooks) == {1}
 
 

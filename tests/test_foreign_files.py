@@ -162,5 +162,5 @@ def test_an_initializer_of_a_history_is_a_name_and_nothing_more(theirs):
     (theirs / "history.jsonl").write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
     assert read_history(theirs)[0].applied[0].initializer == "evil_policy.Mine"
     step = record["step"]
-    assert called(f"branch theirs --at {step} --steps 1 --orders 1") == 0
+    assert called(f"branch theirs --at {step} --steps 1 --orders 1") == 2
     assert innocent()

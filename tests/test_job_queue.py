@@ -67,7 +67,7 @@ def started(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
 def rows_of(folder: Path) -> list[dict[str, str]]:
     """The comparison's lines, timings aside."""
     rows = csv_rows(folder / "comparison.csv")
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
 def session(leader: int) -> list[int]:

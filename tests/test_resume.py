@@ -453,7 +453,7 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     shown = {tag: [event.step for event in board.Tensors(tag)] for tag in board.Tags()["tensors"]}
     for tag in ("loss/validation", "learning_rate", "network/parameters", "stem/response_std"):
         assert shown[tag] == [record.step for record in history], tag
-    for tag in ("growth/difference", "growth/text_summary"):
+    for tag in ("unchanged_outputs/growth_difference", "growth/text_summary"):
         assert shown[tag] == [record.step for record in history if record.applied], tag
     for tag, steps in shown.items():
         assert steps == sorted(set(steps)), tag

@@ -88,6 +88,7 @@ def test_a_step_with_observer_and_average_reads_nothing_from_the_device(accumula
         captured=None,
         untold=0,
         spent=0.25,
+        factor=1,
         settled=False,
     )
     with observer:

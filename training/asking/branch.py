@@ -11,17 +11,19 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from analysis.judging.growth_sites import KINDS
-from nets import Action, SetSurvival, cost, grow
+from nets import Action, CohortRates, Network, SetSurvival, cost, grow
 from nets.modules.random_draws import hash_of
 from training.asking.branch_candidates import candidates
 from training.asking.branch_cost import Plan, seconds_a_flop, work
 from training.asking.branch_points import BranchPoint, points_of
 from training.asking.branch_results import Tried, report, together
+from training.computing.budget import Progress
 from training.computing.evaluation import evaluate
 from training.computing.learning_rate import batch_factor, set_learning_rate
-from training.computing.optimizer import make_optimizer, make_rates
+from training.computing.optimizer import UNSCALED, make_optimizer, make_rates
 from training.computing.torch_settings import own_process, spare_threads
 from training.computing.wrapped_model import to_device
 from training.data.batches import Batches
@@ -35,6 +37,7 @@ from training.running.resume import restore
 from training.settings.train_settings import Train
 from training.stepping.step import train_step
 
+CPU = torch.device("cpu")
 Job = tuple[Tried, int, str]
 """A branch to train: the growth step, the data order, the growth."""
 
@@ -105,6 +108,8 @@ def _train_missing(tries: Sequence[Tried], plan: Plan, say: Say, advance: Advanc
     ]
     if not jobs:
         return
+    for tried in {id(tried): tried for tried, _, _ in jobs}.values():
+        _restored(tried.point, tried.point.settings)  # what cannot be read is refused here
     say(_forecast(tries, jobs, plan))
     started, grounds = perf_counter(), dict[Path, Prepared]()
     for number, (tried, order, name) in enumerate(jobs, start=1):
@@ -150,16 +155,27 @@ def _in_order(settings: Train, prepared: Prepared, order: int) -> tuple[Train, P
     return settings, replace(prepared, batches=batches)
 
 
+def _restored(
+    point: BranchPoint,
+    settings: Train,
+    device: torch.device = CPU,
+    scaler: torch.amp.GradScaler = UNSCALED,  # pyright: ignore[reportPrivateImportUsage]
+) -> tuple[Network, Optimizer, CohortRates | None, Progress]:
+    """Give the run as it was, read anew: training changes its tensors."""
+    state = load_checkpoint(point.state, point.identity)
+    net = to_device(network_of(state, point.state), device)
+    optimizer = make_optimizer(net, settings)
+    rates = make_rates(net, optimizer, settings)
+    return net, optimizer, rates, restore(state, point.state, net, optimizer, scaler, rates)
+
+
 def _train(
     point: BranchPoint, settings: Train, prepared: Prepared, actions: Sequence[Action], plan: Plan
 ) -> tuple[float, float | None, int]:
     """Train one branch and give its validation loss and accuracy, and the steps that it took."""
-    state = load_checkpoint(point.state, point.identity)  # anew: training changes its tensors
     device, loss, batches = prepared.precision.device, prepared.loss, prepared.batches
-    net = to_device(network_of(state, point.state), device)
-    optimizer, scaler = make_optimizer(net, settings), prepared.precision.scaler()
-    rates = make_rates(net, optimizer, settings)
-    progress, spent = restore(state, point.state, net, optimizer, scaler, rates), 0
+    scaler, spent = prepared.precision.scaler(), 0
+    net, optimizer, rates, progress = _restored(point, settings, device, scaler)
     net.draw[0] = settings.seed  # of stochastic depth
     if actions:
         probe = tuple(part[:CHECKED] for part in prepared.probe())

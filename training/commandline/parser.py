@@ -36,7 +36,9 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside a parser: the outer one reports
             super().error(message, ex)
-        self.exit(2, f"run.py: error: {one_line(message)}{self._meant(message)}\n")
+        every = f"{{{','.join(self._commands())}}}"  # jsonargparse leaves out the last of many
+        told = re.sub(r"\{[^{}]*, \.\.\.\}", every, one_line(message))
+        self.exit(2, f"run.py: error: {told}{self._meant(message)}\n")
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
