@@ -30,6 +30,7 @@ STAND_INS = {
     "torchrun --nproc-per-node 2": "python",  # test_distributed runs several processes
     "--data cifar100": "--data folder:PATH",
     "cifar100.npz": "tiny.npz",
+    "npz:FILE": "npz:tiny.npz",
     "--net resnet20": "--net resnet8",
     # with two rows of its eight
     "--data folder:cifar10-jpeg": "--config experiments/cifar10.yaml --data folder:cifar10-jpeg",
