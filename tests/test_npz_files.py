@@ -219,3 +219,21 @@ def test_no_file(name: str):
 def test_an_array_alone_is_no_npz(tmp_path: Path):
     np.save(tmp_path / "some.npy", np.zeros(3))
     assert "must be a complete npz" in refused(tmp_path / "some.npy")
+
+
+@pytest.mark.parametrize("label", [12, 2**40, 2**62])
+def test_a_label_far_beyond_the_images_is_refused_before_it_is_counted(
+    write: Callable[..., Path], label: int
+):
+    labels = np.append(np.arange(11) % 3, label)
+    told = refused(write(arrays_of(train_labels=labels)))
+    assert told.endswith(f"each with an image, got 0 to {label}, none of 3")
+
+
+@pytest.mark.parametrize("again", ["train_images.npy", "train_images"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_is_there_twice_is_refused(write: Callable[..., Path], again: str):
+    path = write(arrays_of())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(again, archive.read("test_images.npy"))
+    assert f"{path} must hold every array once, got train_images.npy, " in refused(path)

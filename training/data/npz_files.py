@@ -42,9 +42,13 @@ def read_npz(path: str) -> Parts:
         raise ValueError(f"data npz:FILE must name an existing file, got {path!r}")
     try:
         with ZipFile(file) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            infos = archive.infolist()
     except (OSError, BadZipFile, ValueError) as error:
         raise ValueError(f"data npz:FILE must be a complete npz, got {file} ({error})") from None
+    members = {info.filename.removesuffix(".npy"): info for info in infos}
+    if len(members) < len(infos):
+        names = ", ".join(info.filename for info in infos)
+        raise ValueError(f"data: {file} must hold every array once, got {names}")
     needed = ["train", "test", *["val"] * ("val_images" in members or "val_labels" in members)]
     for name in [f"{part}_{what}" for part in needed for what in ("images", "labels")]:
         if name not in members:
@@ -107,12 +111,13 @@ def _class_names(
 
 def _counts(file: Path, train: Images) -> np.ndarray:
     """Count the training images of every class, none of which may lack them."""
-    least = int(train.targets.min())
-    counts = np.bincount(train.targets.clamp(min=0).numpy())
+    least, most = int(train.targets.min()), int(train.targets.max())
+    # More classes than images leave one empty: counting them all could take any memory.
+    counts = np.bincount(train.targets.clamp(0, len(train)).numpy())
     if least != 0 or len(counts) < 2 or 0 in counts:
         empty = f", none of {int(np.flatnonzero(counts == 0)[0])}" if 0 in counts else ""
         allowed = "must number at least 2 classes from 0, each with an image"
-        got = f"{least} to {len(counts) - 1}{empty}"
+        got = f"{least} to {most}{empty}"
         raise ValueError(f"data: train_labels of {file} {allowed}, got {got}")
     return counts
 
