@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from analysis.examining.all_ranks import together
 from analysis.examining.entry_histograms import EntryHistogram
 from analysis.examining.layer_choice import LayerChoice, check_choice_of_layers
 from analysis.examining.requests import checked, statistics_asked
@@ -19,6 +18,7 @@ from analysis.observing.forward_hooks import Extra
 from analysis.observing.reading import STATISTICS, LayerReading, tag_of
 from analysis.observing.step_reader import StepReader
 from analysis.observing.watched_layers import Layer, rows_of, unwrap
+from analysis.summing.all_ranks import together
 from nets.checks import check_count
 from nets.growing.grow import Grown
 from nets.modules.network import Network
