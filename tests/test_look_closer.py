@@ -68,6 +68,12 @@ def test_where_another_step_was_taken_it_is_said(grown, tmp_path):
     lines = [f"{row['step']},{row['train_loss']}" for row in rows]
     (other / "losses.csv").write_text("\n".join(["step,train_loss", *lines, ""]))
     assert "losses.csv has 7 at step 4, not " in look_closer(str(other), 0, 5)
+    for wrong in ("nan", "inf"):
+        told = [*lines[:3], f"4,{wrong}", *lines[4:]]
+        (other / "losses.csv").write_text("\n".join(["step,train_loss", *told, ""]))
+        assert f"losses.csv has {wrong} at step 4, not " in look_closer(str(other), 0, 5)
+    (other / "losses.csv").write_text("\n".join(["step,train_loss", *lines[:2], ""]))
+    assert look_closer(str(other), 0, 3).endswith("the run's own is not known")
     (other / "losses.csv").unlink()
     assert look_closer(str(other), 0, 2).endswith("the run's own steps is not known")
 

@@ -72,6 +72,17 @@ def test_one_call_writes_every_number_and_histogram_of_a_window(tmp_path):
         assert used == {b: n for b, n in zip(histogram.limits, histogram.counts) if n}
 
 
+def test_nothing_is_written_twice_where_nothing_new_was_read(tmp_path):
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with SummaryWriter(tmp_path) as writer, Observer(net, optimizer, to_step=2) as observer:
+        for step in range(4):
+            take_step(net, optimizer, *batch_of(net.architecture.image, step))
+            taken = observer.readings()  # by `Record.capture`, say
+            assert observer.log(writer) is taken
+    assert [each.step for each in read(tmp_path).Scalars("head/response_std")] == [1, 2]
+
+
 def test_records_and_decisions_are_written_as_the_board_writes_them(tmp_path):
     net = network_of("basic")
     optimizer = sgd(net)

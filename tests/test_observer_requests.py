@@ -177,6 +177,15 @@ def test_a_kurtosis_of_what_does_not_vary_is_none_and_breaks_nothing():
     assert found["stage1.block1.bn1"].extra["kurtosis"] > 1
 
 
+@pytest.mark.parametrize("value", [0.1, 1e-3, -7.7, 3e4])
+@pytest.mark.parametrize("shape", [(8, 3, 5, 5), (1001,), (3000, 211)])
+def test_a_constants_kurtosis_is_not_that_of_its_mean_s_rounding(value, shape):
+    assert kurtosis(torch.full(shape, value)).isnan()
+    varied = torch.full(shape, value)
+    varied.flatten()[::2] *= 1 + 1e-4  # two values, half each
+    assert kurtosis(varied).item() == pytest.approx(1, abs=0.1)
+
+
 def test_nothing_that_is_asked_for_is_read_on_the_host_within_a_step():
     with torch.device("meta"):
         for net in (*map(Network, (NETS["basic"], NETS["dense pre"])), foreign()):

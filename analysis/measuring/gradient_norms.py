@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from analysis.examining.entry_histograms import BUCKETS, count_entries, places_of
-from analysis.examining.whole_sums import NORMS, norms_of_step
+from analysis.summing.whole_sums import NORMS, norms_of_step
 
 FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
 NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once

@@ -16,7 +16,7 @@ from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis
 from analysis.measuring.responses import Response, Responses
 from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
 from analysis.observing.watched_layers import Layer
-from analysis.observing.window import Values
+from analysis.summing.step_sums import Values
 from nets.modules.network import Network
 
 Extra = Callable[[Tensor], Tensor]

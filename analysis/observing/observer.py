@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from analysis.examining.all_ranks import together
 from analysis.examining.entry_histograms import EntryHistogram
 from analysis.examining.layer_choice import LayerChoice, check_choice_of_layers
 from analysis.examining.requests import checked, statistics_asked
@@ -19,6 +18,7 @@ from analysis.observing.forward_hooks import Extra
 from analysis.observing.reading import STATISTICS, LayerReading, tag_of
 from analysis.observing.step_reader import StepReader
 from analysis.observing.watched_layers import Layer, rows_of, unwrap
+from analysis.summing.all_ranks import together
 from nets.checks import check_count
 from nets.growing.grow import Grown
 from nets.modules.network import Network
@@ -145,6 +145,7 @@ class Observer(StepReader):
         wrapped = isinstance(net, DistributedDataParallel)
         self.all_ranks = wrapped if all_ranks is None else all_ranks
         self._last: dict[str, LayerReading] = {}
+        self._logged: dict[str, LayerReading] | None = None  # those that `log` wrote last
         self._last_norms: tuple[float | None, float | None] = None, None
         self._last_histograms: dict[str, dict[str, EntryHistogram]] = {}
         self._aim(net, optimizer)
@@ -241,6 +242,7 @@ class Observer(StepReader):
     def log(self, writer: SummaryWriter, step: int | None = None) -> dict[str, LayerReading]:
         """Write what was read since the last call to TensorBoard, and begin a new window.
 
+        Nothing is written if nothing was read since `log` last wrote (after `to_step`, say).
         Every number of a layer has the tag that `run.py train` gives it, which `tag_of` defines;
         the network's gradient norm is gradient_norm/after_clipping and /before_clipping. Histograms
         that were asked for are written too. `analysis.log_record` writes records and decisions.
@@ -253,6 +255,9 @@ class Observer(StepReader):
             What `readings` gives.
         """
         readings, step = self.readings(), self.step if step is None else step
+        if readings is self._logged:
+            return readings
+        self._logged = readings
         for path, reading in readings.items():
             for name in (*STATISTICS, *reading.extra):
                 value = reading.value(name)

@@ -20,7 +20,7 @@ from analysis.observing.optimizer_steps import OptimizerSteps
 from analysis.observing.reading import STATISTICS
 from analysis.observing.watched_layers import unwrap
 from analysis.observing.watched_network import WatchedNetwork
-from analysis.observing.window import Values
+from analysis.summing.step_sums import Values
 
 _GONE = (
     "the gradient of {} was gone when the backward pass had made it, so gradient_norm is None; "

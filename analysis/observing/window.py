@@ -8,18 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.examining.all_ranks import largest_over_ranks, sum_over_ranks
 from analysis.examining.entry_histograms import EntryHistogram
-from analysis.examining.whole_sums import WholeSums
-from analysis.measuring.responses import Slots
 from analysis.observing.reading import STATISTICS, LayerReading
 from analysis.observing.watched_layers import Layer
+from analysis.summing.all_ranks import largest_over_ranks, sum_over_ranks
+from analysis.summing.step_sums import StepSums, Values, rearranged, told
+from analysis.summing.whole_sums import WholeSums
 
-Values = list[tuple[Slots, Tensor]]
-"""Slots, layer * len(statistics) + statistic, and what belongs there, (slots,)."""
 _FORWARD = ("response_mean", "response_std")
-_LARGEST = "max_abs"  # over a window it is the largest, not the mean
-_MAYBE = "kurtosis"  # of an output that does not vary it is not defined, and comes as NaN
 
 
 class Window:
@@ -38,9 +34,6 @@ class Window:
     ) -> None:
         self._rows, self._statistics, self._width = rows, statistics, len(statistics)
         self._histograms = tuple(histograms)
-        place = {name: at for at, name in enumerate(statistics)}
-        self._largest, self._maybe = place.get(_LARGEST), place.get(_MAYBE)
-        self._indices: dict[Any, Tensor] = {}
         self._forget()
         self.begin()
 
@@ -48,6 +41,7 @@ class Window:
         self._totals: Tensor | None = None  # (2, size): sums; how many readings were undefined
         self._finite: Tensor | None = None  # (size,): how often each sum stayed finite
         self._whole = WholeSums(len(self._rows), self._histograms)
+        self._steps = StepSums(self._statistics, self.size)
 
     def begin(self) -> None:
         """Begin a new window, in the same memory."""
@@ -109,22 +103,14 @@ class Window:
         with torch.inference_mode(False), torch.no_grad():
             start, counts = self._aside, self._aside_counts
             self.drop_aside()
-            values, undefined = self._defined(values, undefined)
             skipped = None
             if left_out and values:
                 skipped = torch.cat([one.to(values[0][1].device) for one in left_out]).any()
-                values, broken = _finite_of(values)
-                lost = [(slots, where * skipped) for slots, where in broken]
-                values = [
-                    (slots, value.masked_fill((where > 0) & ~skipped, torch.nan))
-                    for (slots, value), (_, where) in zip(values, broken)
-                ]
-                undefined = [*undefined, *lost]
-            reading = self._reading(values, undefined)
+            reading = self._steps.of_step(values, undefined, skipped)
             if start is not None:
-                self._join(reading, _told(start.to(reading.device), skipped))
+                self._steps.join(reading, told(start.to(reading.device), skipped))
             totals, finite = self._sums_on(reading)
-            self._join(totals, reading)
+            self._steps.join(totals, reading)
             self._whole.add(whole or {})
             finite += totals[0].isfinite()
             self._added += 1
@@ -134,19 +120,15 @@ class Window:
     def put_aside(self, values: Values) -> None:
         """Add a part of the step under way."""
         with torch.inference_mode(False), torch.no_grad():
-            values, undefined = self._defined(values, [])
-            finite, broken = _finite_of(values)
-            part = torch.cat([self._reading(finite, undefined), self._reading(broken, [])[:1]])
+            part = self._steps.of_part(values)
             if self._aside is not None:
-                self._join(part, self._aside.to(part.device))
+                self._steps.join(part, self._aside.to(part.device))
             self._aside = part
             _count(self._aside_counts, values)
 
     def drop_aside(self) -> None:
         """Forget what is aside."""
-        # (3, size): sums; how many readings were undefined, and how many not finite, for which 0
-        # stands in the sums
-        self._aside: Tensor | None = None
+        self._aside: Tensor | None = None  # what `StepSums.of_part` gave, summed up
         self._aside_counts = [0] * self.size
 
     def readings(self, edited: Mapping[str, int]) -> dict[str, LayerReading]:
@@ -176,7 +158,7 @@ class Window:
         """Take in what the other processes have read; all must do so at once."""
         nothing = torch.zeros(2, self.size, dtype=torch.float64, device=device)
         totals, _ = self._sums_on(nothing if self._totals is None else self._totals)
-        largest = totals[0, self._largest :: self._width] if self._largest is not None else None
+        largest = totals[0, self._steps.largest] if self._steps.largest is not None else None
         if largest is not None:
             greatest = largest_over_ranks(largest)
         counts = torch.tensor(self.counted(), dtype=torch.float64, device=totals.device)
@@ -198,8 +180,7 @@ class Window:
             return [None] * self.size
         totals, undefined = self._totals.tolist()
         counts = [count - int(none) for count, none in zip(self._counts, undefined)]
-        if self._largest is not None:
-            largest = slice(self._largest, None, self._width)
+        if (largest := self._steps.largest) is not None:
             counts[largest] = [min(count, 1) for count in counts[largest]]
         return [total / count if count else None for total, count in zip(totals, counts)]
 
@@ -242,33 +223,10 @@ class Window:
         of_parameters = slots[self._statistics.index("gradient_norm") :: self._width]
         whole.rearrange([None if slot is None else slot // self._width for slot in of_parameters])
         self._whole = whole
-        self._totals, self._aside = (_rearranged(totals, slots) for totals in sums)
+        self._totals, self._aside = (rearranged(totals, slots) for totals in sums)
         self._counts, self._aside_counts = (
             [0 if slot is None else old[slot] for slot in slots] for old in counts
         )
-
-    def _join(self, sums: Tensor, more: Tensor) -> None:
-        """Add to sums in place, of which the first row may have some that are largest values."""
-        if self._largest is None:
-            sums += more
-            return
-        column = slice(self._largest, None, self._width)
-        largest = torch.maximum(sums[0, column], more[0, column])
-        sums += more
-        sums[0, column] = largest
-
-    def _defined(self, values: Values, undefined: Values) -> tuple[Values, Values]:
-        """Give 0 for what may be undefined and is NaN, and say so."""
-        if self._maybe is None:
-            return values, undefined
-        found, undefined = [], list(undefined)
-        for slots, value in values:
-            if slots[0] % self._width == self._maybe:
-                none = value.isnan()
-                undefined.append((slots, none.double()))
-                value = value.masked_fill(none, 0)
-            found.append((slots, value))
-        return found, undefined
 
     def _sums_on(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Give totals and finite on the device of a reading; they begin with 0."""
@@ -277,54 +235,8 @@ class Window:
         self._totals, self._finite = totals, finite.to(like.device)
         return self._totals, self._finite
 
-    def _reading(self, values: Values, undefined: Values) -> Tensor:
-        """Give what a step, or a part of one, adds to the totals, (2, size)."""
-        some = values or undefined
-        device = some[0][1].device if some else None
-        reading = torch.zeros(2, self.size, dtype=torch.float64, device=device)
-        for row, found in zip(reading, (values, undefined)):
-            slots = tuple(slot for places, _ in found for slot in places)
-            if slots:
-                if (slots, device) not in self._indices:
-                    self._indices[slots, device] = torch.tensor(slots, device=device)
-                numbers = torch.cat([value.to(device) for _, value in found])
-                row.index_add_(0, self._indices[slots, device], numbers)
-        return reading
-
-
-def _finite_of(values: Values) -> tuple[Values, Values]:
-    """Give values with 0 for what is not finite, and 1 where that is so."""
-    finite, broken = [], []
-    for slots, value in values:
-        where = ~value.isfinite()
-        finite.append((slots, value.masked_fill(where, 0)))
-        broken.append((slots, where.double()))
-    return finite, broken
-
-
-def _told(aside: Tensor, skipped: Tensor | None) -> Tensor:
-    """Give what was aside as the totals take it: NaN where it was not finite, or undefined.
-
-    Undefined it is in a step whose update was left out.
-    """
-    sums, undefined, broken = aside
-    nan = torch.stack([sums.masked_fill(broken > 0, torch.nan), undefined])
-    if skipped is None:
-        return nan
-    return torch.where(skipped, torch.stack([sums, undefined + broken]), nan)
-
 
 def _count(counts: list[int], values: Values) -> None:
     for slots, _ in values:
         for slot in slots:
             counts[slot] += 1
-
-
-def _rearranged(totals: Tensor | None, slots: Sequence[int | None]) -> Tensor | None:
-    if totals is None:
-        return None
-    found = totals.new_zeros(len(totals), len(slots))
-    for place, slot in enumerate(slots):
-        if slot is not None:
-            found[:, place] = totals[:, slot]
-    return found

@@ -96,8 +96,9 @@ def _drawn(
     judgement: Judgement, histories: Histories
 ) -> Iterator[tuple[str, str, str, list[Figure]]]:
     """Give the title, a note, the kind of its place and the pictures of every part."""
-    note = "Means over seeds, named at their ends. Grey: static sizes; the thick line is the "
-    note += "static frontier. Seconds depend on the machine and on what else it did."
+    note = "Means over seeds, as far as all seeds of a row go, named at their ends. Grey: static "
+    note += "sizes; the thick line is the static frontier. Seconds depend on the machine and on "
+    note += "what else it did: a row whose seeds took unlike times ends with the fastest, early."
     axes = sorted(("flops", "seconds"), key=lambda axis: axis != judgement.axis)
     over = [score_over(judgement, axis) for axis in axes]
     yield "Score over training FLOPs and over time", note, "two", over

@@ -11,6 +11,7 @@ from analysis.showing.tables import markdown
 
 _ROWS = 24
 """So many blocks are drawn: the first ones."""
+_AXIS = "what the loss hangs on a channel, for its FLOPs (1: mean of all; bars: one standard error)"
 _NOTE = (
     "The number is what an image's loss hangs on one inner channel (to first order), for the FLOPs "
     "that one more would cost, with 1 for the mean of all stages. In brackets one standard error, "
@@ -43,9 +44,9 @@ def capacity_table(found: Ranking) -> str:
 
 @own_settings()
 def capacity_picture(found: Ranking) -> bytes:
-    """Draw the blocks of a ranking with their error bars, the first on top, one colour a stage.
+    """Draw the blocks of a ranking with their error bars, the first on top, one marker a stage.
 
-    The stage in which capacity is missing is named in the title, and is the dark one.
+    The stage in which capacity is missing is named in the title; its blocks are vermilion.
     """
     title = f"in {found.first}" if found.first else "nothing tells"
     axes = axes_of(f"where capacity is missing: {title}", left=0.2, right=0.96)
@@ -63,7 +64,7 @@ def capacity_picture(found: Ranking) -> bytes:
     axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_yticks(range(len(shown)), [place.name for place in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel("what the loss hangs on a channel, for its FLOPs (1: the mean of all stages)")
+    axes.set_xlabel(_AXIS)
     return png_of(axes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from math import isfinite
+from math import isclose, isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +148,18 @@ def _agreement(folder: Path, losses: Mapping[int, float | None]) -> str:
         return "losses.csv is missing: whether these are the run's own steps is not known"
     with path.open(encoding="utf-8") as lines:
         told = {int(row["step"]): float(row["train_loss"]) for row in csv.DictReader(lines)}
-    for step, loss in losses.items():
-        wanted = told.get(step)
-        if wanted is not None and loss is not None and abs(loss - wanted) > 1e-9 * abs(wanted):
+    both = [(step, loss, told[step]) for step, loss in losses.items() if step in told]
+    for step, loss, wanted in both:
+        if not _same(nan if loss is None else loss, wanted):  # None: the step was skipped
             return (
-                f"losses.csv has {wanted:.6g} at step {step}, not {loss:.6g}: from there on these "
-                "are not the run's own steps (another machine, version or precision rounds else)"
+                f"losses.csv has {wanted:.6g} at step {step}, not {number(loss)}: from there on "
+                "these are not the run's own steps (another machine, version or precision rounds "
+                "else)"
             )
+    if len(both) < len(losses):
+        return "losses.csv lacks some of these steps: whether they are the run's own is not known"
     return "the losses are those of losses.csv: these are the run's own steps"
+
+
+def _same(loss: float, wanted: float) -> bool:
+    return isclose(loss, wanted, rel_tol=1e-9, abs_tol=0) or (isnan(loss) and isnan(wanted))
