@@ -111,7 +111,7 @@ def test_a_comparison_that_was_killed_ends_as_one_that_was_not(tmp_path, whole):
     until_two_work(process, tmp_path / "c")
     process.kill()
     assert process.wait(30) == -9
-    wait_until(lambda: not session(process.pid), 20)  # the workers notice
+    wait_until(lambda: not session(process.pid))  # the workers notice
     assert 0 < len(list(tmp_path.glob("c/*/*/summary.json"))) < 4
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -127,7 +127,7 @@ def test_ctrl_c_stops_all_with_their_checkpoints_written(tmp_path):
     wait_until(lambda: any((folder / "metrics.csv").exists() for folder in folders))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(30) == 130
-    wait_until(lambda: not session(process.pid), 5)
+    wait_until(lambda: not session(process.pid))
     for folder in (each for each in folders if (each / "metrics.csv").exists()):
         state = torch.load(folder / "checkpoint.pt", weights_only=True)
         steps = (folder / "losses.csv").read_text().splitlines()[1:]
