@@ -381,6 +381,7 @@ def test_several_steps_and_runs_are_read_together(grown, tmp_path, capsys):
     assert len(steps) > 1
     assert [p.record.step for p in points_of(runs)] == steps[:1] * 2
     assert [p.record.step for p in points_of(runs, f"{steps[1]},{steps[0]}")] == steps[:2] * 2
+    assert len(points_of([grown, grown.parent / "." / ".." / grown.parent.name / grown.name])) == 1
     words = [*runs, "--at", f"{steps[0]},{steps[1]}", "--steps", 1, "--orders", 1]
     assert called("branch", *words, "--kinds", "insert", "--sites", 1) == 0
     output = capsys.readouterr().out

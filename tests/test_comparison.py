@@ -471,3 +471,8 @@ def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys,
     opened.clear()
     assert run.main(["compare", "--config", str(folder / "config.yaml")]) == 0
     assert not opened
+
+
+def test_a_row_that_is_named_twice_is_planned_once(tmp_path):
+    for only in ("static,growing, static", ["static", "growing", "static"]):
+        assert small(tmp_path, only=only).chosen == ["static", "growing"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from runs import bytes_of, csv_rows, quiet
 from test_comparison import CELLS, small
 
@@ -118,6 +119,8 @@ def shuffled(folder: Path) -> None:
             "growing, seed 0: .* must hold what .* does, got another result",
         ),
         (replaced("provenance.json", "{", "["), r"provenance[.]json cannot be read"),
+        (replaced("growing/seed0/data.json", '"images"', '"i"'), r"data[.]json .* cannot be read"),
+        (replaced("config.yaml", "cells:", "cells: []\nx:"), "folders of comparisons, got .*/b"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused_by_name(whole, tmp_path, change, message):
@@ -143,3 +146,32 @@ def test_what_holds_no_comparison_or_no_runs_is_refused(whole, tmp_path):
         with pytest.raises(ValueError, match=message):
             judge_parts(folders, str(tmp_path / out))
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_rows_of_parts_whose_images_lie_elsewhere_are_judged_together(whole, tmp_path):
+    folders = []
+    for name, row in (("a", "growing"), ("b", "static")):
+        folders.append(part(whole, tmp_path / name, row))
+        path = tmp_path / name / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        del config["cells"][row], config["primary"]
+        path.write_text(yaml.safe_dump({**config, "data": f"npz:{name}.npz"}))
+    text = judge_parts(folders, str(tmp_path / "out"))
+    assert "the best static size on validation: **static**" in text
+    assert "| growing " in text
+    assert "##" not in text  # one table
+    assert {row["data"] for row in csv_rows(tmp_path / "out" / "comparison.csv")} == {"npz:a.npz"}
+
+
+def test_a_folder_is_the_same_by_another_name(whole, tmp_path, monkeypatch):
+    first = part(whole, tmp_path / "a")
+    (tmp_path / "link").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    for folder, out in (("a", f"{first}/in"), (first, "a/in"), ("a", "link/in"), ("link", "a/in")):
+        with pytest.raises(ValueError, match="out must be a folder that holds no runs"):
+            judge_parts([folder], out)
+    with pytest.raises(ValueError, match="out must be the name of a folder, got ''"):
+        judge_parts([first], "")  # not the working folder
+    judge_parts(["a", first, "link"], "out")
+    assert (tmp_path / "out" / "report.html").read_text().count("<h2>a</h2>") == 1
+    assert "<h2>link</h2>" not in (tmp_path / "out" / "report.html").read_text()

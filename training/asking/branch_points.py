@@ -90,7 +90,10 @@ def points_of(runs: Sequence[Path], at: int | str | None = None) -> list[BranchP
         ValueError: a run has none, or a number is not one of them; the message lists them.
     """
     wanted = numbers_of(at)
-    by_run = {run: _points(run) for run in dict.fromkeys(runs)}
+    named = dict[Path, Path]()  # one folder has many names
+    for run in runs:
+        named.setdefault(run.resolve(), run)
+    by_run = {run: _points(run) for run in named.values()}
     if wanted is None:
         return [points[0] for points in by_run.values()]
     if isinstance(wanted, str):

@@ -16,6 +16,7 @@ from training.data.identity import difference
 from training.keeping.asked import Asked, Provenance, asked_before, told_of
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import binding, read_config
+from training.settings.checks import folder_of
 from training.settings.compare_settings import pair_of
 
 _APART = ("seeds", "cells", "primary")
@@ -43,10 +44,10 @@ class Part:
         kept = binding(self.config)
         return {name: value for name, value in kept.items() if name not in _APART}
 
-    def ground(self, name: str) -> tuple[str, str]:
-        """Give a row's data and net."""
+    def ground(self, name: str, data: str) -> tuple[str, str]:
+        """Give a row's data, `data` where it has none of its own, and net."""
         cell = self.config["cells"][name]
-        return cell.get("data") or self.config["data"], cell.get("net") or self.config["net"]
+        return cell.get("data") or data, cell.get("net") or self.config["net"]
 
 
 def judge_parts(folders: Sequence[str], out: str) -> str:
@@ -57,11 +58,14 @@ def judge_parts(folders: Sequence[str], out: str) -> str:
 
     Raises:
         ValueError: a folder holds no comparison, settings, rows, data or claims contradict one
-            another, one row and seed has two results, or OUT is a folder of runs.
+            another, one row and seed has two results, or OUT is a folder of runs or none.
     """
-    parts = [_part(path_of("folders", name)) for name in dict.fromkeys(folders)]
-    where = path_of("out", out)
-    if (where / "config.yaml").exists() or any(where.is_relative_to(p.folder) for p in parts):
+    named = dict[Path, Path]()  # one folder has many names
+    for folder in (path_of("folders", name) for name in folders):
+        named.setdefault(folder.resolve(), folder)
+    parts, where = [_part(folder) for folder in named.values()], folder_of(out)
+    inside = any(where.resolve().is_relative_to(folder) for folder in named)
+    if (where / "config.yaml").exists() or inside:
         raise ValueError(f"out must be a folder that holds no runs, got {where}")
     for part in parts[1:]:
         _check_same(parts[0], part)
@@ -78,7 +82,8 @@ def judge_parts(folders: Sequence[str], out: str) -> str:
 def _part(folder: Path) -> Part:
     if not folder.is_dir():
         raise ValueError(f"folders must be folders of comparisons, got {folder}")
-    if not (folder / "config.yaml").exists() or "cells" not in (config := read_config(folder)):
+    config = read_config(folder) if (folder / "config.yaml").exists() else {}
+    if not isinstance(config.get("cells"), dict):
         raise ValueError(f"folders must be folders of comparisons, got {folder}, which holds none")
     cells = {str(name): cell for name, cell in config["cells"].items()}
     return Part(folder, {**config, "cells": cells}, asked_before(folder))
@@ -113,7 +118,8 @@ def _matrix(parts: Sequence[Part]) -> Matrix:
     for part in parts:
         for name, cell in part.config["cells"].items():
             cells.setdefault(name, cell)
-            grounds.setdefault(name, part.ground(name))
+            # images of one's own may lie elsewhere in each part: the first says where
+            grounds.setdefault(name, part.ground(name, parts[0].config["data"]))
     static = [name for name, cell in cells.items() if _is_static(cell)]
     claims = [pair_of(part.config.get("primary")) for part in parts]
     seeds = sorted({seed for part in parts for seed in part.seeds})
@@ -168,7 +174,11 @@ def _check_data(
     except (OSError, ValueError):
         raise ValueError(f"folders: {folder / DATA} cannot be read") from None
     first, before = seen.setdefault(ground, (folder, now))
-    if told := difference(before, now):
+    try:
+        told = difference(before, now)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"folders: {folder / DATA} or {first / DATA} cannot be read") from None
+    if told:
         raise ValueError(f"data of {folder} must be those of {first}, got {told}")
 
 

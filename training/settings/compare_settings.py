@@ -148,9 +148,10 @@ class Compare(Common):
         if self.only is None:
             return list(self.cells)
         if not isinstance(self.only, str):
-            return [str(name) for name in self.only]
+            return list(dict.fromkeys(map(str, self.only)))
         whole = self.only in self.cells  # a name may hold a comma
-        return [self.only] if whole else [name.strip() for name in self.only.split(",")]
+        names = [self.only] if whole else map(str.strip, self.only.split(","))
+        return list(dict.fromkeys(names))
 
     def ground(self, name: str) -> tuple[str, str]:
         """Give a row's data and net: rows that share them are judged together."""
