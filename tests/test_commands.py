@@ -36,6 +36,8 @@ STAND_INS = {
     "--data folder:cifar10-jpeg": "--config experiments/cifar10.yaml --data folder:cifar10-jpeg",
     "wrn-28-10": "wrn-10-1",
     "branch runs/base --at 239": "branch runs/base",  # fewer steps in all
+    "branch runs/branch-a --at 40,84,110": "branch runs/branch-a",
+    "--net resnet32": "--net resnet14",
 }
 DIGITS = ["--epochs", "0.2", "--records", "4", "--batch_size", "64", "--device", "cpu"]
 IMAGES = ["--epochs", "1", "--records", "8", "--batch_size", "6", "--device", "cpu"]
