@@ -128,7 +128,9 @@ def called(words: list[str]) -> int:
 
 def printed_by_make(target: list[str]) -> list[str]:
     """Give the commands that a target would run, but for those that make the environment."""
-    done = subprocess.run(["make", "-n", "--no-print-directory", *target], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", *target], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     lines = [line.replace(".venv/bin/python", "python") for line in done.stdout.splitlines()]
     return [line for line in lines if line.startswith("python") and "-m venv" not in line]

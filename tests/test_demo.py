@@ -110,7 +110,9 @@ def test_without_growth_there_is_no_picture(tmp_path, capsys):
 
 
 def test_make_demo_ends_with_the_picture():
-    done = subprocess.run(["make", "-n", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True
+    )
     last = done.stdout.splitlines()[-1]
     assert last.endswith("python experiments/architectures.py runs/digits")
     assert (ROOT / "experiments" / "architectures.py").exists()
