@@ -11,7 +11,9 @@ from analysis.showing.tables import markdown
 
 _ROWS = 24
 """So many blocks are drawn: the first ones."""
-_AXIS = "what the loss hangs on a channel, for its FLOPs (1: mean of all; bars: one standard error)"
+_AXIS = (
+    "what the loss hangs on a channel, for its FLOPs\n(1: mean of all; bars: one standard error)"
+)
 _NOTE = (
     "The number is what an image's loss hangs on one inner channel (to first order), for the FLOPs "
     "that one more would cost, with 1 for the mean of all stages. In brackets one standard error, "
@@ -49,8 +51,9 @@ def capacity_picture(found: Ranking) -> bytes:
     The stage in which capacity is missing is named in the title; its blocks are vermilion.
     """
     title = f"in {found.first}" if found.first else "nothing tells"
-    axes = axes_of(f"where capacity is missing: {title}", left=0.2, right=0.96)
     shown = found.blocks[:_ROWS]
+    size = 15 if len(shown) <= 12 else 8  # a page of cards shows it at half its size
+    axes = axes_of(f"where capacity is missing: {title}", left=0.26, right=0.96, size=size)
     for row, place in enumerate(shown):
         colour = "#D55E00" if _within(place, found) else "#7F7F7F"
         bars = [[place.score - place.low], [place.high - place.score]]
@@ -61,10 +64,10 @@ def capacity_picture(found: Ranking) -> bytes:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.tick_params(axis="x", which="minor", labelsize=size - 3)
     axes.set_yticks(range(len(shown)), [place.name for place in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(_AXIS)
+    axes.set_xlabel(_AXIS, fontsize=size - 2)
     return png_of(axes)
 
 
