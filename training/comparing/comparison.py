@@ -24,7 +24,7 @@ from training.computing.torch_settings import is_small
 from training.data.identity import check_same_data, settle
 from training.deciding.call_policy import is_frozen, told_of_state
 from training.deciding.check_probes import check_needs
-from training.keeping.asked import Asked, asked_before, finished_in, note_asked, told_of
+from training.keeping.asked import Asked, Provenance, asked_before, finished_in, note_asked, told_of
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison
@@ -83,11 +83,7 @@ def compare(
             for line in _notes(settings, jobs, here, asked_for != missing):
                 say(line)
             held.enter_context(alone(settings.folder))
-            whole = replace(settings, only=None)  # the comparison keeps all of its rows
-            before = asked_before(settings.folder)
-            claim_comparison(settings.folder, settings_to_dict(whole), settings_to_yaml(whole))
-            now = _asked(settings, planned)
-            asked = note_asked(settings.folder, before, now, _at_a_time(settings, missing, here))
+            asked = _claimed(settings, planned, missing, here)
             for job in missing:  # now, that a run which begins later sees the same
                 settle(job.settings.folder, data[job.settings.data, job.settings.net])
         except BaseException:
@@ -100,17 +96,30 @@ def compare(
             for line in slow_settings(settings, Precision.of(settings)):
                 say(line)
         failures = _run_missing(settings, runs, missing, engine, say, progress)
-        runs = {
-            cell: replace(run, at_a_time=asked.beside(run.folder)) for cell, run in runs.items()
-        }
-        grounds = dict.fromkeys(matrix.grounds.values())
-        notes = {
-            ground: told_of(
-                asked, [n for n, of in matrix.grounds.items() if of == ground], matrix.seeds
-            )
-            for ground in grounds
-        }
-        return Outcome(write_judged(settings.folder, matrix, runs, notes), failures)
+        return Outcome(_judged(settings, matrix, runs, asked), failures)
+
+
+def _claimed(
+    settings: Compare, planned: Sequence[int], missing: Sequence[Job], here: bool
+) -> Provenance:
+    """Make the folder the comparison's own, and note what is asked; give all that ever was."""
+    before = asked_before(settings.folder)
+    whole = replace(settings, only=None)  # the comparison keeps all of its rows
+    claim_comparison(settings.folder, settings_to_dict(whole), settings_to_yaml(whole))
+    now = _asked(settings, planned)
+    return note_asked(settings.folder, before, now, _at_a_time(settings, missing, here))
+
+
+def _judged(
+    settings: Compare, matrix: Matrix, runs: Mapping[tuple[str, int], Finished], asked: Provenance
+) -> str:
+    """Judge what is finished, with what a reader has to know of how it was asked for."""
+    runs = {cell: replace(run, at_a_time=asked.beside(run.folder)) for cell, run in runs.items()}
+    notes = {}
+    for ground in dict.fromkeys(matrix.grounds.values()):
+        rows = [name for name, of in matrix.grounds.items() if of == ground]
+        notes[ground] = told_of(asked, rows, matrix.seeds)
+    return write_judged(settings.folder, matrix, runs, notes)
 
 
 def _asked(settings: Compare, planned: Sequence[int]) -> Asked:
