@@ -12,44 +12,39 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _WrappedHook
 
-from nets.modules.frozen_parts import split_entries, split_values
-from nets.modules.network import Network
+from nets.modules.frozen_parts import give_values, parts_of, split_values, tensors_of
+from nets.modules.network import Network, skeleton_of
 from nets.modules.user_changes import HOOKS, Own, stays_behind
 from nets.plan.architecture import Architecture
 
 
 def assemble(old: Network, architecture: Architecture, values: Mapping[str, Tensor]) -> Network:
-    """Build a network from joined values, with the layout, modes and flags of `old`."""
-    with torch.device("meta"):
-        network = Network(architecture, rank=old.rank)
-    own = {name: value.clone() for name, value in split_values(network, values).items()}
-    network.load_state_dict(own, assign=True)
-    if any(_is_channels_last(value) for value in old.state_dict().values()):
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    flags = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
-    trained = {
-        entry: any(parameter.requires_grad for parameter in parameters.values())
-        for entry, parameters in _parameters(old).items()
+    """Build a network from joined values, with the layout, modes and flags of `old`.
+
+    Raises:
+        ValueError: the values are not its entries', or a SyncBatchNorm is to be held fixed.
+    """
+    network = skeleton_of(architecture, rank=old.rank)
+    last = any(map(_is_channels_last, tensors_of(old).values()))
+    own = {
+        name: value.clone(memory_format=torch.channels_last if last and value.dim() == 4 else None)
+        for name, value in split_values(network, values).items()
     }
-    for entry, parameters in _parameters(network).items():
-        for name, parameter in parameters.items():
-            # where everything was frozen there is nothing that says otherwise
-            flag = trained.get(entry, not trained or any(trained.values()))
-            parameter.requires_grad_(flags.get(name, flag))
+    give_values(network, own)
+    before = parts_of(old)
+    flags = {part.name: part.parameter.requires_grad for parts in before.values() for part in parts}
+    trained = {entry: any(flags[part.name] for part in parts) for entry, parts in before.items()}
+    # where everything was frozen there is nothing that says otherwise
+    default = not trained or any(trained.values())
+    for entry, parts in parts_of(network).items():
+        for part in parts:
+            if not flags.get(part.name, trained.get(entry, default)):
+                part.parameter.requires_grad_(False)
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in network.named_modules():
-        module.training = modes.get(name, old.training)
+        vars(module)["training"] = modes.get(name, old.training)
     _set_up_norms(old, network)
     return network
-
-
-def _parameters(net: Network) -> dict[str, dict[str, nn.Parameter]]:
-    """Give the parameters of every joined entry, by name."""
-    entry_of = {piece.name: name for name, pieces in split_entries(net).items() for piece in pieces}
-    found: dict[str, dict[str, nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        found.setdefault(entry_of.get(name, name), {})[name] = parameter
-    return found
 
 
 def _is_channels_last(value: Tensor) -> bool:
@@ -97,13 +92,16 @@ def hand_over(old: Network, new: Network, own: Own) -> None:
     for path, module in new.named_modules():
         if path not in before:
             continue
-        vars(module).update(deepcopy(own[path]))
+        known = vars(before[path])
+        vars(module).update(deepcopy(own[path]) if own[path] else {})
         for kind in HOOKS:
-            vars(module)[kind] = carried_hooks(vars(before[path])[kind], module)
-        module._is_full_backward_hook = before[path]._is_full_backward_hook
-        tensors = [dict(each.named_parameters(recurse=False)) for each in (before[path], module)]
-        for leaf, parameter in tensors[1].items():
-            vars(parameter).update(deepcopy(vars(tensors[0].get(leaf, parameter))))
+            if known[kind]:
+                vars(module)[kind] = carried_hooks(known[kind], module)
+        module._is_full_backward_hook = known["_is_full_backward_hook"]
+        for leaf, parameter in module._parameters.items():
+            attributes = vars(known["_parameters"].get(leaf, parameter)) if parameter is not None else {}
+            if attributes:
+                vars(parameter).update(deepcopy(attributes))
 
 
 def carried_hooks(hooks: OrderedDict[int, Any], owner: Any = None) -> OrderedDict[int, Any]:

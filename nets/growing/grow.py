@@ -18,8 +18,8 @@ from nets.initializing.by_name import initializer_of
 from nets.initializing.distributions import Distribution
 from nets.initializing.fresh_values import fresh_values
 from nets.initializing.initializer import Initializer
-from nets.modules.frozen_parts import join_values, split_values
-from nets.modules.network import Network, on_meta
+from nets.modules.frozen_parts import give_values, join_values, split_values, tensors_of
+from nets.modules.network import Network, skeleton_of
 from nets.modules.probe_batch import (
     Loss,
     checked_inputs,
@@ -51,10 +51,10 @@ def build(
     Raises:
         ValueError: an unknown name of an initializer.
     """
-    network = on_meta(architecture)
+    network = skeleton_of(architecture)
     values = fresh_values(architecture, seed, initializer_of(initializer))
     values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
-    network.load_state_dict(split_values(network, values), assign=True)
+    give_values(network, split_values(network, values))
     return network
 
 
@@ -129,10 +129,10 @@ def grow(
     # all fit before anything is done
     _, *architectures = accumulate(actions, Architecture.apply, initial=old.architecture)
     olds = [old] if old_ema is None else [old, old_ema]
-    built = on_meta(old.architecture)
+    built = skeleton_of(old.architecture)
     own = [check_given(name, each, built) for name, each in zip(("net", "ema"), olds)]
     inputs = checked_inputs(old, probe)
-    values = [join_values(each, each.state_dict()) for each in olds]
+    values = [join_values(each, {name: value.detach() for name, value in tensors_of(each).items()}) for each in olds]
     carried = Carried(old, old.architecture, values, {}, seed, probe, loss)
     for action, after in zip(actions, architectures):
         choice = getattr(action, "initializer", None) or initializer

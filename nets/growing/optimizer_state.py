@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nets.growing.entry_sources import Sources, place_old
-from nets.modules.frozen_parts import split_entries
+from nets.modules.frozen_parts import Part, parts_of
 from nets.modules.network import Network
 from nets.modules.user_changes import is_plain
 from nets.plan.layers import shapes_of
@@ -24,30 +23,6 @@ from nets.plan.layers import shapes_of
 State = dict[str, Any]
 _MEANS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
 """State of which new entries start at the old ones' mean; in all else they start at zero."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A parameter, as a part of the joined entry `entry`; `place` is empty if it is all of it."""
-
-    name: str
-    parameter: Tensor
-    entry: str
-    place: tuple[slice, ...]
-
-
-def parts_of(net: Network) -> dict[str, list[Part]]:
-    """Give the parameters of every joined entry; none for one that is frozen."""
-    where = {
-        piece.name: (entry, piece.place)
-        for entry, pieces in split_entries(net).items()
-        for piece in pieces
-    }
-    found: dict[str, list[Part]] = {}
-    for name, parameter in net.named_parameters():
-        entry, place = where.get(name, (name, ()))
-        found.setdefault(entry, []).append(Part(name, parameter, entry, place))
-    return found
 
 
 def carry_states(

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nets.growing.assembly import carried_hooks
 from nets.growing.entry_sources import Sources
-from nets.growing.optimizer_state import Part, carry_states, own_copy, parts_of, sibling_of
+from nets.growing.optimizer_state import carry_states, own_copy, sibling_of
 from nets.growing.schedulers import follow_groups
+from nets.modules.frozen_parts import Part, parts_of
 from nets.modules.network import Network
 from nets.modules.user_changes import is_plain
 

@@ -29,6 +29,15 @@ class Piece(NamedTuple):
     held: bool
 
 
+class Part(NamedTuple):
+    """A parameter, as a part of the joined entry `entry`; `place` is empty if it is all of it."""
+
+    name: str
+    parameter: nn.Parameter
+    entry: str
+    place: tuple[slice, ...]
+
+
 def pieces_of(name: str, shape: tuple[int, ...], bands: Bands) -> list[list[Piece]]:
     """Split an entry: rows of pieces from top to bottom, each from left to right."""
     total, columns = (*shape, 1)[:2]
@@ -77,11 +86,59 @@ def split_entries(net: nn.Module) -> dict[str, list[Piece]]:
     """Give the pieces, under their full names, of every entry that is split."""
     found = {}
     for path, module in net.named_modules():
-        for name, rows in getattr(module, "pieces", {}).items():
+        for name, rows in vars(module).get("pieces", {}).items():
             found[f"{path}.{name}"] = [
                 piece._replace(name=f"{path}.{piece.name}") for row in rows for piece in row
             ]
     return found
+
+
+def parts_of(net: nn.Module) -> dict[str, list[Part]]:
+    """Give the parameters of every joined entry; none for one that is frozen."""
+    where = {
+        piece.name: (entry, piece.place)
+        for entry, pieces in split_entries(net).items()
+        for piece in pieces
+    }
+    found: dict[str, list[Part]] = {}
+    for name, value in tensors_of(net).items():
+        if isinstance(value, nn.Parameter):
+            entry, place = where.get(name, (name, ()))
+            found.setdefault(entry, []).append(Part(name, value, entry, place))
+    return found
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """Give all parameters and buffers, in the order of a state dict, whose hooks do not hear it."""
+    return {
+        f"{path}.{leaf}" if path else leaf: value
+        for path, module in net.named_modules()
+        for tensors in (module._parameters, module._buffers)
+        for leaf, value in tensors.items()
+        if value is not None
+    }
+
+
+def give_values(net: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Let a network hold these tensors, by name as in its state dict, in place of its own.
+
+    Raises:
+        ValueError: one is missing, is of another shape, or is no entry of the network.
+    """
+    rest = dict(values)
+    for path, module in net.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for leaf, old in tensors.items():
+                if old is None:
+                    continue
+                name = f"{path}.{leaf}" if path else leaf
+                value = rest.pop(name, None)
+                if value is None or value.shape != old.shape:
+                    got = None if value is None else tuple(value.shape)
+                    raise ValueError(f"{name} must have shape {tuple(old.shape)}, got {got}")
+                tensors[leaf] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
+    if rest:
+        raise ValueError(f"values must be of entries of the network, got {next(iter(rest))}")
 
 
 def join_values(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

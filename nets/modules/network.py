@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import reduce
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,22 @@ def layer_of(spec: LayerSpec) -> nn.Module:
     return layer
 
 
+def _empty_layer(spec: LayerSpec) -> nn.Module:
+    """Copy a layer of its kind, made once: torch draws values in making one, which takes long."""
+    pixels = (1, 1) if spec.size else ()
+    known = _known_layer(replace(spec, name="", axes=(), size=pixels))
+    layer = object.__new__(type(known))
+    for key, value in vars(known).items():
+        vars(layer)[key] = value.copy() if isinstance(value, dict | set) else value
+    return layer
+
+
+@lru_cache(maxsize=1024)
+def _known_layer(spec: LayerSpec) -> nn.Module:
+    with torch.device("meta"):
+        return layer_of(spec)
+
+
 def _block(block: Block, architecture: Architecture, layers: Layers) -> nn.Module:
     if architecture.block == "plain":
         return PlainBlock(architecture, layers)
@@ -70,19 +88,25 @@ class Network(nn.Module):
     The stem's output is its response before the non-linearity; activation and pooling follow it
     here. Takes (N, *architecture.image), gives (N, classes). The buffer `draw` holds the seed and
     the number of training forwards, from which stochastic depth draws, together with `rank`, which
-    tells the processes of one run apart.
+    tells the processes of one run apart. `make` makes its layers.
     """
 
     draw: Tensor
 
-    def __init__(self, architecture: Architecture, seed: int = 0, rank: int = 0) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        seed: int = 0,
+        rank: int = 0,
+        make: Callable[[LayerSpec], nn.Module] = layer_of,
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.rank = rank
         self.post = architecture.order == "post"
         layers: dict[str, dict[str, nn.Module]] = {"stem": {}}
         for spec in layer_specs(architecture):
-            layers.setdefault(spec.home, {})[spec.leaf] = layer_of(spec)
+            layers.setdefault(spec.home, {})[spec.leaf] = make(spec)
         flattens = architecture.stem in ("none", "dense")
         stem = {"flatten": nn.Flatten(), **layers["stem"]} if flattens else layers["stem"]
         self.stem = nn.Sequential(OrderedDict(stem))
@@ -129,7 +153,6 @@ class Network(nn.Module):
         return True
 
 
-def on_meta(architecture: Architecture) -> Network:
-    """Give a network without values."""
-    with torch.device("meta"):
-        return Network(architecture)
+def skeleton_of(architecture: Architecture, rank: int = 0) -> Network:
+    """Give a network without values: what stands in their place is shared, and only to be read."""
+    return Network(architecture, rank=rank, make=_empty_layer)
