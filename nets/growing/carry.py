@@ -124,8 +124,10 @@ def unknown_channels(carried: Carried) -> dict[str, Tensor]:
             f"{spec.name}.running_mean", (torch.arange(*spec.shape, device="cpu"),)
         )
         behind = carried.disturbed and spec.home in (*carried.disturbed, "head")
-        found[spec.name] = torch.ones_like(source, dtype=torch.bool) if behind else source < 0
-        found[spec.name][: spec.held_channels] = False
+        channels = torch.ones_like(source, dtype=torch.bool) if behind else source < 0
+        channels[: spec.held_channels] = False
+        if channels.any():
+            found[spec.name] = channels
     return found
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -22,30 +21,45 @@ def in_mode(net: nn.Module, training: bool, survival: float | None = None) -> It
 
     With `survival`, blocks survive with that chance and dropout is off.
     """
-    before = {module: module.training for module in net.modules()}
-    chances: dict[nn.Module, Any] = {
-        module: module.survival for module in net.modules() if hasattr(module, "survival")
-    }
+    before = [(module, module.training) for module in net.modules()]
+    chances = [(module, module.survival) for module, _ in before if "survival" in vars(module)]
     net.train(training)
     try:
-        for module in before if survival is not None else ():
-            if module in chances:
-                module.survival = survival  # pyright: ignore
+        for module, _ in chances if survival is not None else ():
+            module.survival = survival  # pyright: ignore
+        for module, _ in before if survival is not None else ():
             if isinstance(module, nn.Dropout):
                 module.eval()
         yield
     finally:
-        for module, training_before in before.items():
-            module.training = training_before
-        for module, chance in chances.items():
-            module.survival = chance
+        for module, training_before in before:
+            if module.training != training_before:
+                module.training = training_before
+        for module, chance in chances:
+            module.survival = chance  # pyright: ignore
+
+
+@contextmanager
+def buffers_apart(net: nn.Module) -> Iterator[None]:
+    """Let a network change copies of its buffers, and then have its own again."""
+    kept = [(vars(module), module._buffers) for module in net.modules() if module._buffers]
+    try:
+        for attributes, buffers in kept:
+            attributes["_buffers"] = {
+                name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()
+            }
+        yield
+    finally:
+        for attributes, buffers in kept:
+            attributes["_buffers"] = buffers
 
 
 def run_apart(net: nn.Module, inputs: Tensor, training: bool) -> Tensor:
     """Run the network on a batch and leave it as it was; nothing is dropped."""
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    with in_mode(net, training, survival=1.0):
-        return functional_call(net, buffers, (inputs,))
+    # in eval mode it changes none
+    apart = buffers_apart(net) if training else nullcontext()
+    with in_mode(net, training, survival=1.0), apart:
+        return net(inputs)
 
 
 def checked_inputs(net: Any, probe: Any) -> Tensor | None:
@@ -146,31 +160,34 @@ def without_hooks(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def estimate_statistics(network: nn.Module, inputs: Tensor, unknown: Mapping[str, Tensor]) -> None:
-    """Give BatchNorm channels the statistics of a batch.
+def estimate_statistics(
+    network: nn.Module, inputs: Tensor, unknown: Mapping[str, Tensor]
+) -> Tensor:
+    """Give BatchNorm channels the statistics of a batch; all else of the network stays as it is.
 
     Args:
-        network: all else of it stays as it is.
+        network: that of a growth, without hooks.
         inputs: (N, *image).
         unknown: by BatchNorm, which of its channels, (C,) of bool.
+
+    Returns:
+        What `run_apart` gives in train mode, in which running statistics change no output.
     """
-    unknown = {name: channels for name, channels in unknown.items() if channels.any()}
-    if not unknown:
-        return
     norms = {
         name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)
     }
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     for norm in norms.values():
         norm.momentum = 1.0
     try:
-        with in_mode(network, training=True, survival=1.0):
-            functional_call(network, buffers, (inputs,))
+        with in_mode(network, training=True, survival=1.0), buffers_apart(network):
+            outputs = network(inputs)
+            found = {name: dict(norms[name]._buffers) for name in unknown}
     finally:
         for name, norm in norms.items():
             norm.momentum = momenta[name]
     for name, channels in unknown.items():
         where = torch.nonzero(channels).flatten().to(inputs.device)
         for leaf in ("running_mean", "running_var"):
-            getattr(norms[name], leaf)[where] = buffers[f"{name}.{leaf}"][where]
+            getattr(norms[name], leaf)[where] = found[name][leaf][where]
+    return outputs
