@@ -31,20 +31,24 @@ def assemble(old: Network, architecture: Architecture, values: Mapping[str, Tens
         for name, value in split_values(network, values).items()
     }
     give_values(network, own)
-    before = parts_of(old)
-    flags = {part.name: part.parameter.requires_grad for parts in before.values() for part in parts}
-    trained = {entry: any(flags[part.name] for part in parts) for entry, parts in before.items()}
-    # where everything was frozen there is nothing that says otherwise
-    default = not trained or any(trained.values())
-    for entry, parts in parts_of(network).items():
-        for part in parts:
-            if not flags.get(part.name, trained.get(entry, default)):
-                part.parameter.requires_grad_(False)
+    if not all(parameter.requires_grad for parameter in old.parameters()):
+        _carry_flags(old, network)
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in network.named_modules():
         vars(module)["training"] = modes.get(name, old.training)
     _set_up_norms(old, network)
     return network
+
+
+def _carry_flags(old: Network, new: Network) -> None:
+    before = parts_of(old)
+    flags = {part.name: part.parameter.requires_grad for parts in before.values() for part in parts}
+    trained = {entry: any(flags[part.name] for part in parts) for entry, parts in before.items()}
+    # where everything was frozen there is nothing that says otherwise
+    default = any(trained.values())
+    for entry, parts in parts_of(new).items():
+        for part in parts:
+            part.parameter.requires_grad_(flags.get(part.name, trained.get(entry, default)))
 
 
 def _is_channels_last(value: Tensor) -> bool:

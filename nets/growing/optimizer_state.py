@@ -7,7 +7,7 @@ times those of tensors that have trained for long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from nets.growing.entry_sources import Sources, place_old
-from nets.modules.frozen_parts import Part, parts_of
-from nets.modules.network import Network
+from nets.modules.frozen_parts import Part
 from nets.modules.user_changes import is_plain
-from nets.plan.layers import shapes_of
 
 State = dict[str, Any]
 _MEANS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
@@ -28,17 +26,19 @@ _MEANS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
 def carry_states(
     optimizer: torch.optim.Optimizer,
     carried: torch.optim.Optimizer,
-    old: Network,
-    new: Network,
+    before: Mapping[str, list[Part]],
+    now: Mapping[str, list[Part]],
+    shapes: Sequence[Mapping[str, tuple[int, ...]]],
     sources: Sources,
 ) -> None:
-    """Give `carried`, which steps `new`, what `optimizer` knows of the entries of `old`."""
-    before, now = parts_of(old), parts_of(new)
+    """Give `carried`, which steps the parts `now`, what `optimizer` knows of those `before`.
+
+    `shapes` are those of all joined entries before and now.
+    """
     ours = {id(part.parameter) for parts in before.values() for part in parts}
     for parameter, state in optimizer.state.items():
         if id(parameter) not in ours:
             carried.state[parameter] = {key: own_copy(value) for key, value in state.items()}
-    shapes = [shapes_of(net.architecture) for net in (old, new)]
     for entry, parts in now.items():
         known = [
             (part, optimizer.state[part.parameter])
@@ -120,11 +120,11 @@ def _start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[Par
         if part.parameter in optimizer.state
     }
     for entry, parts in now.items():
-        sibling = known.get(sibling_of(entry, known) or "")
-        for part in parts:
-            new = part.parameter not in optimizer.state and id(part.parameter) in groups
-            if new and sibling is not None:
-                group = groups[id(part.parameter)]
+        news = [part for part in parts if part.parameter not in optimizer.state]
+        sibling = known.get(sibling_of(entry, known) or "") if news else None
+        for part in news:
+            group = groups.get(id(part.parameter))
+            if group is not None and sibling is not None:
                 state = newborn_state(part.parameter, sibling, optimizer.state[sibling], group)
                 optimizer.state.update({part.parameter: state} if state else {})
 

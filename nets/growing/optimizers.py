@@ -18,6 +18,7 @@ from nets.growing.schedulers import follow_groups
 from nets.modules.frozen_parts import Part, parts_of
 from nets.modules.network import Network
 from nets.modules.user_changes import is_plain
+from nets.plan.layers import shapes_of
 
 _SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 _HOOKS = (
@@ -60,8 +61,10 @@ def carry_optimizer(
         known = ", ".join(each.__name__ for each in _SUPPORTED)
         module = "" if kind.__module__.startswith("torch.optim") else f" of {kind.__module__}"
         raise ValueError(f"optimizer must be one of {known}; got {kind.__name__}{module}")
-    carried = _like(optimizer, _groups(optimizer, parts_of(old), parts_of(new)))
-    carry_states(optimizer, carried, old, new, sources)
+    before, now = parts_of(old), parts_of(new)
+    carried = _like(optimizer, _groups(optimizer, before, now))
+    shapes = [shapes_of(net.architecture) for net in (old, new)]
+    carry_states(optimizer, carried, before, now, shapes, sources)
     return carried
 
 

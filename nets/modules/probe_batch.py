@@ -23,8 +23,9 @@ def in_mode(net: nn.Module, training: bool, survival: float | None = None) -> It
     """
     before = [(module, module.training) for module in net.modules()]
     chances = [(module, module.survival) for module, _ in before if "survival" in vars(module)]
-    net.train(training)
     try:
+        if any(mode != training for _, mode in before):
+            net.train(training)
         for module, _ in chances if survival is not None else ():
             module.survival = survival  # pyright: ignore
         for module, _ in before if survival is not None else ():

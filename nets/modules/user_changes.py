@@ -28,6 +28,7 @@ Own = dict[str, dict[str, Any]]
 _CARRIED = ("eps", "momentum", "architecture", "rank", "process_group")
 _INNER = ("_draws", "_faded_at", "_chance")
 _OF_TORCH = {*vars(nn.Module()), *_INNER}
+_EXPECTED = {*_OF_TORCH, *_CARRIED}
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -69,18 +70,18 @@ def _check_tensors(
     name: str, path: str, module: nn.Module, built: nn.Module, seen: dict[int, str]
 ) -> None:
     for kind, plain in (("_parameters", nn.Parameter), ("_buffers", Tensor)):
-        ours, theirs = (
-            {leaf: value for leaf, value in vars(each)[kind].items() if value is not None}
-            for each in (built, module)
-        )
-        for leaf in [*ours, *theirs]:
+        ours, theirs = vars(built)[kind], vars(module)[kind]
+        for leaf in {**ours, **theirs}:
             full = f"{path}.{leaf}".strip(".")
-            if leaf not in ours or leaf not in theirs:
-                lacks = "lacks" if leaf in ours else "has a tensor of its own,"
+            like, value = ours.get(leaf), theirs.get(leaf)
+            if like is None and value is None:
+                continue
+            if like is None or value is None:
+                lacks = "lacks" if value is None else "has a tensor of its own,"
                 raise _odd(name, f"it {lacks} {full}")
-            value, shape = theirs[leaf], tuple(ours[leaf].shape)
-            if tuple(value.shape) != shape:
-                raise _odd(name, f"{full} has shape {tuple(value.shape)} instead of {shape}")
+            if value.shape != like.shape:
+                shapes = tuple(value.shape), tuple(like.shape)
+                raise _odd(name, f"{full} has shape {shapes[0]} instead of {shapes[1]}")
             if type(value) is not plain or type(value.detach()) is not Tensor:
                 raise _odd(name, f"{full} is a {type(value.detach()).__name__}")
             if seen.setdefault(id(value), full) != full:
@@ -95,9 +96,9 @@ def _check_tensors(
 def _attributes(name: str, path: str, module: nn.Module, built: nn.Module) -> dict[str, Any]:
     own, expected = {}, vars(built)
     for key, value in vars(module).items():
-        full = f"{path}.{key}".strip(".")
-        if key in _OF_TORCH or key in _CARRIED or getattr(value, "stays_behind", False):
+        if key in _EXPECTED or getattr(value, "stays_behind", False):
             continue
+        full = f"{path}.{key}".strip(".")
         if key not in expected:
             if hasattr(type(module), key) or not is_plain(value):
                 raise _odd(name, f"it has an attribute of its own, {full}")
