@@ -50,7 +50,8 @@ def carry(
             measured.flops += len(inputs) * train_flops(before.thawed())
     born = (carried.born | (set(after.blocks) - set(before.blocks))) & set(after.blocks)
     sources = sources_of(old[0], after, kept)
-    news = [_carry_values(each, after, sources, born, initializer, carried.seed) for each in old]
+    fresh = _fresh_values(old[0], after, sources, born, initializer, carried.seed)
+    news = [_carry_values(each, fresh, after, sources, born) for each in old]
     new = [values for values, _ in news]
     if any((index < 0).any() for source in sources.values() for index in source):
         edits = _edits(carried, action, after, name_of(initializer), news, sources, measured)
@@ -131,17 +132,15 @@ def unknown_channels(carried: Carried) -> dict[str, Tensor]:
     return found
 
 
-def _carry_values(
+def _fresh_values(
     old: Values,
     architecture: Architecture,
     sources: Sources,
     born: frozenset[str],
     initializer: Initializer,
     seed: int,
-) -> tuple[Values, Values]:
-    """Give joined values for every entry of `architecture`; those that stay are shared with `old`.
-
-    Second come the weights of which some is new as they were drawn, old entries overwritten.
+) -> Values:
+    """Give new joined values, on the CPU, for every entry of which some is new or gone.
 
     Args:
         old: the values before the edit.
@@ -151,24 +150,38 @@ def _carry_values(
         initializer: draws new weights.
         seed: with the entry's name and the first new row it determines the new values.
     """
-    zero = _zero_at_birth(architecture, born)
-    asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in zero)
-    values, drawn = {}, {}
-    for name, shape in shapes_of(architecture).items():
-        if name not in sources:
-            values[name] = old[name]
-            continue
-        kept = old.get(name)
-        start = 0 if kept is None else kept.shape[0]
+    zero, shapes = _zero_at_birth(architecture, born), shapes_of(architecture)
+    fresh = {}
+    for name in sources:
+        start = old[name].shape[0] if name in old else 0
         with torch.device("cpu"):  # the generators', whatever the default device is
-            value = fresh_value(name, shape, start, initializer, seed)
+            value = fresh_value(name, shapes[name], start, initializer, seed)
         if name in zero:
             value.zero_()
-        if kept is None and architecture.block == "plain" and value.dim() == 2:
+        if name not in old and architecture.block == "plain" and value.dim() == 2:
             square = slice(value.shape[1])
             value[square, square] = torch.eye(value.shape[1], device=value.device)
+        fresh[name] = value
+    return fresh
+
+
+def _carry_values(
+    old: Values, fresh: Values, architecture: Architecture, sources: Sources, born: frozenset[str]
+) -> tuple[Values, Values]:
+    """Give joined values for every entry of `architecture`; those that stay are shared with `old`.
+
+    Second come the weights of which some is new as they were drawn, old entries overwritten.
+    """
+    asleep = tuple(f"{name.rsplit('.', 2)[0]}." for name in _zero_at_birth(architecture, born))
+    values, drawn = {}, {}
+    for name in shapes_of(architecture):
+        if name not in fresh:
+            values[name] = old[name]
+            continue
+        value, kept = fresh[name], old.get(name)
         like = _sibling(old, value) if kept is None else kept
-        value = value.to(like.device, like.dtype if value.is_floating_point() else None)
+        dtype = like.dtype if value.is_floating_point() else None
+        value = value.to(like.device, dtype, copy=True)
         if value.dim() > 1:
             drawn[name] = value.clone()
         if kept is not None:

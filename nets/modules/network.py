@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +43,20 @@ def layer_of(spec: LayerSpec) -> nn.Module:
 
 def _empty_layer(spec: LayerSpec) -> nn.Module:
     """Copy a layer of its kind, made once: torch draws values in making one, which takes long."""
-    pixels = (1, 1) if spec.size else ()
-    known = _known_layer(replace(spec, name="", axes=(), size=pixels))
-    layer = object.__new__(type(known))
-    for key, value in vars(known).items():
-        vars(layer)[key] = value.copy() if isinstance(value, dict | set) else value
+    kind = spec.stride, spec.size, spec.bias, spec.held, spec.held_channels
+    known = _known_layer(spec.kind, spec.shape, *kind)
+    layer, own = object.__new__(type(known)), (dict, set)
+    vars(layer).update(
+        (key, value.copy() if isinstance(value, own) else value)
+        for key, value in vars(known).items()
+    )
     return layer
 
 
 @lru_cache(maxsize=1024)
-def _known_layer(spec: LayerSpec) -> nn.Module:
+def _known_layer(kind: str, shape: tuple[int, ...], *rest: Any) -> nn.Module:
     with torch.device("meta"):
-        return layer_of(spec)
+        return layer_of(LayerSpec("", kind, shape, (), *rest))
 
 
 def _block(block: Block, architecture: Architecture, layers: Layers) -> nn.Module:
