@@ -204,7 +204,7 @@ def _zero_at_birth(architecture: Architecture, born: frozenset[str]) -> set[str]
 
     It is that of the last layer of the branch, or of the norm behind it.
     """
-    if architecture.block == "plain":
+    if architecture.block == "plain" or not born:
         return set()
     last = {spec.home: spec.name for spec in layer_specs(architecture) if spec.home in born}
     return {f"{name}.weight" for name in last.values()}

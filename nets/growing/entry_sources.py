@@ -92,6 +92,13 @@ def place_old(value: Tensor, old: Tensor, source: tuple[Tensor, ...], silent: bo
     """Write the old rows and columns where they now stand; `silent`: old rows get no new ones."""
     to = [torch.nonzero(index >= 0).flatten() for index in source]  # rows, columns that are not new
     of = [index[where] for index, where in zip(source, to)]
+    if all(torch.equal(index, torch.arange(len(index), device="cpu")) for index in (*to, *of)):
+        # they stay in front, as in most edits: nothing is sent to the device
+        front = tuple(slice(len(index)) for index in to)
+        if silent:
+            value[front[:1]] = 0
+        value[front] = old[front]
+        return
     to, of = ([index.to(value.device) for index in indices] for indices in (to, of))
     if silent:
         value[to[0]] = 0

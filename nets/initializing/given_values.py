@@ -23,6 +23,8 @@ def given_values(initializer: Initializer, edit: Edit) -> dict[str, Tensor]:
     given = asked(who, initializer.new_values, edit)
     if not isinstance(given, Mapping):
         raise ValueError(f"{who} must give a mapping of values by entry, got {given!r}"[:200])
+    if not given:
+        return {}
     layers = {
         f"{spec.name}.{leaf}": (spec, leaf)
         for spec in layer_specs(edit.after)

@@ -131,6 +131,13 @@ def axes_of(architecture: Architecture) -> dict[str, tuple[str, ...]]:
 
 def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Give the shape of every entry of the network's state, frozen parts joined to the rest."""
+    kept = vars(architecture)
+    if "shapes_of" not in kept:
+        kept["shapes_of"] = _shapes(architecture)
+    return dict(kept["shapes_of"])
+
+
+def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in layer_specs(architecture):
         by_channel = dict.fromkeys(spec.entries, spec.shape[:1])
