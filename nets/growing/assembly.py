@@ -31,7 +31,10 @@ def assemble(old: Network, architecture: Architecture, values: Mapping[str, Tens
         for name, value in split_values(network, values).items()
     }
     give_values(network, own)
-    if not all(parameter.requires_grad for parameter in old.parameters()):
+    flags = {parameter.requires_grad for parameter in old.parameters()}
+    if len(flags) == 1:
+        network.requires_grad_(*flags)
+    elif flags:
         _carry_flags(old, network)
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in network.named_modules():
@@ -41,14 +44,16 @@ def assemble(old: Network, architecture: Architecture, values: Mapping[str, Tens
 
 
 def _carry_flags(old: Network, new: Network) -> None:
+    """Give requires_grad of each parameter to its namesake, or else that of its whole entry.
+
+    Entries that had no parameter are to train.
+    """
     before = parts_of(old)
     flags = {part.name: part.parameter.requires_grad for parts in before.values() for part in parts}
     trained = {entry: any(flags[part.name] for part in parts) for entry, parts in before.items()}
-    # where everything was frozen there is nothing that says otherwise
-    default = any(trained.values())
     for entry, parts in parts_of(new).items():
         for part in parts:
-            part.parameter.requires_grad_(flags.get(part.name, trained.get(entry, default)))
+            part.parameter.requires_grad_(flags.get(part.name, trained.get(entry, True)))
 
 
 def _is_channels_last(value: Tensor) -> bool:

@@ -46,7 +46,7 @@ def carry_states(
             if part.parameter in optimizer.state
         ]
         if known:
-            old_shape, shape = (torch.Size(each[entry]) for each in shapes)
+            old_shape, shape = (each[entry] for each in shapes)
             carried.state.update(_carry_entry(known, parts, sources.get(entry), old_shape, shape))
     _start_newborns(carried, now)
     _start_fused_momentum(carried)
@@ -56,8 +56,8 @@ def _carry_entry(
     known: list[tuple[Part, dict[str, Any]]],
     parts: list[Part],
     source: tuple[Tensor, ...] | None,
-    old_shape: torch.Size,
-    shape: torch.Size,
+    old_shape: tuple[int, ...],
+    shape: tuple[int, ...],
 ) -> dict[Tensor, dict[str, Any]]:
     """Give the state of those parts of an entry that hold something which had state before."""
     # what no edit has touched, which is most, needs no way through its joined form
@@ -79,7 +79,7 @@ def _carry_entry(
             common[key] = torch.stack([value for _, value in values]).amax(0)  # step
         else:
             every = torch.cat([value.flatten() for _, value in values])
-            fill = every.mean().item() if key in _MEANS else 0.0
+            fill = every.mean() if key in _MEANS else 0.0
             joined[key] = _moved(values, fill, source, old_shape, shape)
     states = {}
     for part in parts:
@@ -94,18 +94,18 @@ def _carry_entry(
 
 def _moved(
     values: list[tuple[Part, Tensor]],
-    fill: float,
+    fill: Tensor | float,
     source: tuple[Tensor, ...] | None,
-    old_shape: torch.Size,
-    shape: torch.Size,
+    old_shape: tuple[int, ...],
+    shape: tuple[int, ...],
 ) -> Tensor:
     """Join the values of an entry's old parts and move them to the new places."""
-    whole = values[0][1].new_full(old_shape, fill)
+    whole = values[0][1].new_empty(old_shape).fill_(fill)
     for part, value in values:
         whole[part.place or ...] = value
     if source is None:
         return whole
-    moved = whole.new_full(shape, fill)
+    moved = whole.new_empty(shape).fill_(fill)
     place_old(moved, whole, source)
     return moved
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nets.modules.frozen_parts import tensors_of
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 End = tuple[str, str]
 
@@ -81,7 +83,7 @@ def checked_inputs(net: Any, probe: Any) -> Tensor | None:
     if given[1:] != shape or given[0] < 1:
         want = ", ".join(map(str, shape))
         raise ValueError(f"probe must have shape (N, {want}) with N at least 1, got {given}")
-    first = next(value for value in net.state_dict().values() if value.is_floating_point())
+    first = next(value for value in tensors_of(net).values() if value.is_floating_point())
     if inputs.device.type != first.device.type:
         raise ValueError(f"probe must be on {first.device}, as net is, got {inputs.device}")
     casts = torch.is_autocast_enabled(first.device.type)
