@@ -108,9 +108,9 @@ def hand_over(old: Network, new: Network, own: Own) -> None:
                 vars(module)[kind] = carried_hooks(known[kind], module)
         module._is_full_backward_hook = known["_is_full_backward_hook"]
         for leaf, parameter in module._parameters.items():
-            attributes = vars(known["_parameters"].get(leaf, parameter)) if parameter is not None else {}
-            if attributes:
-                vars(parameter).update(deepcopy(attributes))
+            earlier = known["_parameters"].get(leaf)
+            if earlier is not None and parameter is not None and vars(earlier):
+                vars(parameter).update(deepcopy(vars(earlier)))
 
 
 def carried_hooks(hooks: OrderedDict[int, Any], owner: Any = None) -> OrderedDict[int, Any]:

@@ -132,7 +132,8 @@ def grow(
     built = skeleton_of(old.architecture)
     own = [check_given(name, each, built) for name, each in zip(("net", "ema"), olds)]
     inputs = checked_inputs(old, probe)
-    values = [join_values(each, {name: value.detach() for name, value in tensors_of(each).items()}) for each in olds]
+    tensors = [{n: value.detach() for n, value in tensors_of(each).items()} for each in olds]
+    values = [join_values(each, own_values) for each, own_values in zip(olds, tensors)]
     carried = Carried(old, old.architecture, values, {}, seed, probe, loss)
     for action, after in zip(actions, architectures):
         choice = getattr(action, "initializer", None) or initializer

@@ -127,7 +127,7 @@ def give_values(net: nn.Module, values: Mapping[str, Tensor]) -> None:
     """
     rest = dict(values)
     for path, module in net.named_modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (vars(module)["_parameters"], vars(module)["_buffers"]):
             for leaf, old in tensors.items():
                 if old is None:
                     continue

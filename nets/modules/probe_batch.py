@@ -185,7 +185,7 @@ def estimate_statistics(
     try:
         with in_mode(network, training=True, survival=1.0), buffers_apart(network):
             outputs = network(inputs)
-            found = {name: dict(norms[name]._buffers) for name in unknown}
+            found: dict[str, dict[str, Any]] = {name: norms[name]._buffers for name in unknown}
     finally:
         for name, norm in norms.items():
             norm.momentum = momenta[name]

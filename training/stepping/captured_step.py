@@ -88,15 +88,19 @@ class Captured:
         def work() -> None:
             step_on_device(run)
 
-        before = {id(value): (value, value.detach().clone()) for value in _changing(run)}
+        before = _changing(run)
+        kept = [torch.empty_like(value) for value in before]
+        _copy_all(before, kept)
         generator = torch.cuda.get_rng_state() if run.window.is_cuda else None
         run.observer.rehearse(work)
         replays: list[Replay] = []
         counts = run.observer.rehearse(lambda: replays.append(self._recorder.record(work)))
-        with torch.no_grad():
-            for value in _changing(run):
-                _, old = before.get(id(value), (value, torch.zeros_like(value)))
-                value.copy_(old)
+        known = {id(value): old for value, old in zip(before, kept)}
+        now = _changing(run)
+        if made := [value for value in now if id(value) not in known]:
+            torch._foreach_zero_(made)
+        back = [value for value in now if id(value) in known]
+        _copy_all([known[id(value)] for value in back], back)
         if generator is not None:
             torch.cuda.set_rng_state(generator)
         return replays[0], counts
@@ -108,6 +112,18 @@ def _changing(run: Run) -> list[Tensor]:
     found = [value for net in nets for value in (*net.parameters(), *net.buffers())]
     found += [v for own in run.optimizer.state.values() for v in own.values() if torch.is_tensor(v)]
     return [*found, *tensors_of(run.scaler), *run.observer.tensors(), run.window, run.trace]
+
+
+def _copy_all(values: list[Tensor], into: list[Tensor]) -> None:
+    """Copy tensors into others of their kind, with one kernel for many of a dtype and device."""
+    alike: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for value, target in zip(values, into, strict=True):
+        sources, targets = alike.setdefault((value.dtype, value.device), ([], []))
+        sources.append(value)
+        targets.append(target)
+    with torch.no_grad():
+        for sources, targets in alike.values():
+            torch._foreach_copy_(targets, sources)
 
 
 def captured_of(settings: Common, device: torch.device) -> Captured | None:
