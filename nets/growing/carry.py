@@ -113,9 +113,9 @@ def _disturbed(carried: Carried, action: Action) -> set[str]:
 
 
 def unknown_channels(carried: Carried) -> dict[str, Tensor]:
-    """Say, by BatchNorm, of which channels the running statistics are not known, (C,) of bool.
+    """Say of which channels the running statistics are not known, (C,) of bool.
 
-    Those are new channels, and all that are not frozen behind a block that was removed at once.
+    By BatchNorm that has some. Those are new channels, and all that are not frozen behind a block that was removed at once.
     """
     found = {}
     for spec in layer_specs(carried.architecture):

@@ -136,9 +136,10 @@ def _told_of_move(run: Run, decision: Decision, difference: float | None) -> str
 
 
 def growth_flops(before: Network, grown: Grown) -> int:
-    """Give what growing costs: the forwards that `grow` makes, and what it measured for edits.
+    """Give what growing costs: forwards on the probe batch, and what was measured for edits.
 
-    The average's forwards are free, as all that only judges.
+    Two of the old network and three of the new one, though one of these serves both for running
+    statistics and for the comparison. The average's are free, as all that only judges.
     """
     old, new = (cost(net.architecture).flops for net in (before, grown.network))
     return CHECKED * (2 * old + 3 * new) + grown.flops
