@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -22,7 +23,7 @@ from policies import Never
 from training.comparing.comparison import compare
 from training.comparing.job_queue import Ended, run_jobs
 from training.comparing.jobs import Job, cores, gpus_of, jobs_of, workers_of
-from training.comparing.process_pool import Pool
+from training.comparing.process_pool import Pool, let_go
 from training.settings.compare_settings import Cell, Compare
 from training.settings.train_settings import Train
 
@@ -195,6 +196,17 @@ def test_a_process_whose_cell_failed_on_its_device_gets_no_other(failing, device
     assert pool.room
     pool.stop()
     assert not multiprocessing.active_children()
+
+
+def test_a_gpus_memory_is_given_back_with_what_only_circles_held(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append("memory"))
+    given_back, graphs = [], Slots(0)
+    graphs.jobs.append(graphs)  # pyright: ignore[reportArgumentType]
+    weakref.finalize(graphs, given_back.append, "graphs")
+    del graphs
+    let_go()
+    assert given_back == ["graphs", "memory"]
 
 
 class Slots:

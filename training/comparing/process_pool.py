@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -138,9 +139,25 @@ def _work(pipe: Connection) -> None:
             pipe.send(f"a worker cannot make its policy: {told(error)}; workers=1 needs none")
             continue
         try:
-            pipe.send(run_job(job))
+            failure = run_job(job)
         except Interrupted as stop:
             sys.exit(stop.code)
+        pipe.send(failure)
+        if failure is None:
+            let_go()
+
+
+def let_go() -> None:
+    """Give back the GPU memory of a run that is over, which else nobody but this process could use.
+
+    Its graphs lie in a pool of their own, which torch keeps until memory runs out in this process,
+    and which the next run's graphs cannot use.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _end_with_parent() -> None:
