@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from analysis.examining.entry_histograms import BUCKETS, count_entries, places_of
 from analysis.summing.whole_sums import NORMS, norms_of_step
@@ -68,13 +67,15 @@ class _Plan:
     """
 
     slots: dict[str, tuple[int, ...]]  # by statistic
-    member: Tensor  # (layers, most), filled up with the number of norms
-    entries: Tensor  # (layers,): how many there are of such parameters
-    updated: Tensor  # places among the layers of those that an optimizer updates
+    # (kinds of norms, layers, most): places behind a 0, filled up with that of the 0
+    member: Tensor
+    roots: Tensor  # (layers,): of how many entries there are of such parameters
+    updated: Tensor | None  # places among the layers of those that an optimizer updates, if not all
     unheld: str | None
     rows: Tensor  # (layers,): which of all rows they are
-    all_: Tensor  # places in the list of norms, of every parameter with a gradient
+    all_: Tensor | None  # places behind the 0 of parameters with a gradient, if not all
     made: list[Tensor] | None  # by update: of its parameters, places in `MadeGradients.order`
+    bits: Tensor  # 0 and 1
 
 
 class NormsByLayer:
@@ -105,25 +106,28 @@ class NormsByLayer:
         A parameter's numbers are those of the last update by an optimizer that holds it.
         """
         device = several[0].gradients[0].device
-        plan, squares, skips = self._plan(several, device), [], None
+        plan, skips, end = self._plan(several, device), None, 1
+        told = zip(*((one.gradients, one.weights, one.steps) for one in several))
+        parts = [part.to(device) for kind in told for norms in kind for part in norms]
+        numbers = torch.cat([plan.bits[:1], *parts]).double()  # a 0 and all norms, kind by kind
         for one in several:
-            parts = [part.to(device) for part in (*one.gradients, *one.weights, *one.steps)]
-            norms = torch.cat(parts).double().view(-1, len(one.order))
+            start, end = end, end + len(one.order)
             if one.scaler:
                 scale, skip = (value.to(device).double() for value in one.scaler)
-                norms = torch.cat([norms[:1] / scale, norms[1:]])
+                numbers[start:end] /= scale
                 skips = skip != 0 if skips is None else skips | (skip != 0)
-            squares.append(norms.square())
-        filled = functional.pad(torch.cat(squares, 1), (0, 1))  # a 0 fills up layers of few
-        gradient, weight, *update = filled[:, plan.member].sum(-1).sqrt().unbind()
-        found = [("gradient_norm", gradient / plan.entries.sqrt()), ("weight_norm", weight)]
+        squares = numbers.square_()
+        kinds = len(squares) // (end - 1)
+        gradient, weight, *update = squares[plan.member[:kinds]].sum(-1).sqrt_()
+        found = [("gradient_norm", gradient / plan.roots), ("weight_norm", weight)]
         found += [("update_ratio", step / weight) for step in update]
         values, undefined = [], []
         for statistic, value in found:
             slots, none = plan.slots[statistic], skips
             if statistic == "update_ratio":
-                value, none = value[plan.updated], (weight == 0)[plan.updated]
-                none = none if skips is None else none | skips
+                none = weight == 0 if none is None else none | (weight == 0)
+                if plan.updated is not None:
+                    value, none = value[plan.updated], none[plan.updated]
             if none is None:
                 values.append((slots, value))
                 continue
@@ -131,8 +135,8 @@ class NormsByLayer:
             values.append((slots, value.masked_fill(none, 0)))
             undefined.append((slots, none.double()))
         made = _squares_made(several, plan.made, device) if plan.made else None
-        seen, steps = filled[0, plan.all_].sum(), bool(update)
-        whole = {NORMS: norms_of_step(seen, made, steps, skips)}
+        seen = (squares[1:end] if plan.all_ is None else squares[plan.all_]).sum()
+        whole = {NORMS: norms_of_step(seen, made, bool(update), skips, plan.bits)}
         for name in several[0].buckets:
             whole[name] = _by_row([one.buckets[name] for one in several], plan, self._rows)
             if skips is not None:
@@ -163,26 +167,37 @@ class NormsByLayer:
         layers = sorted(owned)
         most = max(map(len, owned.values()), default=0)
         member = [
-            [*(chosen[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
-            for layer in layers
+            [
+                [*(1 + kind * none + chosen[k] for k in own), *[0] * (most - len(own))]
+                for own in map(owned.__getitem__, layers)
+            ]
+            for kind in range(3)
         ]
-        entries = [sum(self._sizes[i] for i in owned[layer]) for layer in layers]
+        roots = [sum(self._sizes[k] for k in owned[layer]) ** 0.5 for layer in layers]
         unheld = sorted(set(chosen) - updated)
         updates = [n for n, layer in enumerate(layers) if not updated.isdisjoint(owned[layer])]
-        all_ = range(len(layers))
-        places = {"gradient_norm": all_, "weight_norm": all_, "update_ratio": updates}
+        every = range(len(layers))
+        places = {"gradient_norm": every, "weight_norm": every, "update_ratio": updates}
+        seen = [1 + place for place in sorted(chosen.values())]
         width, at = len(self._statistics), self._statistics.index
         self._plans[key] = plan = _Plan(
             {name: tuple(layers[n] * width + at(name) for n in ns) for name, ns in places.items()},
-            torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
-            torch.tensor(entries, dtype=torch.float64, device=device),
-            torch.tensor(updates, dtype=torch.long, device=device),
+            torch.tensor(member, dtype=torch.long, device=device).view(3, len(layers), most),
+            torch.tensor(roots, dtype=torch.float64, device=device),
+            _unless_all(updates, len(layers), device),
             self._names[unheld[0]] if unheld else None,
             torch.tensor(layers, dtype=torch.long, device=device),
-            torch.tensor([chosen[k] for k in sorted(chosen)], dtype=torch.long, device=device),
+            _unless_all(seen, none, device),
             _places_made(made, last, device),
+            torch.arange(2.0, device=device),
         )
         return plan
+
+
+def _unless_all(places: Sequence[int], count: int, device: torch.device) -> Tensor | None:
+    if len(places) == count:
+        return None
+    return torch.tensor(places, dtype=torch.long, device=device)
 
 
 def _places_made(
@@ -218,7 +233,7 @@ def _by_row(buckets: Sequence[Tensor], plan: _Plan, rows: int) -> Tensor:
     """Give counts by row of all, (rows, BUCKETS), from those by parameter of every update."""
     device = plan.member.device
     parts = [part[:-1].to(device) for part in buckets]
-    counts = torch.cat([*parts, torch.zeros_like(parts[0][:1])])[plan.member].sum(1)
+    counts = torch.cat([torch.zeros_like(parts[0][:1]), *parts])[plan.member[0]].sum(1)
     whole = torch.zeros(rows, BUCKETS, dtype=torch.float64, device=device)
     return whole.index_copy_(0, plan.rows, counts)
 
@@ -260,6 +275,17 @@ class ParameterCopies:
     def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
         """Copy to here what belongs to the parameters of these indices."""
         torch._foreach_copy_([self._views[index] for index in indices], tensors)
+
+    def norms_of(self, indices: Sequence[int], tensors: list[Tensor]) -> list[Tensor]:
+        """Give the norms of what belongs to the parameters of these indices; see `norms`.
+
+        By way of a copy to here, unless all can be taken where they lie.
+        """
+        alike = all(tensor.dtype == self.entries.dtype for tensor in tensors)
+        if self.entries.is_cuda and tuple(indices) == self.members and alike:
+            return [torch.stack(torch._foreach_norm(tensors))]
+        self.keep(indices, tensors)
+        return self.norms()
 
     def subtract(self, tensors: list[Tensor]) -> None:
         """Take from what is here what belongs to all members."""
