@@ -113,13 +113,15 @@ def _finish_of(layers: tuple[Rows, ...], device: torch.device) -> _Finish:
     order = [index for kind in kinds.values() for index in kind]
     back = sorted(range(len(order)), key=order.__getitem__)
     alike = [layers[index] for index in order]
-    lacking = [1 / r.length if r.centred else 0.0 for r in alike for _ in range(r.count)]
+    lacking = [
+        share for rows in alike for share in [rows.centred / max(1, rows.length)] * rows.count
+    ]
     return _Finish(
         order,
         None if order == sorted(order) else torch.tensor(back, device=device),
         [(len(kind), count) for count, kind in kinds.items()],
         [len(kind) * count for count, kind in kinds.items()],
-        torch.tensor([r.count * r.length for r in alike], dtype=torch.float64, device=device),
+        torch.tensor([rows.count * rows.length for rows in alike], device=device).double(),
         torch.tensor(lacking, dtype=torch.float64, device=device),
     )
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from analysis.examining.loss_scale import loss_scale
-from analysis.measuring.gradient_norms import (
+from analysis.measuring.parameter_copies import ParameterCopies
+from analysis.summing.norms_by_layer import (
     MadeGradients,
     NormsByLayer,
-    ParameterCopies,
     ParameterNorms,
     ParameterStatistics,
 )

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from analysis.examining.entry_histograms import BUCKETS, count_entries, places_of
+from analysis.examining.entry_histograms import BUCKETS
 from analysis.summing.whole_sums import NORMS, norms_of_step
-
-FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
-NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once
 
 
 @dataclass(eq=False, kw_only=True)
@@ -106,28 +102,27 @@ class NormsByLayer:
         A parameter's numbers are those of the last update by an optimizer that holds it.
         """
         device = several[0].gradients[0].device
-        plan, skips, end = self._plan(several, device), None, 1
+        plan, count = self._plan(several, device), sum(len(one.order) for one in several)
         told = zip(*((one.gradients, one.weights, one.steps) for one in several))
         parts = [part.to(device) for kind in told for norms in kind for part in norms]
         numbers = torch.cat([plan.bits[:1], *parts]).double()  # a 0 and all norms, kind by kind
-        for one in several:
-            start, end = end, end + len(one.order)
-            if one.scaler:
-                scale, skip = (value.to(device).double() for value in one.scaler)
-                numbers[start:end] /= scale
-                skips = skip != 0 if skips is None else skips | (skip != 0)
+        skips = _unscale(numbers[1:], several)
         squares = numbers.square_()
-        kinds = len(squares) // (end - 1)
+        kinds = len(squares) // count
         gradient, weight, *update = squares[plan.member[:kinds]].sum(-1).sqrt_()
-        found = [("gradient_norm", gradient / plan.roots), ("weight_norm", weight)]
-        found += [("update_ratio", step / weight) for step in update]
+        found: list[tuple[str, Tensor, Tensor | None]] = [
+            ("gradient_norm", gradient / plan.roots, skips),
+            ("weight_norm", weight, skips),
+        ]
+        for step in update:
+            ratio, none = step / weight, weight == 0
+            none = none if skips is None else none | skips
+            if plan.updated is not None:
+                ratio, none = ratio[plan.updated], none[plan.updated]
+            found.append(("update_ratio", ratio, none))
         values, undefined = [], []
-        for statistic, value in found:
-            slots, none = plan.slots[statistic], skips
-            if statistic == "update_ratio":
-                none = weight == 0 if none is None else none | (weight == 0)
-                if plan.updated is not None:
-                    value, none = value[plan.updated], none[plan.updated]
+        for statistic, value, none in found:
+            slots = plan.slots[statistic]
             if none is None:
                 values.append((slots, value))
                 continue
@@ -135,7 +130,7 @@ class NormsByLayer:
             values.append((slots, value.masked_fill(none, 0)))
             undefined.append((slots, none.double()))
         made = _squares_made(several, plan.made, device) if plan.made else None
-        seen = (squares[1:end] if plan.all_ is None else squares[plan.all_]).sum()
+        seen = (squares[1 : 1 + count] if plan.all_ is None else squares[plan.all_]).sum()
         whole = {NORMS: norms_of_step(seen, made, bool(update), skips, plan.bits)}
         for name in several[0].buckets:
             whole[name] = _by_row([one.buckets[name] for one in several], plan, self._rows)
@@ -200,6 +195,21 @@ def _unless_all(places: Sequence[int], count: int, device: torch.device) -> Tens
     return torch.tensor(places, dtype=torch.long, device=device)
 
 
+def _unscale(norms: Tensor, several: Sequence[ParameterNorms]) -> Tensor | None:
+    """Divide gradients' norms, which come first, by their scalers' scales, in place.
+
+    Gives whether the update was left out, (1,), and None without a scaler.
+    """
+    skips, end = None, 0
+    for one in several:
+        start, end = end, end + len(one.order)
+        if one.scaler:
+            scale, skip = (value.to(norms.device).double() for value in one.scaler)
+            norms[start:end] /= scale
+            skips = skip != 0 if skips is None else skips | (skip != 0)
+    return skips
+
+
 def _places_made(
     made: Sequence[tuple[tuple[int, ...], frozenset[int]] | None],
     last: Mapping[int, int],
@@ -236,76 +246,3 @@ def _by_row(buckets: Sequence[Tensor], plan: _Plan, rows: int) -> Tensor:
     counts = torch.cat([torch.zeros_like(parts[0][:1]), *parts])[plan.member[0]].sum(1)
     whole = torch.zeros(rows, BUCKETS, dtype=torch.float64, device=device)
     return whole.index_copy_(0, plan.rows, counts)
-
-
-class ParameterCopies:
-    """Room for a number from every entry of some parameters, its members, as a row for each.
-
-    To copy all to here and take the norms of rows of one size at once is faster than a norm each.
-    """
-
-    def __init__(self, members: tuple[int, ...], parameters: Sequence[Tensor]) -> None:
-        self.members = members
-        sizes: dict[int, list[int]] = {}
-        for index, parameter in enumerate(parameters):
-            sizes.setdefault(max(NARROW, parameter.numel()), []).append(index)
-        # of the norms
-        self.order = tuple(members[k] for indices in sizes.values() for k in indices)
-        if parameters[0].is_cuda:
-            self.order = members
-        dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
-        wide = torch.promote_types(dtype, torch.float64)
-        total = sum(size * len(indices) for size, indices in sizes.items())
-        self.entries = torch.zeros(total, dtype=dtype, device=parameters[0].device)
-        self._rows: list[tuple[Tensor, torch.dtype]] = []  # (rows, size), what to sum in
-        self._groups = [(size, [members[k] for k in indices]) for size, indices in sizes.items()]
-        self._sizes = {member: parameters[k].numel() for k, member in enumerate(members)}
-        self._places: Tensor | None = None
-        views: dict[int, Tensor] = {}
-        start = 0
-        for size, indices in sizes.items():
-            rows = self.entries[start : start + size * len(indices)].view(-1, size)
-            self._rows.append((rows, dtype if size <= FEW else wide))
-            for row, index in zip(rows, indices):
-                like = parameters[index]
-                views[index] = row.as_strided(like.shape, torch.empty_like(like).stride())
-            start += rows.numel()
-        self._views = {member: views[index] for index, member in enumerate(members)}
-
-    def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
-        """Copy to here what belongs to the parameters of these indices."""
-        torch._foreach_copy_([self._views[index] for index in indices], tensors)
-
-    def norms_of(self, indices: Sequence[int], tensors: list[Tensor]) -> list[Tensor]:
-        """Give the norms of what belongs to the parameters of these indices; see `norms`.
-
-        By way of a copy to here, unless all can be taken where they lie.
-        """
-        alike = all(tensor.dtype == self.entries.dtype for tensor in tensors)
-        if self.entries.is_cuda and tuple(indices) == self.members and alike:
-            return [torch.stack(torch._foreach_norm(tensors))]
-        self.keep(indices, tensors)
-        return self.norms()
-
-    def subtract(self, tensors: list[Tensor]) -> None:
-        """Take from what is here what belongs to all members."""
-        torch._foreach_sub_(list(self._views.values()), tensors)
-
-    def count(self, factor: Tensor | int = 1) -> Tensor:
-        """Count the entries times a factor by parameter, (order and one more, BUCKETS)."""
-        if self._places is None:
-            place = {member: row for row, member in enumerate(self.order)}
-            parts = []  # sizes and rows: what fills a row up belongs to none
-            for size, group in self._groups:
-                for member in group:
-                    own = self._sizes[member]
-                    parts += [(own, place[member]), (size - own, len(place))]
-            sizes, rows = zip(*parts)
-            self._places = places_of(sizes, rows, self.entries.device)
-        return count_entries(self.entries * factor, self._places, len(self.order) + 1)
-
-    def norms(self) -> list[Tensor]:
-        """Give the L2 norms of what is here of each parameter, in parts; see `order`."""
-        if self.entries.is_cuda:  # where one operation for all costs less than one a size
-            return [torch.stack(torch._foreach_norm(list(self._views.values())))]
-        return [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows, dtype in self._rows]
