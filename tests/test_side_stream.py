@@ -14,7 +14,7 @@ class Cuda:
 
     def __init__(self, monkeypatch, capturing):
         self.told, self.current = [], self.Stream("step", self)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "Stream", lambda: self.Stream("side", self))
@@ -72,7 +72,7 @@ def test_what_work_reads_is_kept_until_it_is_joined(monkeypatch):
 @pytest.mark.parametrize("cuda", [True, False])
 def test_work_that_is_not_captured_runs_in_its_place(monkeypatch, cuda):
     told = Cuda(monkeypatch, capturing=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: cuda)
     beside = SideStream()
     with beside.work([torch.zeros(1)]):
         told.work()

@@ -28,7 +28,7 @@ class SideStream:
             kept: what the work reads and did not make, or who holds it: its memory must not be
                 given to others meanwhile.
         """
-        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
             yield
             return
         self._kept.extend(kept)
