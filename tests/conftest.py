@@ -38,6 +38,13 @@ def without_pictures():
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_modules():
+    """The `mine.py` of one test is not the next one's."""
+    yield
+    sys.modules.pop("mine", None)
+
+
 @pytest.fixture(scope="module")
 def plain_reports():
     """Comparisons write reports without pictures, as above; test_html_report looks at them."""

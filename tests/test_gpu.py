@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from makers import differences
+from runs import short_run
 from test_captured_step import WAYS, opened, same, spoil
 from test_captured_step import train as train_as_told
 from test_kill import all_of, killed
@@ -17,6 +18,9 @@ from test_resume import command
 
 from analysis import Observer
 from nets import Widen, build, grow, preset, seed_of
+from policies import Periodic
+from training.comparing.jobs import Job, run_job
+from training.comparing.process_pool import let_go
 from training.computing.evaluation import LOSSES
 from training.computing.optimizer import Precision, make_optimizer
 from training.computing.torch_settings import own_process
@@ -198,3 +202,16 @@ def test_replays_wait_for_nothing(tmp_path):
             for _ in range(4):
                 take_step(run)
         assert run.progress.step == run.observer.step == 12
+
+
+@on_both
+def test_a_process_holds_no_more_of_the_gpu_after_its_third_run_than_after_its_first(
+    tmp_path, device
+):
+    held = []
+    for number in range(3):
+        run = short_run(tmp_path / f"{number}", Periodic(), device=device, epochs=1, records=6)
+        assert run_job(Job("row", run)) is None
+        let_go()
+        held.append(torch.cuda.memory_reserved() if device == "cuda" else 0)
+    assert held[2] <= held[0]

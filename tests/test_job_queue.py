@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from policies import Never
 from training.comparing.comparison import compare
 from training.comparing.job_queue import Ended, run_jobs
 from training.comparing.jobs import Job, cores, gpus_of, jobs_of, workers_of
+from training.comparing.process_pool import Pool, let_go
 from training.settings.compare_settings import Cell, Compare
 from training.settings.train_settings import Train
 
@@ -155,6 +160,53 @@ def test_a_cell_that_fails_takes_no_other_with_it(tmp_path):
     ]
     assert 'raise RuntimeError("no' in (tmp_path / "c/raises/seed0/error.txt").read_text()
     assert [row["run"] for row in rows_of(tmp_path / "c")] == ["static"]
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[Job]:
+    """A job that fails at once; no process that had it stays behind."""
+    yield Job("fails", Train(data=f"npz:{tmp_path}/none.npz", out=str(tmp_path / "fails")))
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+
+
+def test_a_process_that_has_told_its_end_does_not_keep_a_stopped_pool_waiting(failing):
+    pool = Pool(1)
+    pool.start(failing)
+    wait_until((failing.settings.folder / "error.txt").exists)  # nobody asks how it ended
+    stopping = Thread(target=pool.stop, daemon=True)
+    stopping.start()
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("devices", "stays"), [(["cpu"], False), ([], True)])
+def test_a_process_whose_cell_failed_on_its_device_gets_no_other(failing, devices, stays):
+    pool = Pool(1, devices)
+    (process,) = multiprocessing.active_children()
+    pool.start(failing)
+    while not (ended := pool.ended()):
+        pass
+    assert [(job.row, "must name an existing file" in str(told)) for job, told in ended] == [
+        ("fails", True)
+    ]
+    assert process.is_alive() == stays
+    assert pool.room
+    pool.stop()
+    assert not multiprocessing.active_children()
+
+
+def test_a_gpus_memory_is_given_back_with_what_only_circles_held(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append("memory"))
+    given_back, graphs = [], Slots(0)
+    graphs.jobs.append(graphs)  # pyright: ignore[reportArgumentType]
+    weakref.finalize(graphs, given_back.append, "graphs")
+    del graphs
+    let_go()
+    assert given_back == ["graphs", "memory"]
 
 
 class Slots:

@@ -107,6 +107,17 @@ def test_records_and_decisions_are_written_as_the_board_writes_them(tmp_path):
     assert "no block" in text_of(theirs, "refused")
 
 
+def test_the_charts_are_given_once_to_a_writer(tmp_path):
+    net = network_of("basic")
+    optimizer = sgd(net)
+    for folder in ("one", "other"):
+        with SummaryWriter(tmp_path / folder) as writer, Observer(net, optimizer) as observer:
+            for step in range(3):
+                take_step(net, optimizer, *batch_of(NETS["basic"].image, step))
+                log_record(writer, Record.capture(net, observer))
+        assert len(read(tmp_path / folder).Tensors("custom_scalars__config__")) == 1
+
+
 def test_what_was_decided_is_shown_where_nobody_says_what_was_done(tmp_path):
     net = network_of("basic")
     with Observer(net) as observer:

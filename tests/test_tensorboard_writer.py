@@ -228,6 +228,7 @@ def test_a_resumed_board_hides_what_came_after(tmp_path, purge):
         ("stage1.block2", "stage1.response_std/block2"),
         ("head", "head/response_std"),
         ("layer1.0.bn1", "layer1.response_std/0.bn1"),
+        ("", "network/response_std"),  # of a net that is one layer
     ],
 )
 def test_a_group_is_a_statistic_of_a_stage_and_one_pattern_fits_all(path, tag):

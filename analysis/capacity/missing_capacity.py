@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, hypot, log, sqrt
-from statistics import mean, stdev
+from statistics import fmean as mean
+from statistics import stdev
 
 from analysis.recording.record import Record
 from nets import Architecture, Widen, cost

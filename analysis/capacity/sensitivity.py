@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -37,6 +37,18 @@ def block_sensitivity(
         targets: of that batch, (N, ...).
         loss: takes outputs and targets, gives the mean over the batch.
     """
+    return finite_means(*mean_sensitivities(net, inputs, targets, loss))
+
+
+def finite_means(names: Sequence[str], means: Tensor) -> dict[str, float]:
+    """Give what `mean_sensitivities` gave as numbers: one copy from the device."""
+    return {name: mean for name, mean in zip(names, means.tolist()) if isfinite(mean)}
+
+
+def mean_sensitivities(
+    net: Network, inputs: Tensor, targets: Tensor, loss: Loss
+) -> tuple[Sequence[str], Tensor]:
+    """Give the blocks, and of each what `block_sensitivity` gives, (blocks,) on the device."""
     blocks = net.architecture.blocks
     scales: dict[str, Tensor] = {}
     handles = []
@@ -52,8 +64,8 @@ def block_sensitivity(
         for handle in handles:
             handle.remove()
     # the mean's gradient is an N-th of an image's own; in eval mode no image sees another
-    means = torch.stack([each.abs().mean() * len(inputs) for each in gradients]).tolist()
-    return {name: mean for name, mean in zip(scales, means) if isfinite(mean)}
+    means = [each.abs().mean() * len(inputs) for each in gradients]
+    return tuple(scales), torch.stack(means) if means else inputs.new_empty(0)
 
 
 def _scaled(net: Network, name: str, scales: dict[str, Tensor]) -> RemovableHandle:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.measuring.channel_means import means_by_layer
+from analysis.measuring.mean_and_std import deviations
 
 _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # a subclass may normalise otherwise
 _AUTOGRAD: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
@@ -49,17 +50,19 @@ def batchnorm_moments(
 
     `known` keeps what stays the same from step to step, which is sent to the device once.
     """
-    parts = [*inverses, *(norm.weight for norm in norms), *(norm.bias for norm in norms)]
-    device = parts[0].device
-    numbers = torch.cat([part.to(device) for part in parts]).double()
-    inverse, weight, bias = numbers.view(3, -1).unbind()  # of the channels of all norms
+    device = inverses[0].device
     widths = [norm.num_features for norm in norms]
     key = "eps", *(norm.eps for norm in norms), *widths, device
     if key not in known:
         eps = [norm.eps for norm in norms for _ in range(norm.num_features)]
-        known[key] = torch.tensor(eps, dtype=torch.float64, device=device)
-    share = (1 - known[key] * inverse.square()).clamp_min(0)  # v / (v + eps)
-    power = weight.square() * share
-    means = means_by_layer(torch.stack([bias, power + bias.square()]), widths, known)
-    mean, square = means.unbind()
-    return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], -1)
+        constants = [torch.ones(len(eps) + 1), -torch.tensor([*eps, 0.0], dtype=torch.float64)]
+        known[key] = torch.stack(constants).to(device), torch.zeros(1, device=device)
+    (ones, minus_eps), zero = known[key]
+    weights, biases = zip(*((norm.weight.to(device), norm.bias.to(device)) for norm in norms))
+    inverses = [inverse.to(device) for inverse in inverses]
+    # of the channels of all norms, and of one more that is 0
+    numbers = torch.cat([*biases, zero, *inverses, zero, *weights, zero]).double().view(3, -1)
+    bias, inverse, weight = numbers.square().unbind()
+    share = torch.addcmul(ones, minus_eps, inverse).clamp_min_(0)  # v / (v + eps)
+    torch.addcmul(bias, weight, share, out=numbers[1])  # mean squares beside the means
+    return deviations(means_by_layer(numbers[:2], widths, known))

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def means_by_layer(values: Tensor, widths: Sequence[int], known: dict[Any, Any]) -> Tensor:
-    """Give the means of numbers by channel, (..., channels of all layers) -> (..., layers).
+    """Give the means of numbers by channel, (..., channels of all layers and one) -> (..., layers).
 
     Args:
-        values: in float64.
+        values: numbers or truth values; the last one, behind those of all layers, is 0.
         widths: how many channels each layer has.
         known: keeps what stays the same from step to step, which is sent to the device once.
     """
@@ -23,7 +22,7 @@ def means_by_layer(values: Tensor, widths: Sequence[int], known: dict[Any, Any])
     if key not in known:
         known[key] = _places(widths, values.device)
     channels, counts = known[key]
-    return functional.pad(values, (0, 1))[..., channels].sum(-1) / counts
+    return values[..., channels].sum(-1, dtype=torch.float64) / counts
 
 
 def _places(widths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -36,4 +35,4 @@ def _places(widths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor
         [*range(end - width, end), *[none] * (most - width)]
         for end, width in zip(accumulate(widths), widths)
     ]
-    return torch.tensor(channels, device=device), torch.tensor(list(widths), device=device)
+    return torch.tensor(channels, device=device), torch.tensor(list(widths), device=device).double()

@@ -44,8 +44,12 @@ def dead_fractions(outputs: Sequence[Tensor], known: dict[Any, Any]) -> Tensor:
     All lie on one device; `known` keeps what stays the same from step to step there.
     """
     if not _can_be_looked_at(outputs):
-        tops = torch.cat([x.amax([0, *range(2, x.dim())]) for x in outputs])
-        return means_by_layer((tops <= 0).double(), [x.shape[1] for x in outputs], known)
+        key = "one", outputs[0].dtype, outputs[0].device
+        if key not in known:
+            known[key] = torch.ones(1, dtype=key[1], device=key[2])
+        tops = [x.amax([0, *range(2, x.dim())]) for x in outputs]
+        dead = torch.cat([*tops, known[key]]) <= 0
+        return means_by_layer(dead, [x.shape[1] for x in outputs], known)
     living = _seen_to_live(outputs)
     none = torch.zeros(len(outputs), dtype=torch.float64)
     if len(living) == len(outputs):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from analysis.measuring.batchnorm_std import batchnorm_moments, saved_inverse_std
 from analysis.measuring.dead_channels import dead_fractions
 from analysis.measuring.mean_and_std import RowSums, moments_of, row_sums
+from analysis.summing.side_stream import SideStream
 
 TOGETHER = 32
 """Outputs that are kept to be looked at one after the other on a CPU: amid a forward pass the code
@@ -41,6 +42,7 @@ class Responses:
     def __init__(self) -> None:
         # kept as long as this: steps that are captured read them where they lie
         self.known: dict[Any, Any] = {}
+        self._beside = SideStream()
         self._begin()
 
     def _begin(self) -> None:
@@ -90,11 +92,12 @@ class Responses:
 
     def end_forward(self) -> None:
         """Look at what waited for the forward pass to end, before anything changes it."""
-        if self._norms:
-            norms, inverses = zip(*self._norms)
-            self._told.append(batchnorm_moments(norms, inverses, self.known))
-            self._norms.clear()
-        self._look_for_dead()
+        with self._beside.work(self._norms, self._doubtful):
+            if self._norms:
+                norms, inverses = zip(*self._norms)
+                self._told.append(batchnorm_moments(norms, inverses, self.known))
+                self._norms = []
+            self._look_for_dead()
 
     def _look_for_dead(self) -> None:
         if self._doubtful:
@@ -104,12 +107,13 @@ class Responses:
             for several in by_device.values():
                 slots, outputs = zip(*several)
                 self._dead.append((slots, dead_fractions(outputs, self.known)))
-            self._doubtful.clear()
+            self._doubtful = []
 
     def take(self) -> list[tuple[Slots, Tensor]]:
         """Give the statistics that follow, 1-D in float64, and begin the next step."""
         try:
             self.end_forward()
+            self._beside.join()
             return self._statistics() if self._slots else []
         finally:
             self._begin()

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from analysis.examining.loss_scale import loss_scale
-from analysis.measuring.gradient_norms import (
+from analysis.measuring.parameter_copies import ParameterCopies
+from analysis.summing.norms_by_layer import (
     MadeGradients,
     NormsByLayer,
-    ParameterCopies,
     ParameterNorms,
     ParameterStatistics,
 )
@@ -184,9 +184,11 @@ class ParameterReader:
         found = {k: grad for k in copies.members if (grad := self._parameters[k].grad) is not None}
         update.present = tuple(found)
         if found:
-            copies.keep(update.present, _dense(list(found.values())))
-            update.gradients = copies.norms()
-            self._count("gradient_histogram", update, copies)
+            gradients = _dense(list(found.values()))
+            update.gradients = copies.norms_of(update.present, gradients)
+            if "gradient_histogram" in self._also:
+                copies.keep(update.present, gradients)
+                self._count("gradient_histogram", update, copies)
             if self._made is not None:
                 update.made = replace(self._made, scale=update.scale)
         self._keep(update, [index for index in found if index not in update.kept])

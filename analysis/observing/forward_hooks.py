@@ -55,6 +55,10 @@ class ForwardHooks:
         pairs: Mapping[str, str],
     ) -> None:
         self._net, self._layers, self._names, self._extra = net, layers, names, extra
+        self._slots = [
+            {name: index * len(names) + k for k, name in enumerate(names)}
+            for index in range(len(layers))
+        ]
         self._begin, self._put_away = begin, put_away
         self._placed = Hooks()
         self._responses = Responses()
@@ -229,7 +233,7 @@ class ForwardHooks:
         self._latest[layer.path] = response
         if index is None:
             return
-        slots = {name: index * len(self._names) + k for k, name in enumerate(self._names)}
+        slots = self._slots[index]
         self._responses.keep(slots["response_mean"], response)
         if layer.rectified:
             self._responses.dead(slots["dead_fraction"], x)

@@ -102,9 +102,10 @@ def tag_of(statistic: str, path: str) -> str:
     """Give the tag of a layer's number: stage1.response_std/block1.bn1, or head/response_std.
 
     TensorBoard groups by what stands before the slash: so a group is one statistic in one stage,
-    and stands behind the losses and accuracies.
+    and stands behind the losses and accuracies. A net that is one layer, whose path is empty, is
+    called network.
     """
-    stage, _, rest = path.partition(".")
+    stage, _, rest = (path or "network").partition(".")
     return f"{stage}.{statistic}/{rest}" if rest else f"{stage}/{statistic}"
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from analysis.examining.layer_choice import LayerChoice
 from analysis.examining.loss_scale import loss_scale
 from analysis.examining.requests import statistics_asked
-from analysis.measuring.gradient_norms import ParameterStatistics
 from analysis.measuring.update_ratios import Update
 from analysis.observing.forward_hooks import Extra
 from analysis.observing.hooks import Hooks
@@ -20,6 +19,7 @@ from analysis.observing.optimizer_steps import OptimizerSteps
 from analysis.observing.reading import STATISTICS
 from analysis.observing.watched_layers import unwrap
 from analysis.observing.watched_network import WatchedNetwork
+from analysis.summing.norms_by_layer import ParameterStatistics
 from analysis.summing.step_sums import Values
 
 _GONE = (

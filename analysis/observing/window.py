@@ -112,7 +112,7 @@ class Window:
             totals, finite = self._sums_on(reading)
             self._steps.join(totals, reading)
             self._whole.add(whole or {})
-            finite += totals[0].isfinite()
+            finite += totals[0].abs() < torch.inf
             self._added += 1
             self._counts = [a + b for a, b in zip(self._counts, counts)]
             _count(self._counts, values)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import hparams, text
@@ -78,7 +79,7 @@ class Board:
         given = isinstance(folder, WriterEvents)
         self._events = folder if given else EventFile(Path(folder), purge_step)
         resumed = purge_step is not None and purge_step > 1
-        self._charted = resumed if charted is None else charted
+        self.charted = resumed if charted is None else charted  # whether the charts are there
         self._many = many
         self._drawn = perf_counter()
         for record in kept:  # the mark has hidden them if their FLOPs come after its step
@@ -118,13 +119,13 @@ class Board:
             scalars.update({tag_of(name, path): reading.value(name) for name in names})
         self._scalars(scalars, record.step)
         self._over_flops(record)
-        if names and not self._charted:
+        if names and not self.charted:
             charts = [lines_chart(name, [pattern_of(name)]) for name in names]
             how_well = [lines_chart(n, [rf"{n}_over_MFLOPs/"]) for n in ("accuracy", "loss")]
             layers = category("layers, one chart per statistic", charts, closed=self._many)
             given = [category("how well, over training MFLOPs", how_well), layers]
             self._events.add(layout_summary(given), record.step)
-            self._charted = True
+            self.charted = True
 
     def _over_flops(self, record: Record) -> None:
         """Write a record's losses and accuracies once more, at its FLOPs."""
@@ -229,6 +230,10 @@ class Board:
         self._events.add(scalars_summary(scalars), step)
 
 
+_CHARTED: WeakSet[Any] = WeakSet()
+"""Writers to which `log_record` has given the charts."""
+
+
 def log_record(writer: Any, record: Record, difference: float | None = None) -> None:
     """Write a record of a loop of one's own as `run.py train` writes its own: the same tags.
 
@@ -241,8 +246,10 @@ def log_record(writer: Any, record: Record, difference: float | None = None) -> 
         record: of `Record.capture`, say.
         difference: of the outputs after growth, `grow(...).difference`.
     """
-    board = Board(WriterEvents(writer))
+    board = Board(WriterEvents(writer), charted=writer in _CHARTED)
     board.record(record)
+    if board.charted:
+        _CHARTED.add(writer)
     done = record.applied or (() if record.refused else record.decided)
     board.growth(record.step, done, record.refused, difference)
 

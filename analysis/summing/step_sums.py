@@ -79,17 +79,18 @@ class StepSums:
 
     def _reading(self, values: Values, undefined: Values) -> Tensor:
         """Give the sums of both, (2, size)."""
-        some = values or undefined
-        device = some[0][1].device if some else None
-        reading = torch.zeros(2, self._size, dtype=torch.float64, device=device)
-        for row, found in zip(reading, (values, undefined)):
-            slots = tuple(slot for places, _ in found for slot in places)
-            if slots:
-                if (slots, device) not in self._indices:
-                    self._indices[slots, device] = torch.tensor(slots, device=device)
-                numbers = torch.cat([value.to(device) for _, value in found])
-                row.index_add_(0, self._indices[slots, device], numbers)
-        return reading
+        both = [*values, *undefined]
+        device = both[0][1].device if both else None
+        reading = torch.zeros(2 * self._size, dtype=torch.float64, device=device)
+        if both:
+            key = tuple(slots for slots, _ in both), len(values), device
+            if key not in self._indices:
+                slots = [slot for slots, _ in values for slot in slots]
+                slots += [self._size + slot for slots, _ in undefined for slot in slots]
+                self._indices[key] = torch.tensor(slots, device=device)
+            numbers = torch.cat([value.to(device) for _, value in both])
+            reading.index_add_(0, self._indices[key], numbers)
+        return reading.view(2, -1)
 
 
 def _finite_of(values: Values) -> tuple[Values, Values]:

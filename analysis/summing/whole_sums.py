@@ -16,7 +16,7 @@ how many; how many steps the histograms are of."""
 
 
 def norms_of_step(
-    seen: Tensor, made: Tensor | None, updated: bool, left_out: Tensor | None
+    seen: Tensor, made: Tensor | None, updated: bool, left_out: Tensor | None, bits: Tensor
 ) -> Tensor:
     """Give what a step adds to the norms, (5,) float64.
 
@@ -26,12 +26,13 @@ def norms_of_step(
         made: the same as the backward pass has left them, before they were clipped, if known.
         updated: whether an optimizer has seen them.
         left_out: whether the update was left out, (1,): the step counts for nothing then.
+        bits: 0 and 1, on the device of the others.
     """
-    one = torch.ones_like(seen)
-    after = [seen.sqrt(), one] if updated else [0 * one, 0 * one]
+    zero, one = bits.double().split(1)
+    after = [seen.sqrt().view(1), one] if updated else [zero, zero]
     made = made if updated else seen
-    before = [0 * one, 0 * one] if made is None else [made.sqrt(), one]
-    found = torch.stack([*after, *before, one])
+    before = [zero, zero] if made is None else [made.sqrt().view(1), one]
+    found = torch.cat([*after, *before, one])
     return found if left_out is None else found.masked_fill(left_out, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -34,7 +35,9 @@ class _Worker:
 class Pool:
     """Runs cells in processes of their own, each one cell after another.
 
-    A process that dies fails the cell it had; another takes its place.
+    A process that dies fails the cell it had; another takes its place. So it is with one whose cell
+    failed on a device that it was dealt: after most of CUDA's errors all else fails there too (CUDA
+    Runtime API, `cudaErrorIllegalAddress`: "the process must be terminated and relaunched").
 
     Args:
         workers: processes at a time.
@@ -66,31 +69,32 @@ class Pool:
             job, worker.job = worker.job, None
             assert job is not None
             try:
-                found.append((job, worker.pipe.recv()))
+                failure = worker.pipe.recv()
+                lost = failure is not None and worker.device is not None
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                code = worker.process.exitcode
-                found.append((job, f"its process ended with exit code {code}"))
+                failure = f"its process ended with exit code {worker.process.exitcode}"
+                lost = True
+            found.append((job, failure))
+            if lost:
+                _end(worker.process)
                 self._workers.remove(worker)
                 self._unused.append(worker.device)
         return found
 
     def stop(self) -> None:
         """Ask the processes until they have ended; if that is interrupted, end them."""
-        for worker in self._workers:
-            if worker.job is None:
-                worker.process.kill()  # an idle one has nothing to lose
         try:
-            while alive := [
-                worker.process for worker in self._workers if worker.process.is_alive()
-            ]:
-                for process in alive:
-                    process.terminate()  # again and again: outside of the loop nobody listens
-                alive[0].join(PATIENCE)
+            while alive := [worker for worker in self._workers if worker.process.is_alive()]:
+                for worker in alive:
+                    if worker.job is None or worker.pipe.poll():  # it has told how its cell ended
+                        worker.process.kill()  # an idle one has nothing to lose
+                    else:
+                        worker.process.terminate()  # again: outside of the loop nobody listens
+                alive[0].process.join(PATIENCE)
         finally:
             for worker in self._workers:
-                worker.process.kill()
-                worker.process.join()
+                _end(worker.process)
             self._workers.clear()
 
     def _new(self, device: str | None) -> _Worker:
@@ -108,6 +112,11 @@ class Pool:
         theirs.close()  # the child's alone: when it dies, ours ends
         self._workers.append(_Worker(process, ours, device))
         return self._workers[-1]
+
+
+def _end(process: SpawnProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def _work(pipe: Connection) -> None:
@@ -130,9 +139,25 @@ def _work(pipe: Connection) -> None:
             pipe.send(f"a worker cannot make its policy: {told(error)}; workers=1 needs none")
             continue
         try:
-            pipe.send(run_job(job))
+            failure = run_job(job)
         except Interrupted as stop:
             sys.exit(stop.code)
+        pipe.send(failure)
+        if failure is None:
+            let_go()
+
+
+def let_go() -> None:
+    """Give back the GPU memory of a run that is over, which else nobody but this process could use.
+
+    Its graphs lie in a pool of their own, which torch keeps until memory runs out in this process,
+    and which the next run's graphs cannot use.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _end_with_parent() -> None:

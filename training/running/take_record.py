@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from analysis import Record, block_sensitivity
+from torch import Tensor
+
+from analysis import Record
+from analysis.capacity.sensitivity import finite_means, mean_sensitivities
 from analysis.recording.probed import with_probes
 from nets import Network
 from training.computing import distributed
@@ -70,12 +74,19 @@ def _capture(run: Run, trained: Means, validated: Means, averaged: Means) -> Rec
         validation_loss=validated[0],
         validation_accuracy=validated[1],
         ema_validation_loss=averaged[0],
-        sensitivity=distributed.from_first(
-            lambda: block_sensitivity(run.net, *run.probe, run.loss)
-        ),
+        sensitivity=distributed.from_first(lambda: finite_means(*sensitivities_of(run))),
         **_spent(run),
     )
     return replace(record, layers=finite_readings(record.layers))
+
+
+def sensitivities_of(run: Run) -> tuple[Sequence[str], Tensor]:
+    """Give the network's blocks and how much the loss on the probe batch hangs on each."""
+
+    def work() -> tuple[Sequence[str], Tensor]:
+        return mean_sensitivities(run.net, *run.probe, run.loss)
+
+    return run.repeated("sensitivities", work)
 
 
 def _spent(run: Run) -> dict[str, Any]:

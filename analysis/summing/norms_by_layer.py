@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from analysis.examining.entry_histograms import BUCKETS, count_entries, places_of
+from analysis.examining.entry_histograms import BUCKETS
 from analysis.summing.whole_sums import NORMS, norms_of_step
-
-FEW = 2**16  # entries whose squares float32 sums to 3e-6 on a CPU, three times as fast as float64
-NARROW = 64  # entries; room for fewer is as wide, so that all have their norms taken at once
 
 
 @dataclass(eq=False, kw_only=True)
@@ -68,13 +63,15 @@ class _Plan:
     """
 
     slots: dict[str, tuple[int, ...]]  # by statistic
-    member: Tensor  # (layers, most), filled up with the number of norms
-    entries: Tensor  # (layers,): how many there are of such parameters
-    updated: Tensor  # places among the layers of those that an optimizer updates
+    # (kinds of norms, layers, most): places behind a 0, filled up with that of the 0
+    member: Tensor
+    roots: Tensor  # (layers,): of how many entries there are of such parameters
+    updated: Tensor | None  # places among the layers of those that an optimizer updates, if not all
     unheld: str | None
     rows: Tensor  # (layers,): which of all rows they are
-    all_: Tensor  # places in the list of norms, of every parameter with a gradient
+    all_: Tensor | None  # places behind the 0 of parameters with a gradient, if not all
     made: list[Tensor] | None  # by update: of its parameters, places in `MadeGradients.order`
+    bits: Tensor  # 0 and 1
 
 
 class NormsByLayer:
@@ -105,25 +102,27 @@ class NormsByLayer:
         A parameter's numbers are those of the last update by an optimizer that holds it.
         """
         device = several[0].gradients[0].device
-        plan, squares, skips = self._plan(several, device), [], None
-        for one in several:
-            parts = [part.to(device) for part in (*one.gradients, *one.weights, *one.steps)]
-            norms = torch.cat(parts).double().view(-1, len(one.order))
-            if one.scaler:
-                scale, skip = (value.to(device).double() for value in one.scaler)
-                norms = torch.cat([norms[:1] / scale, norms[1:]])
-                skips = skip != 0 if skips is None else skips | (skip != 0)
-            squares.append(norms.square())
-        filled = functional.pad(torch.cat(squares, 1), (0, 1))  # a 0 fills up layers of few
-        gradient, weight, *update = filled[:, plan.member].sum(-1).sqrt().unbind()
-        found = [("gradient_norm", gradient / plan.entries.sqrt()), ("weight_norm", weight)]
-        found += [("update_ratio", step / weight) for step in update]
+        plan, count = self._plan(several, device), sum(len(one.order) for one in several)
+        told = zip(*((one.gradients, one.weights, one.steps) for one in several))
+        parts = [part.to(device) for kind in told for norms in kind for part in norms]
+        numbers = torch.cat([plan.bits[:1], *parts]).double()  # a 0 and all norms, kind by kind
+        skips = _unscale(numbers[1:], several)
+        squares = numbers.square_()
+        kinds = len(squares) // count
+        gradient, weight, *update = squares[plan.member[:kinds]].sum(-1).sqrt_()
+        found: list[tuple[str, Tensor, Tensor | None]] = [
+            ("gradient_norm", gradient / plan.roots, skips),
+            ("weight_norm", weight, skips),
+        ]
+        for step in update:
+            ratio, none = step / weight, weight == 0
+            none = none if skips is None else none | skips
+            if plan.updated is not None:
+                ratio, none = ratio[plan.updated], none[plan.updated]
+            found.append(("update_ratio", ratio, none))
         values, undefined = [], []
-        for statistic, value in found:
-            slots, none = plan.slots[statistic], skips
-            if statistic == "update_ratio":
-                value, none = value[plan.updated], (weight == 0)[plan.updated]
-                none = none if skips is None else none | skips
+        for statistic, value, none in found:
+            slots = plan.slots[statistic]
             if none is None:
                 values.append((slots, value))
                 continue
@@ -131,8 +130,8 @@ class NormsByLayer:
             values.append((slots, value.masked_fill(none, 0)))
             undefined.append((slots, none.double()))
         made = _squares_made(several, plan.made, device) if plan.made else None
-        seen, steps = filled[0, plan.all_].sum(), bool(update)
-        whole = {NORMS: norms_of_step(seen, made, steps, skips)}
+        seen = (squares[1 : 1 + count] if plan.all_ is None else squares[plan.all_]).sum()
+        whole = {NORMS: norms_of_step(seen, made, bool(update), skips, plan.bits)}
         for name in several[0].buckets:
             whole[name] = _by_row([one.buckets[name] for one in several], plan, self._rows)
             if skips is not None:
@@ -163,26 +162,52 @@ class NormsByLayer:
         layers = sorted(owned)
         most = max(map(len, owned.values()), default=0)
         member = [
-            [*(chosen[index] for index in owned[layer]), *[none] * (most - len(owned[layer]))]
-            for layer in layers
+            [
+                [*(1 + kind * none + chosen[k] for k in own), *[0] * (most - len(own))]
+                for own in map(owned.__getitem__, layers)
+            ]
+            for kind in range(3)
         ]
-        entries = [sum(self._sizes[i] for i in owned[layer]) for layer in layers]
+        roots = [sum(self._sizes[k] for k in owned[layer]) ** 0.5 for layer in layers]
         unheld = sorted(set(chosen) - updated)
         updates = [n for n, layer in enumerate(layers) if not updated.isdisjoint(owned[layer])]
-        all_ = range(len(layers))
-        places = {"gradient_norm": all_, "weight_norm": all_, "update_ratio": updates}
+        every = range(len(layers))
+        places = {"gradient_norm": every, "weight_norm": every, "update_ratio": updates}
+        seen = [1 + place for place in sorted(chosen.values())]
         width, at = len(self._statistics), self._statistics.index
         self._plans[key] = plan = _Plan(
             {name: tuple(layers[n] * width + at(name) for n in ns) for name, ns in places.items()},
-            torch.tensor(member, dtype=torch.long, device=device).view(len(layers), most),
-            torch.tensor(entries, dtype=torch.float64, device=device),
-            torch.tensor(updates, dtype=torch.long, device=device),
+            torch.tensor(member, dtype=torch.long, device=device).view(3, len(layers), most),
+            torch.tensor(roots, dtype=torch.float64, device=device),
+            _unless_all(updates, len(layers), device),
             self._names[unheld[0]] if unheld else None,
             torch.tensor(layers, dtype=torch.long, device=device),
-            torch.tensor([chosen[k] for k in sorted(chosen)], dtype=torch.long, device=device),
+            _unless_all(seen, none, device),
             _places_made(made, last, device),
+            torch.arange(2.0, device=device),
         )
         return plan
+
+
+def _unless_all(places: Sequence[int], count: int, device: torch.device) -> Tensor | None:
+    if len(places) == count:
+        return None
+    return torch.tensor(places, dtype=torch.long, device=device)
+
+
+def _unscale(norms: Tensor, several: Sequence[ParameterNorms]) -> Tensor | None:
+    """Divide gradients' norms, which come first, by their scalers' scales, in place.
+
+    Gives whether the update was left out, (1,), and None without a scaler.
+    """
+    skips, end = None, 0
+    for one in several:
+        start, end = end, end + len(one.order)
+        if one.scaler:
+            scale, skip = (value.to(norms.device).double() for value in one.scaler)
+            norms[start:end] /= scale
+            skips = skip != 0 if skips is None else skips | (skip != 0)
+    return skips
 
 
 def _places_made(
@@ -218,68 +243,6 @@ def _by_row(buckets: Sequence[Tensor], plan: _Plan, rows: int) -> Tensor:
     """Give counts by row of all, (rows, BUCKETS), from those by parameter of every update."""
     device = plan.member.device
     parts = [part[:-1].to(device) for part in buckets]
-    counts = torch.cat([*parts, torch.zeros_like(parts[0][:1])])[plan.member].sum(1)
+    counts = torch.cat([torch.zeros_like(parts[0][:1]), *parts])[plan.member[0]].sum(1)
     whole = torch.zeros(rows, BUCKETS, dtype=torch.float64, device=device)
     return whole.index_copy_(0, plan.rows, counts)
-
-
-class ParameterCopies:
-    """Room for a number from every entry of some parameters, its members, as a row for each.
-
-    To copy all to here and take the norms of rows of one size at once is faster than a norm each.
-    """
-
-    def __init__(self, members: tuple[int, ...], parameters: Sequence[Tensor]) -> None:
-        self.members = members
-        sizes: dict[int, list[int]] = {}
-        for index, parameter in enumerate(parameters):
-            sizes.setdefault(max(NARROW, parameter.numel()), []).append(index)
-        # of the norms
-        self.order = tuple(members[k] for indices in sizes.values() for k in indices)
-        if parameters[0].is_cuda:
-            self.order = members
-        dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
-        wide = torch.promote_types(dtype, torch.float64)
-        total = sum(size * len(indices) for size, indices in sizes.items())
-        self.entries = torch.zeros(total, dtype=dtype, device=parameters[0].device)
-        self._rows: list[tuple[Tensor, torch.dtype]] = []  # (rows, size), what to sum in
-        self._groups = [(size, [members[k] for k in indices]) for size, indices in sizes.items()]
-        self._sizes = {member: parameters[k].numel() for k, member in enumerate(members)}
-        self._places: Tensor | None = None
-        views: dict[int, Tensor] = {}
-        start = 0
-        for size, indices in sizes.items():
-            rows = self.entries[start : start + size * len(indices)].view(-1, size)
-            self._rows.append((rows, dtype if size <= FEW else wide))
-            for row, index in zip(rows, indices):
-                like = parameters[index]
-                views[index] = row.as_strided(like.shape, torch.empty_like(like).stride())
-            start += rows.numel()
-        self._views = {member: views[index] for index, member in enumerate(members)}
-
-    def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
-        """Copy to here what belongs to the parameters of these indices."""
-        torch._foreach_copy_([self._views[index] for index in indices], tensors)
-
-    def subtract(self, tensors: list[Tensor]) -> None:
-        """Take from what is here what belongs to all members."""
-        torch._foreach_sub_(list(self._views.values()), tensors)
-
-    def count(self, factor: Tensor | int = 1) -> Tensor:
-        """Count the entries times a factor by parameter, (order and one more, BUCKETS)."""
-        if self._places is None:
-            place = {member: row for row, member in enumerate(self.order)}
-            parts = []  # sizes and rows: what fills a row up belongs to none
-            for size, group in self._groups:
-                for member in group:
-                    own = self._sizes[member]
-                    parts += [(own, place[member]), (size - own, len(place))]
-            sizes, rows = zip(*parts)
-            self._places = places_of(sizes, rows, self.entries.device)
-        return count_entries(self.entries * factor, self._places, len(self.order) + 1)
-
-    def norms(self) -> list[Tensor]:
-        """Give the L2 norms of what is here of each parameter, in parts; see `order`."""
-        if self.entries.is_cuda:  # where one operation for all costs less than one a size
-            return [torch.stack(torch._foreach_norm(list(self._views.values())))]
-        return [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows, dtype in self._rows]

@@ -1,0 +1,44 @@
+"""A second stream inside a CUDA graph, for work that what comes next does not wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class SideStream:
+    """While a step is captured, work of its own runs beside the step's.
+
+    A graph of one stream runs its kernels one after the other, also those that leave most of a GPU
+    idle. Where nothing is captured the work runs in its place.
+    """
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._kept: list[object] = []
+
+    @contextmanager
+    def work(self, *kept: object) -> Iterator[None]:
+        """Let what is inside run beside what follows until `join`.
+
+        Args:
+            kept: what the work reads and did not make, or who holds it: its memory must not be
+                given to others meanwhile.
+        """
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+            yield
+            return
+        self._kept.extend(kept)
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """Let what follows wait for the work."""
+        if self._kept:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._kept.clear()
