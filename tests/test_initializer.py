@@ -210,6 +210,20 @@ def test_what_is_asked_for_the_average_alone_is_measured_on_the_network(net):
     assert torch.equal(seen[0].stem.conv.weight, net.stem.conv.weight)
 
 
+def test_a_weight_is_drawn_once_for_a_network_and_its_average(net):
+    drawn = []
+
+    def draw(shape, generator):
+        drawn.append(tuple(shape))
+        return torch.randn(shape, generator=generator)
+
+    grown = grow(net, Widen("stage1.block1", 2), ema=copy.deepcopy(net), initializer=draw)
+    assert drawn == [(5, 4, 3, 3), (4, 5, 3, 3)]
+    first, second = (each.stage1.block1.conv1.weight for each in (grown.network, grown.ema))
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+
+
 def test_randomness_comes_from_the_seed_and_words_alone(net):
     drawn = []
 
@@ -266,6 +280,14 @@ NAME = "stage1.block1.conv1.weight"
         (
             lambda edit: edit.tap([("stem", "input")]),
             r"^probe must be \(inputs, targets\) and loss",
+        ),
+        (
+            lambda edit: edit.assemble(edit.after, {**edit.new, NAME: torch.ones(3)}),
+            rf"^{NAME} must have shape \(5, 4, 3, 3\), got \(3,\)$",
+        ),
+        (
+            lambda edit: edit.assemble(edit.after, {**edit.new, "conv": torch.ones(3)}),
+            "^values must be of entries of the network, got conv$",
         ),
         (lambda edit: edit.loss_with({}), r"^probe must be \(inputs, targets\) and loss"),
     ],

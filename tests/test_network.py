@@ -108,6 +108,26 @@ def test_a_built_net_knows_its_architecture_and_starts_in_train_mode():
     assert net(images()).shape == (4, 3)
 
 
+def test_networks_of_one_architecture_share_nothing():
+    first, second = build(small()), build(small())
+    values = {name: value.clone() for name, value in second.state_dict().items()}
+    first.double()
+    first.draw += 1
+    for module in first.modules():
+        module.register_forward_hook(print)
+        module.eval()
+        for leaf in ("layers", "norms"):
+            getattr(module, leaf, []).clear()
+    for net in (second, build(small())):
+        for name, value in net.state_dict().items():
+            assert value.dtype == values[name].dtype
+            assert torch.equal(value, values[name]), name
+        for module in net.modules():
+            assert module.training
+            assert not module._forward_hooks
+        assert len(net.stage1.block1.layers) == 2
+
+
 def test_the_first_weights_are_drawn_as_asked():
     architecture = preset("resnet8", image=(1, 8, 8))
     weights = build(architecture, initializer="xavier").get_submodule("stage3.block1.conv1").weight

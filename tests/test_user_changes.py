@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from makers import architecture_of, normal
+from makers import architecture_of, differences, normal
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -14,6 +14,7 @@ from nets import (
     Insert,
     Network,
     Remove,
+    SetSurvival,
     Unfreeze,
     Widen,
     build,
@@ -313,3 +314,26 @@ def test_a_block_may_come_and_go_in_one_call():
     for name, value in net.state_dict().items():
         corner = tuple(slice(size) for size in value.shape)
         assert torch.equal(grown.network.state_dict()[name][corner], value), name
+
+
+def test_a_forward_that_fails_on_the_probe_leaves_the_networks_as_they_were():
+    architecture = architecture_of("dense", survivals=(0.5, 0.7))
+    net = build(architecture)
+    net.stage1.block1.eval()
+    net.stage1.block1.register_forward_hook(print)
+    average = copy.deepcopy(net).eval()
+    one = torch.ones(1, *architecture.image)  # on which BatchNorm has no batch statistics
+
+    def state(net):
+        modules = [
+            (m.training, getattr(m, "survival", 1), len(m._forward_hooks)) for m in net.modules()
+        ]
+        return modules, [id(buffer) for buffer in net.buffers()]
+
+    before = [(state(each), copy.deepcopy(each.state_dict())) for each in (net, average)]
+    for action in (Widen("stage1.block1", 1), SetSurvival("stage1.block1", 0.6)):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            grow(net, action, ema=average, probe=one)
+        for each, (known, values) in zip((net, average), before):
+            assert state(each) == known
+            assert not differences(values, each.state_dict())

@@ -115,7 +115,8 @@ def _disturbed(carried: Carried, action: Action) -> set[str]:
 def unknown_channels(carried: Carried) -> dict[str, Tensor]:
     """Say of which channels the running statistics are not known, (C,) of bool.
 
-    By BatchNorm that has some. Those are new channels, and all that are not frozen behind a block that was removed at once.
+    By BatchNorm that has some. Those are new channels, and all that are not frozen behind a block
+    that was removed at once.
     """
     found = {}
     for spec in layer_specs(carried.architecture):

@@ -44,19 +44,13 @@ def layer_of(spec: LayerSpec) -> nn.Module:
 def _empty_layer(spec: LayerSpec) -> nn.Module:
     """Copy a layer of its kind, made once: torch draws values in making one, which takes long."""
     kind = spec.stride, spec.size, spec.bias, spec.held, spec.held_channels
-    return _copied(_known_layer(spec.kind, spec.shape, *kind))
-
-
-def _copied(module: nn.Module) -> Any:
-    """Copy a module as it was made, and all in it but the tensors."""
-    copied, own = object.__new__(type(module)), (dict, set, list)
-    vars(copied).update(
+    known = _known_layer(spec.kind, spec.shape, *kind)
+    layer, own = object.__new__(type(known)), (dict, set)
+    vars(layer).update(
         (key, value.copy() if isinstance(value, own) else value)
-        for key, value in vars(module).items()
+        for key, value in vars(known).items()
     )
-    for name, child in module._modules.items():
-        copied._modules[name] = None if child is None else _copied(child)
-    return copied
+    return layer
 
 
 @lru_cache(maxsize=1024)
@@ -163,11 +157,4 @@ class Network(nn.Module):
 
 def skeleton_of(architecture: Architecture, rank: int = 0) -> Network:
     """Give a network without values: what stands in their place is shared, and only to be read."""
-    network: Network = _copied(_known_network(architecture))
-    network.architecture, network.rank, network._draws = architecture, rank, Draws()
-    return network
-
-
-@lru_cache(maxsize=4)
-def _known_network(architecture: Architecture) -> Network:
-    return Network(architecture, make=_empty_layer)
+    return Network(architecture, rank=rank, make=_empty_layer)
