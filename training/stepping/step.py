@@ -11,7 +11,6 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from analysis.summing.side_stream import SideStream
 from nets import train_flops
 from training.computing import distributed
 from training.computing.evaluation import Loss, at_least_float32, sums_of
@@ -97,18 +96,14 @@ def train_step(
     held = [window, *net.buffers()] if skip else []
     before = [value.clone() for value in held]
     optimizer.zero_grad()
-    beside = SideStream()  # nothing waits for sums
     parts = zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate))
     for number, (images, wanted) in enumerate(parts, start=1):
         with nullcontext() if number == accumulate else apart(net):
             with precision.autocast():
                 outputs = net(images)
             value = loss(at_least_float32(outputs), wanted)
-            told = value.detach(), outputs.detach(), wanted
-            with beside.work(told):
-                window += sums_of(*told)
             scaler.scale(value * (len(wanted) / len(targets))).backward()
-    beside.join()
+        window += sums_of(value.detach(), outputs.detach(), wanted)
     if not skip:
         update(optimizer, scaler)
         return None
