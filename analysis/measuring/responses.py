@@ -47,15 +47,17 @@ class Responses:
 
     def _begin(self) -> None:
         self._norms: list[tuple[nn.Module, Tensor]] = []  # BatchNorms that ran, what they keep
-        self._told: list[Tensor] = []  # of the forwards that are over, (norms, 2)
-        self._read: list[RowSums] = []
+        self._read: list[RowSums] = []  # of other outputs
+        # of the forwards that are over, (norms, 2) and (others, 2)
+        self._told: list[Tensor] = []
+        self._found: list[Tensor] = []
         self._slots: list[tuple[Response, int]] = []
         self._ratios: list[tuple[int, Response, Response]] = []
         self._dead: list[tuple[Slots, Tensor]] = []
         self._doubtful: list[tuple[int, Tensor]] = []  # outputs that may have dead channels
 
     def __bool__(self) -> bool:
-        return bool(self._norms or self._told or self._read)
+        return bool(self._norms or self._told or self._read or self._found)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -65,7 +67,7 @@ class Responses:
         inverse = saved_inverse_std(module, output)
         if inverse is None:
             self._read.append(row_sums(output.detach(), small_mean))
-            return Response(False, len(self._read) - 1)
+            return Response(False, sum(map(len, self._found)) + len(self._read) - 1)
         self._norms.append((module, inverse))
         return Response(True, sum(map(len, self._told)) + len(self._norms) - 1)
 
@@ -91,13 +93,24 @@ class Responses:
         self._dead.append(((slot,), dead))
 
     def end_forward(self) -> None:
-        """Look at what waited for the forward pass to end, before anything changes it."""
-        with self._beside.work(self._norms, self._doubtful):
-            if self._norms:
-                norms, inverses = zip(*self._norms)
-                self._told.append(batchnorm_moments(norms, inverses, self.known))
-                self._norms = []
-            self._look_for_dead()
+        """Work out what the forward pass gave, and look at what waited for it to end.
+
+        Now, before anything changes it; and of all layers together, for the code that one part of
+        it fetches the next one finds there.
+        """
+        try:
+            with self._beside.work(self._norms, self._read, self._doubtful):
+                if self._norms:
+                    norms, inverses = zip(*self._norms)
+                    self._told.append(batchnorm_moments(norms, inverses, self.known))
+                    self._norms = []
+                if self._read:
+                    self._found.append(moments_of(self._read, self.known))
+                    self._read = []
+                self._look_for_dead()
+        except Exception:
+            self._begin()  # else the step would be read twice
+            raise
 
     def _look_for_dead(self) -> None:
         if self._doubtful:
@@ -121,7 +134,7 @@ class Responses:
                 del self.known[next(iter(self.known))]
 
     def _statistics(self) -> list[tuple[Slots, Tensor]]:
-        parts = [*self._told, moments_of(self._read, self.known)] if self._read else self._told
+        parts = [*self._told, *self._found]
         table = torch.cat([part.to(parts[0].device) for part in parts])  # (responses, 2)
         start = {True: 0, False: sum(map(len, self._told))}
 
