@@ -20,6 +20,7 @@ from makers import (
     take_step,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torchvision.models import resnet18
 
@@ -979,6 +980,54 @@ def test_an_output_of_no_entries_is_no_failure():
         found = observer.readings()
     assert found["0"].response_std > 0
     assert math.isnan(found["1"].response_std)
+
+
+def test_one_parameter_without_an_optimizer_is_read():
+    net = nn.Sequential(nn.Linear(4, 3, bias=False))
+    with Observer(net) as observer:
+        for _ in range(2):
+            net(torch.randn(8, 4)).square().sum().backward()
+        net(torch.randn(8, 4))
+        found = observer.readings()["0"]
+    assert found.weight_norm == pytest.approx(net[0].weight.norm().item(), rel=1e-6)
+    assert found.gradient_norm > 0
+
+
+def test_a_batchnorm_without_a_bias_is_read_from_its_output():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    net[1].register_parameter("bias", None)  # as bias=False in later versions of torch
+    seen = []
+    net[1].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with Observer(net, optimizer) as observer:
+        net(torch.randn(8, 3, 6, 6)).sum().backward()
+        optimizer.step()
+        found = observer.readings()["1"].response_std
+    assert found == pytest.approx(seen[0].double().std(correction=0).item(), rel=1e-5)
+
+
+class OnTwoGpus(nn.Module):
+    """Nets of fake tensors need no GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4, device="cuda:0")
+        self.second = nn.Linear(4, 5, device="cuda:1")
+
+    def forward(self, x):
+        return self.second(self.first(x).to("cuda:1"))
+
+
+def test_parameters_on_several_gpus_have_their_norms_taken():
+    with FakeTensorMode(allow_fallback_kernels=True):
+        net = OnTwoGpus()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, foreach=False)
+        with Observer(net, optimizer) as observer:
+            net(torch.randn(2, 3, device="cuda:0"))
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            assert [value.shape for value in observer.tensors()][-1] == (5,)
 
 
 def test_a_state_does_not_change_with_the_observer():

@@ -118,6 +118,38 @@ def test_the_charts_are_given_once_to_a_writer(tmp_path):
         assert len(read(tmp_path / folder).Tensors("custom_scalars__config__")) == 1
 
 
+def test_a_statistic_that_comes_later_gets_its_chart(tmp_path):
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with SummaryWriter(tmp_path) as writer:
+        for extra in ({}, {"top": torch.max}, {}):
+            with Observer(net, optimizer, extra=extra) as observer:
+                take_step(net, optimizer, *batch_of(NETS["basic"].image, 0))
+                log_record(writer, Record.capture(net, observer))
+    charts = read(tmp_path).Tensors("custom_scalars__config__")
+    assert len(charts) == 2
+    assert b"top" in charts[-1].tensor_proto.string_val[0]
+
+
+def test_a_writer_around_a_writer_takes_records(tmp_path):
+    class Around:
+        __slots__ = ("_inner",)
+        __hash__ = None
+
+        def __init__(self, inner):
+            self._inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+    net = network_of("basic")
+    optimizer = sgd(net)
+    with SummaryWriter(tmp_path) as writer, Observer(net, optimizer) as observer:
+        take_step(net, optimizer, *batch_of(NETS["basic"].image, 0))
+        log_record(Around(writer), Record.capture(net, observer, train_loss=1.5))
+    assert scalars(read(tmp_path))["loss/train"] == (1, 1.5)
+
+
 def test_what_was_decided_is_shown_where_nobody_says_what_was_done(tmp_path):
     net = network_of("basic")
     with Observer(net) as observer:

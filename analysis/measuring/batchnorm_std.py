@@ -30,7 +30,7 @@ def saved_inverse_std(norm: Any, output: Tensor) -> Tensor | None:
         norm: any module.
         output: what it gave just now.
     """
-    if type(norm) not in _EXACT or not norm.training or not norm.affine:
+    if type(norm) not in _EXACT or not norm.training or norm.weight is None or norm.bias is None:
         return None
     node: Any = output.grad_fn
     if node is None or node.name() not in _KERNELS:  # none, or what a hook made of the output

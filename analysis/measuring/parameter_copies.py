@@ -57,7 +57,8 @@ class ParameterCopies:
 
         By way of a copy to here, unless all can be taken where they lie.
         """
-        alike = all(tensor.dtype == self.entries.dtype for tensor in tensors)
+        like = self.entries.dtype, self.entries.device
+        alike = all((tensor.dtype, tensor.device) == like for tensor in tensors)
         if self.entries.is_cuda and tuple(indices) == self.members and alike:
             return [torch.stack(torch._foreach_norm(tensors))]
         self.keep(indices, tensors)

@@ -42,7 +42,7 @@ class Responses:
     def __init__(self) -> None:
         # kept as long as this: steps that are captured read them where they lie
         self.known: dict[Any, Any] = {}
-        self._beside = SideStream()
+        self.beside = SideStream()
         self._begin()
 
     def _begin(self) -> None:
@@ -99,7 +99,7 @@ class Responses:
         it fetches the next one finds there.
         """
         try:
-            with self._beside.work(self._norms, self._read, self._doubtful):
+            with self.beside.work(self._norms, self._read, self._doubtful):
                 if self._norms:
                     norms, inverses = zip(*self._norms)
                     self._told.append(batchnorm_moments(norms, inverses, self.known))
@@ -111,6 +111,11 @@ class Responses:
         except Exception:
             self._begin()  # else the step would be read twice
             raise
+
+    def look(self) -> None:
+        """Be done with what an update would change."""
+        self.end_forward()
+        self.beside.join()
 
     def _look_for_dead(self) -> None:
         if self._doubtful:
@@ -125,8 +130,7 @@ class Responses:
     def take(self) -> list[tuple[Slots, Tensor]]:
         """Give the statistics that follow, 1-D in float64, and begin the next step."""
         try:
-            self.end_forward()
-            self._beside.join()
+            self.look()
             return self._statistics() if self._slots else []
         finally:
             self._begin()

@@ -16,6 +16,7 @@ from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis
 from analysis.measuring.responses import Response, Responses
 from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
 from analysis.observing.watched_layers import Layer
+from analysis.summing.side_stream import SideStream
 from analysis.summing.step_sums import Values
 from nets.modules.network import Network
 
@@ -111,7 +112,12 @@ class ForwardHooks:
 
     def look(self) -> None:
         """Copy what the optimizer's update would change."""
-        self._responses.end_forward()
+        self._responses.look()
+
+    @property
+    def beside(self) -> SideStream:
+        """A stream for work that a captured step does not wait for."""
+        return self._responses.beside
 
     def take(self, ended: bool = True) -> Values:
         """Give the statistics that follow from what was read, and begin the next step.

@@ -82,7 +82,8 @@ class StepReader:
         self._prepare()
         number, counted = self.step, self._watched.window.counted()
         try:
-            step()
+            with self._watched.hooks.beside.allowed():
+                step()
             self._close()
         finally:
             found = self._watched.window.uncount(counted)

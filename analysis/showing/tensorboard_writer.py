@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
 from torch.utils.tensorboard.summary import hparams, text
@@ -79,7 +79,7 @@ class Board:
         given = isinstance(folder, WriterEvents)
         self._events = folder if given else EventFile(Path(folder), purge_step)
         resumed = purge_step is not None and purge_step > 1
-        self.charted = resumed if charted is None else charted  # whether the charts are there
+        self._charted = resumed if charted is None else charted
         self._many = many
         self._drawn = perf_counter()
         for record in kept:  # the mark has hidden them if their FLOPs come after its step
@@ -119,13 +119,13 @@ class Board:
             scalars.update({tag_of(name, path): reading.value(name) for name in names})
         self._scalars(scalars, record.step)
         self._over_flops(record)
-        if names and not self.charted:
+        if names and not self._charted:
             charts = [lines_chart(name, [pattern_of(name)]) for name in names]
             how_well = [lines_chart(n, [rf"{n}_over_MFLOPs/"]) for n in ("accuracy", "loss")]
             layers = category("layers, one chart per statistic", charts, closed=self._many)
             given = [category("how well, over training MFLOPs", how_well), layers]
             self._events.add(layout_summary(given), record.step)
-            self.charted = True
+            self._charted = True
 
     def _over_flops(self, record: Record) -> None:
         """Write a record's losses and accuracies once more, at its FLOPs."""
@@ -230,8 +230,8 @@ class Board:
         self._events.add(scalars_summary(scalars), step)
 
 
-_CHARTED: WeakSet[Any] = WeakSet()
-"""Writers to which `log_record` has given the charts."""
+_CHARTED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""Statistics whose charts `log_record` has given, by the writer's file."""
 
 
 def log_record(writer: Any, record: Record, difference: float | None = None) -> None:
@@ -246,10 +246,13 @@ def log_record(writer: Any, record: Record, difference: float | None = None) -> 
         record: of `Record.capture`, say.
         difference: of the outputs after growth, `grow(...).difference`.
     """
-    board = Board(WriterEvents(writer), charted=writer in _CHARTED)
+    names, charted = (
+        set(statistics_of([record])),
+        _CHARTED.setdefault(writer._get_file_writer(), set()),
+    )
+    board = Board(WriterEvents(writer), charted=names <= charted)
     board.record(record)
-    if board.charted:
-        _CHARTED.add(writer)
+    charted |= names
     done = record.applied or (() if record.refused else record.decided)
     board.growth(record.step, done, record.refused, difference)
 

@@ -108,7 +108,7 @@ class NormsByLayer:
         numbers = torch.cat([plan.bits[:1], *parts]).double()  # a 0 and all norms, kind by kind
         skips = _unscale(numbers[1:], several)
         squares = numbers.square_()
-        kinds = len(squares) // count
+        kinds = (len(squares) - 1) // count
         gradient, weight, *update = squares[plan.member[:kinds]].sum(-1).sqrt_()
         found: list[tuple[str, Tensor, Tensor | None]] = [
             ("gradient_norm", gradient / plan.roots, skips),

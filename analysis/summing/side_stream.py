@@ -10,15 +10,25 @@ import torch
 
 
 class SideStream:
-    """While a step is captured, work of its own runs beside the step's.
+    """While a whole step is captured, work of its own runs beside the step's, if that is allowed.
 
     A graph of one stream runs its kernels one after the other, also those that leave most of a GPU
-    idle. Where nothing is captured the work runs in its place.
+    idle. Elsewhere the work runs in its place.
     """
 
     def __init__(self) -> None:
+        self._allowed = False
         self._stream: Any = None
         self._kept: list[object] = []
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Allow it for a while, in which everything is captured up to the `join` of all work."""
+        self._allowed = True
+        try:
+            yield
+        finally:
+            self._allowed = False
 
     @contextmanager
     def work(self, *kept: object) -> Iterator[None]:
@@ -26,9 +36,10 @@ class SideStream:
 
         Args:
             kept: what the work reads and did not make, or who holds it: its memory must not be
-                given to others meanwhile.
+                given to others meanwhile. If all of it is empty there is no work.
         """
-        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if not (self._allowed and captured and any(kept)):
             yield
             return
         self._kept.extend(kept)
