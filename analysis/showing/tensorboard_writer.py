@@ -246,10 +246,8 @@ def log_record(writer: Any, record: Record, difference: float | None = None) -> 
         record: of `Record.capture`, say.
         difference: of the outputs after growth, `grow(...).difference`.
     """
-    names, charted = (
-        set(statistics_of([record])),
-        _CHARTED.setdefault(writer._get_file_writer(), set()),
-    )
+    names = set(statistics_of([record]))
+    charted = _CHARTED.setdefault(writer._get_file_writer(), set())
     board = Board(WriterEvents(writer), charted=names <= charted)
     board.record(record)
     charted |= names
