@@ -494,3 +494,28 @@ def test_the_sums_of_layers_that_stay_survive_a_change_of_the_net():
     assert found["0"].extra["max_abs"] == plain["0"].extra["max_abs"]
     for path in ("0", "2"):
         assert histograms["gradient_histogram"][path] == others["gradient_histogram"][path]
+
+
+def test_a_layer_that_joins_within_a_window_has_the_mean_of_its_own_steps():
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4))
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Observer(net, optimizer, also=ALL) as observer:
+        for step in range(4):
+            if step == 3:
+                net[0].requires_grad_(True)
+            take_step(net, optimizer, *batch_of((5,), step))
+        state = observer.state_dict()
+        observer.readings()
+        found = observer.histograms()
+    assert found
+    for rows in found.values():
+        assert {path: sum(rows[path].counts) for path in rows} == {"0": 36, "2": 28}
+    # a window of an earlier version, which took the mean of all steps
+    whole = state["window"]["whole"]
+    for name in found:
+        whole[name] = [row[:-1] for row in whole[name]]
+    with Observer(net, optimizer, also=ALL) as later:
+        later.load_state_dict(state)
+        later.readings()
+        assert sum(later.histograms()["gradient_histogram"]["0"].counts) == 9

@@ -33,6 +33,8 @@ _COLUMNS = BUCKETS + 1  # the last one is of entries that are not finite
 class EntryHistogram(NamedTuple):
     """How many entries are between one limit and the next, in the mean of the steps read.
 
+    Steps in which the layer had no gradient, because it was frozen or not there yet, do not count.
+
     Entries that are not finite are left out. `limits` are upper limits, `counts` as many; the
     first bucket begins at the least float32.
     """

@@ -235,7 +235,8 @@ class Observer(StepReader):
     def histograms(self) -> dict[str, dict[str, EntryHistogram]]:
         """Give the histograms that were asked for, of the last `readings`, by name and by layer.
 
-        Buckets are powers of two, the same for all layers; counts are means over the steps.
+        Buckets are powers of two, the same for all layers; counts are means over the steps in which
+        the layer had a gradient.
         """
         return self._last_histograms
 

@@ -12,7 +12,7 @@ from analysis.examining.entry_histograms import BUCKETS, EntryHistogram, histogr
 
 NORMS = "gradient_norms"
 """(5,): the norm at the update, of how many steps; the norm when the backward pass had ended, of
-how many; how many steps the histograms are of."""
+how many; how many steps there were."""
 
 
 def norms_of_step(
@@ -40,12 +40,12 @@ class WholeSums:
     """Adds up tensors by name, in the same memory as long as it lives.
 
     Args:
-        rows: of a histogram's counts, (rows, BUCKETS).
+        rows: of a histogram's counts, (rows, BUCKETS + 1); last come the steps that they are of.
         histograms: their names.
     """
 
     def __init__(self, rows: int, histograms: Sequence[str]) -> None:
-        self._shapes = {NORMS: (5,), **dict.fromkeys(histograms, (rows, BUCKETS))}
+        self._shapes = {NORMS: (5,), **dict.fromkeys(histograms, (rows, BUCKETS + 1))}
         self._sums: dict[str, Tensor] = {}
 
     def tensors(self) -> list[Tensor]:
@@ -78,7 +78,7 @@ class WholeSums:
         return after / times if times else None, before / seen if seen else None
 
     def histograms(self, paths: Sequence[str | None]) -> dict[str, dict[str, EntryHistogram]]:
-        """Give histograms, in the mean of the steps, by name and by row's path; None is left out.
+        """Give histograms, in the mean of a row's steps, by name and by path; None is left out.
 
         Rows without entries are left out too.
         """
@@ -86,7 +86,7 @@ class WholeSums:
         for name, sums in self._sums.items():
             if name == NORMS:
                 continue
-            means = (sums / self._sums[NORMS][4].clamp_min(1)).tolist()
+            means = (sums[:, :-1] / sums[:, -1:].clamp_min(1)).tolist()
             rows = {path: row for path, row in zip(paths, means) if path is not None and any(row)}
             found[name] = {path: histogram_of(row) for path, row in rows.items()}
         return found
@@ -94,13 +94,13 @@ class WholeSums:
     def rearrange(self, rows: Sequence[int | None]) -> None:
         """Go on with other rows: of each, which of the old ones it was, if any."""
         self._shapes = {
-            name: shape if name == NORMS else (len(rows), BUCKETS)
+            name: shape if name == NORMS else (len(rows), BUCKETS + 1)
             for name, shape in self._shapes.items()
         }
         for name, old in self._sums.items():
             if name != NORMS:
                 self._sums[name] = torch.stack(
-                    [old.new_zeros(BUCKETS) if row is None else old[row] for row in rows]
+                    [old.new_zeros(BUCKETS + 1) if row is None else old[row] for row in rows]
                 )
 
     def state(self) -> dict[str, Any]:
@@ -115,4 +115,7 @@ class WholeSums:
             for name in self._shapes:
                 if name in state:
                     value = torch.tensor(state[name], dtype=torch.float64, device=device)
+                    if name != NORMS and value.shape[1] == BUCKETS:  # of an earlier version
+                        steps = value.any(1, keepdim=True) * state[NORMS][4]
+                        value = torch.cat([value, steps], 1)
                     self.add({name: value})
