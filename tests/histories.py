@@ -1,13 +1,16 @@
 """Records and histories by hand."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from analysis import LayerReading, Record
 from nets import Action, Architecture, cost, preset, seed_of
+from policies import Policy
+from training.deciding.refusals import admit
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 FIRST = seed_of(LIMIT)  # one block a stage, 4, 8 and 16 wide
@@ -42,6 +45,29 @@ def history_in_rounds(
         history.append(record(number, architecture, applied=tuple(actions)))
         architecture = after_all(architecture, actions)
     return history
+
+
+def record_and_grow(
+    policy: Policy,
+    history: list[Record],
+    architecture: Architecture,
+    limit: Architecture,
+    values: Mapping[str, float],
+    **given: Any,
+) -> Architecture:
+    """Add a record as a run makes it, with what is done then, and give the grown architecture.
+
+    `values` are the residual ratios and importances of the blocks.
+    """
+    layers = {
+        name: LayerReading(name, "stream", residual_ratio=value) for name, value in values.items()
+    }
+    given |= {"layers": layers, "importance": values}
+    now = record_of(len(history) + 1, architecture, limit, **given)
+    decided = policy.decide([*history, now]) if now.spent < 1 else ()
+    decision = admit(architecture, decided, cost(limit), now.spent <= now.grow_until)
+    history.append(replace(now, **vars(decision)))
+    return after_all(architecture, decision.applied)
 
 
 def write_history(folder: Path, history: Iterable[Record]) -> Path:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import pytest
-from histories import FIRST, after_all, history_in_rounds, record_of, write_history
+from histories import FIRST, history_in_rounds, record_and_grow, record_of, write_history
 from runs import script
 
 import run
-from analysis import LayerReading, Record
-from nets import Insert, Widen, cost, preset, seed_of
+from analysis import Record
+from nets import Insert, Widen, preset, seed_of
 from nets.plan.actions import adds_capacity
 from policies import Policy
-from training.deciding.refusals import admit
 from training.settings.compare_settings import Compare, standard_cells
 
 ROOT = Path(__file__).parents[1]
@@ -41,15 +39,9 @@ def simulated(policy: Policy, settings: Compare, loss: str, seed: int = 0) -> li
         spent = number / settings.record_count
         value = {"falls": 3 * 0.7**number, "rises": 1 + spent, "noise": 1 + random.random()}[loss]
         values = {name: random.random() for name in net.blocks}
-        layers = {
-            name: LayerReading(name, "stream", residual_ratio=one) for name, one in values.items()
-        }
-        given = {"validation_loss": value, "layers": layers, "importance": values, "seed": seed}
-        now = record_of(number, net, whole, spent=spent, **given)
-        decided = policy.decide([*history, now]) if spent < 1 else ()
-        decision = admit(net, decided, cost(whole), spent <= settings.grow_until)
-        history.append(replace(now, **vars(decision)))
-        net = after_all(net, decision.applied)
+        given = {"spent": spent, "validation_loss": value, "seed": seed}
+        given["grow_until"] = settings.grow_until
+        net = record_and_grow(policy, history, net, whole, values, **given)
     return history
 
 

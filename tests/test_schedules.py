@@ -10,9 +10,9 @@ from math import exp
 from random import Random
 
 import pytest
-from histories import after_all, record_of, write_history
+from histories import after_all, record_and_grow, record_of, write_history
 
-from analysis import LayerReading, Record
+from analysis import Record
 from nets import Architecture, Insert, Widen, WidenStage, cost, preset, seed_of
 from policies import (
     GrowAndPrune,
@@ -25,7 +25,6 @@ from policies import (
     WholeNet,
     Yoked,
 )
-from training.deciding.refusals import admit
 
 LIMIT = preset("resnet20", classes=100)
 FIRST = seed_of(LIMIT)
@@ -67,16 +66,8 @@ def simulate(
         values = {
             name: RANKINGS[ranking](architecture, name, random) for name in architecture.blocks
         }
-        layers = {
-            name: LayerReading(name, "stream", residual_ratio=value)
-            for name, value in values.items()
-        }
-        given = {"validation_loss": loss, "layers": layers, "importance": values, "seed": seed}
-        now = record_of(number, architecture, limit, spent=spent, **given)
-        decided = policy.decide([*history, now]) if spent < 1 else ()
-        decision = admit(architecture, decided, cost(limit), spent <= now.grow_until)
-        history.append(replace(now, **vars(decision)))
-        architecture = after_all(architecture, decision.applied)
+        given = {"spent": spent, "validation_loss": loss, "seed": seed}
+        architecture = record_and_grow(policy, history, architecture, limit, values, **given)
     return history
 
 
