@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, hypot, log, sqrt
-from statistics import fmean as mean
-from statistics import stdev
+from statistics import fmean, stdev
 
 from analysis.recording.record import Record
 from nets import Architecture, Widen, cost
@@ -94,12 +93,12 @@ def rank(history: Sequence[Record]) -> Ranking:
     if len(chosen) < LEAST or len(groups) < 2:
         return Ranking((), (), None, 1.0, 1.0, len(chosen), _nothing(history, chosen, groups))
     architecture, logs = chosen[-1].architecture, {n: _logs(chosen, b) for n, b in groups.items()}
-    middle = mean(mean(values) for values in logs.values())
+    middle = fmean(fmean(values) for values in logs.values())
     own = {name: [name] for name in blocks}
     places = _places(architecture, groups, logs, middle)
     first, second = (logs[place.name] for place in places[:2])
     gaps = [one - other for one, other in zip(first, second)]
-    gap, error = mean(gaps), _error(gaps)
+    gap, error = fmean(gaps), _error(gaps)
     named = gap >= 2 * error
     return Ranking(
         places,
@@ -128,7 +127,7 @@ def _logs(records: Sequence[Record], blocks: Sequence[str]) -> list[float]:
     for record in records:
         prices = channel_flops(record.architecture)
         values = [record.sensitivity[block] / prices[block] for block in blocks]
-        found.append(log(max(mean(values), 1e-300)))
+        found.append(log(max(fmean(values), 1e-300)))
     return found
 
 
@@ -159,7 +158,7 @@ def _places(
     places = []
     for name, members in groups.items():
         values = [value - middle for value in logs[name]]
-        score, error = mean(values), _error(values)
+        score, error = fmean(values), _error(values)
         flops = sum(width[block].width * prices[block] for block in members)
         size = sum(width[block].width for block in members)
         bounds = exp(score - error), exp(score + error)

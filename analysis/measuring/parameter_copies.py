@@ -52,14 +52,15 @@ class ParameterCopies:
         """Copy to here what belongs to the parameters of these indices."""
         torch._foreach_copy_([self._views[index] for index in indices], tensors)
 
-    def norms_of(self, indices: Sequence[int], tensors: list[Tensor]) -> list[Tensor]:
+    def norms_of(self, indices: Sequence[int], tensors: list[Tensor], kept: bool) -> list[Tensor]:
         """Give the norms of what belongs to the parameters of these indices; see `norms`.
 
-        By way of a copy to here, unless all can be taken where they lie.
+        By way of a copy to here; where they lie if they can all be read so, unless the copy is to
+        be `kept`.
         """
         like = self.entries.dtype, self.entries.device
         alike = all((tensor.dtype, tensor.device) == like for tensor in tensors)
-        if self.entries.is_cuda and tuple(indices) == self.members and alike:
+        if self.entries.is_cuda and tuple(indices) == self.members and alike and not kept:
             return [torch.stack(torch._foreach_norm(tensors))]
         self.keep(indices, tensors)
         return self.norms()

@@ -185,10 +185,9 @@ class ParameterReader:
         update.present = tuple(found)
         if found:
             gradients = _dense(list(found.values()))
-            update.gradients = copies.norms_of(update.present, gradients)
-            if "gradient_histogram" in self._also:
-                copies.keep(update.present, gradients)
-                self._count("gradient_histogram", update, copies)
+            kept = "gradient_histogram" in self._also
+            update.gradients = copies.norms_of(update.present, gradients, kept)
+            self._count("gradient_histogram", update, copies)
             if self._made is not None:
                 update.made = replace(self._made, scale=update.scale)
         self._keep(update, [index for index in found if index not in update.kept])

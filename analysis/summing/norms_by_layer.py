@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from analysis.examining.entry_histograms import BUCKETS
-from analysis.summing.whole_sums import NORMS, norms_of_step
+from analysis.summing.whole_sums import COLUMNS, NORMS, norms_of_step
 
 
 @dataclass(eq=False, kw_only=True)
@@ -241,9 +240,9 @@ def _squares_made(
 
 
 def _by_row(buckets: Sequence[Tensor], plan: _Plan, rows: int) -> Tensor:
-    """Give counts by row of all, from those by parameter of every update; see `WholeSums`."""
+    """Give a histogram's rows, (rows, COLUMNS), from counts by parameter of every update."""
     device = plan.member.device
     parts = [part[:-1].to(device) for part in buckets]
     counts = torch.cat([torch.zeros_like(parts[0][:1]), *parts])[plan.member[0]].sum(1)
-    whole = torch.zeros(rows, BUCKETS + 1, dtype=torch.float64, device=device)
+    whole = torch.zeros(rows, COLUMNS, dtype=torch.float64, device=device)
     return whole.index_copy_(0, plan.rows, functional.pad(counts, (0, 1), value=1))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from analysis.examining.entry_histograms import BUCKETS, EntryHistogram, histogram_of
 
+COLUMNS = BUCKETS + 1
+"""Of a layer's histogram: its counts, and of how many steps they are."""
 NORMS = "gradient_norms"
 """(5,): the norm at the update, of how many steps; the norm when the backward pass had ended, of
 how many; how many steps there were."""
@@ -40,12 +42,12 @@ class WholeSums:
     """Adds up tensors by name, in the same memory as long as it lives.
 
     Args:
-        rows: of a histogram's counts, (rows, BUCKETS + 1); last come the steps that they are of.
+        rows: of a histogram's counts, (rows, COLUMNS).
         histograms: their names.
     """
 
     def __init__(self, rows: int, histograms: Sequence[str]) -> None:
-        self._shapes = {NORMS: (5,), **dict.fromkeys(histograms, (rows, BUCKETS + 1))}
+        self._shapes = {NORMS: (5,), **dict.fromkeys(histograms, (rows, COLUMNS))}
         self._sums: dict[str, Tensor] = {}
 
     def tensors(self) -> list[Tensor]:
@@ -94,13 +96,13 @@ class WholeSums:
     def rearrange(self, rows: Sequence[int | None]) -> None:
         """Go on with other rows: of each, which of the old ones it was, if any."""
         self._shapes = {
-            name: shape if name == NORMS else (len(rows), BUCKETS + 1)
+            name: shape if name == NORMS else (len(rows), COLUMNS)
             for name, shape in self._shapes.items()
         }
         for name, old in self._sums.items():
             if name != NORMS:
                 self._sums[name] = torch.stack(
-                    [old.new_zeros(BUCKETS + 1) if row is None else old[row] for row in rows]
+                    [old.new_zeros(COLUMNS) if row is None else old[row] for row in rows]
                 )
 
     def state(self) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from analysis import Record
 from analysis.capacity.sensitivity import finite_means, mean_sensitivities
@@ -74,19 +71,16 @@ def _capture(run: Run, trained: Means, validated: Means, averaged: Means) -> Rec
         validation_loss=validated[0],
         validation_accuracy=validated[1],
         ema_validation_loss=averaged[0],
-        sensitivity=distributed.from_first(lambda: finite_means(*sensitivities_of(run))),
+        sensitivity=distributed.from_first(lambda: _sensitivity(run)),
         **_spent(run),
     )
     return replace(record, layers=finite_readings(record.layers))
 
 
-def sensitivities_of(run: Run) -> tuple[Sequence[str], Tensor]:
-    """Give the network's blocks and how much the loss on the probe batch hangs on each."""
-
-    def work() -> tuple[Sequence[str], Tensor]:
-        return mean_sensitivities(run.net, *run.probe, run.loss)
-
-    return run.repeated("sensitivities", work)
+def _sensitivity(run: Run) -> dict[str, float]:
+    """Give how much the loss on the probe batch hangs on each block; see `block_sensitivity`."""
+    found = run.repeated("sensitivity", lambda: mean_sensitivities(run.net, *run.probe, run.loss))
+    return finite_means(*found)
 
 
 def _spent(run: Run) -> dict[str, Any]:
