@@ -30,7 +30,10 @@ def saved_inverse_std(norm: Any, output: Tensor) -> Tensor | None:
         norm: any module.
         output: what it gave just now.
     """
-    if type(norm) not in _EXACT or not norm.training or norm.weight is None or norm.bias is None:
+    if type(norm) not in _EXACT or not norm.training:
+        return None
+    weight = norm.weight
+    if weight is None or norm.bias is None or weight.dtype not in _WIDE:
         return None
     node: Any = output.grad_fn
     if node is None or node.name() not in _KERNELS:  # none, or what a hook made of the output
@@ -38,8 +41,8 @@ def saved_inverse_std(norm: Any, output: Tensor) -> Tensor | None:
     if _AUTOGRAD._top_saved_tensors_default_hooks(False) is not None:
         return None  # to ask for what is kept would have it computed anew, or moved
     inverse = node._saved_result2
-    sound = inverse.dtype in _WIDE and len(inverse) == norm.num_features
-    return inverse if sound and norm.weight.dtype in _WIDE else None
+    sound = inverse.dtype in _WIDE and inverse.numel() == norm.num_features
+    return inverse if sound else None
 
 
 @torch.no_grad()

@@ -124,7 +124,7 @@ class ParameterReader:
             copies = self._copies(self._all)
             copies.keep(list(grads), _dense(list(grads.values())))
             norms = copies.norms()
-            self._made = MadeGradients(copies.order, frozenset(grads), norms)
+            self._made = MadeGradients(copies.members, frozenset(grads), norms)
             self._release(copies)
 
     def unwatch(self) -> None:
@@ -162,7 +162,7 @@ class ParameterReader:
             held=held,
             complete=len(held) == len(self._all),
             copies=copies,
-            order=copies.order,
+            members=copies.members,
             scaler=_scaler_of(optimizer),
             scale=loss_scale(optimizer) if self._made is not None else None,
         )
@@ -210,7 +210,7 @@ class ParameterReader:
     def after_update(self) -> Update | None:
         """End the update under way, and give it; None if there was no gradient."""
         update = self._update
-        if update is not None and not update.gradients:
+        if update is not None and update.gradients is None:
             self.look()  # no closure was called
         self._update = None
         if update is None or not update.present:
@@ -233,7 +233,7 @@ class ParameterReader:
         if not seen:
             return None
         present, copies = tuple(sorted(seen)), self._copies(self._all)
-        norms = ParameterNorms(held=frozenset(present), order=copies.order, present=present)
+        norms = ParameterNorms(held=frozenset(present), members=copies.members, present=present)
         gradients, weights = zip(*(seen[index] for index in present))
         copies.keep(present, _dense(gradients))
         norms.gradients = copies.norms()

@@ -17,17 +17,17 @@ from analysis.summing.whole_sums import COLUMNS, NORMS, norms_of_step
 class ParameterNorms:
     """L2 norms by parameter, around an optimizer's update or as the backward pass left them.
 
-    Of gradients, weights and, around an update, its steps, each in 1-D parts.
+    Of gradients, weights and, around an update, its steps, (members,) each.
     """
 
     held: frozenset[int]  # parameters that the optimizer holds
-    order: tuple[int, ...]  # of the parameters in the norms
+    members: tuple[int, ...]  # parameters that the norms are of
     present: tuple[int, ...] = ()  # parameters with a gradient
-    gradients: Sequence[Tensor] = ()
-    weights: Sequence[Tensor] = ()
-    steps: Sequence[Tensor] = ()
+    gradients: Tensor | None = None
+    weights: Tensor | None = None
+    steps: Tensor | None = None
     scaler: Sequence[Tensor] = ()  # of one at work: scale, whether the update is left out, (1,)
-    # how many entries are in which bucket, by the histogram's name, (order and one more, BUCKETS)
+    # how many entries are in which bucket, by the histogram's name, (members and one more, BUCKETS)
     buckets: dict[str, Tensor] = field(default_factory=dict)
     made: MadeGradients | None = None
 
@@ -36,9 +36,9 @@ class ParameterNorms:
 class MadeGradients:
     """L2 norms of gradients as the last backward pass has left them, before they are clipped."""
 
-    order: tuple[int, ...]  # of the parameters in the norms
+    members: tuple[int, ...]  # parameters that the norms are of
     present: frozenset[int]  # parameters with a gradient then
-    norms: Sequence[Tensor]
+    norms: Tensor  # (members,)
     scale: Tensor | None = None  # by which the loss was multiplied, (1,)
 
 
@@ -70,7 +70,7 @@ class _Plan:
     unheld: str | None
     rows: Tensor  # (layers,): which of all rows they are
     all_: Tensor | None  # places behind the 0 of parameters with a gradient, if not all
-    made: list[Tensor] | None  # by update: of its parameters, places in `MadeGradients.order`
+    made: list[Tensor] | None  # by update: of its parameters, places in `MadeGradients.members`
     bits: Tensor  # 0 and 1
 
 
@@ -101,10 +101,11 @@ class NormsByLayer:
 
         A parameter's numbers are those of the last update by an optimizer that holds it.
         """
-        device = several[0].gradients[0].device
-        plan, count = self._plan(several, device), sum(len(one.order) for one in several)
         told = zip(*((one.gradients, one.weights, one.steps) for one in several))
-        parts = [part.to(device) for kind in told for norms in kind for part in norms]
+        norms = [one for kind in told for one in kind if one is not None]
+        device = norms[0].device
+        plan, count = self._plan(several, device), sum(len(one.members) for one in several)
+        parts = [one.to(device) for one in norms]
         numbers = torch.cat([plan.bits[:1], *parts]).double()  # a 0 and all norms, kind by kind
         skips = _unscale(numbers[1:], several)
         squares = numbers.square_()
@@ -139,8 +140,8 @@ class NormsByLayer:
         return ParameterStatistics(values, undefined, plan.unheld, whole)
 
     def _plan(self, several: Sequence[ParameterNorms], device: torch.device) -> _Plan:
-        made = tuple(one.made and (one.made.order, one.made.present) for one in several)
-        key = *((one.present, one.held, one.order) for one in several), made
+        made = tuple(one.made and (one.made.members, one.made.present) for one in several)
+        key = *((one.present, one.held, one.members) for one in several), made
         if key in self._plans:
             return self._plans[key]
         chosen: dict[int, int] = {}  # where a parameter's norms are
@@ -148,13 +149,13 @@ class NormsByLayer:
         none = 0  # the number of norms
         last: dict[int, int] = {}  # the update whose numbers a parameter has
         for number, one in enumerate(several):
-            present, held, order = one.present, one.held, one.order
-            found = {index: none + place for place, index in enumerate(order)}
+            present, held, members = one.present, one.held, one.members
+            found = {index: none + place for place, index in enumerate(members)}
             now = [k for k in present if k in held or k not in updated]
             chosen |= {k: found[k] for k in now}
             last |= dict.fromkeys(now, number)
             updated.update(held.intersection(present))
-            none += len(order)
+            none += len(members)
         owned: dict[int, list[int]] = {}  # by layer
         for index in sorted(chosen):
             for layer in self._owners[index]:
@@ -202,7 +203,7 @@ def _unscale(norms: Tensor, several: Sequence[ParameterNorms]) -> Tensor | None:
     """
     skips, end = None, 0
     for one in several:
-        start, end = end, end + len(one.order)
+        start, end = end, end + len(one.members)
         if one.scaler:
             scale, skip = (value.to(norms.device).double() for value in one.scaler)
             norms[start:end] /= scale
@@ -233,7 +234,7 @@ def _squares_made(
     found = torch.zeros((), dtype=torch.float64, device=device)
     for one, where in zip(several, places):
         assert one.made is not None
-        square = torch.cat([part.to(device) for part in one.made.norms]).double()[where].square()
+        square = one.made.norms.to(device).double()[where].square()
         scale = one.made.scale
         found += square.sum() if scale is None else square.sum() / scale[0].double().square()
     return found
