@@ -18,6 +18,7 @@ from analysis.recording.atomic_files import write_whole
 from nets import Architecture, CohortRates, Network
 from training.computing.budget import Progress
 from training.computing.optimizer import UNSCALED
+from training.keeping.named_runs import with_names
 from training.keeping.run_folder import binding, completed
 
 _CAPTURABLE = "capturable"
@@ -145,7 +146,9 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a damaged file
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint {path} cannot be read: {first[:120]}") from None
-    for name, value in identity.items():
+    # where recorded runs lie is config.yaml's to say
+    found, wanted = (with_names(each, lambda path: Path(path).name) for each in (found, identity))
+    for name, value in wanted.items():
         if found.get(name) != value:
             raise ValueError(
                 f"checkpoint {path} is of another run: {name} is {found.get(name)!r}, not {value!r}"

@@ -15,6 +15,7 @@ import yaml
 from analysis.recording.atomic_files import write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
+from training.keeping.named_runs import seen_from_out
 from training.keeping.result_files import write_json
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
@@ -51,7 +52,9 @@ def claim(
         check_same_settings(folder, settings)
         if data is not None:
             settle(folder, data)
-        if read_config(folder)["data"] != settings["data"]:  # they have moved
+        before = read_config(folder)
+        if any(before.get(name) != settings.get(name) for name in ("data", "start", "policy")):
+            # what they name has moved
             write_whole(folder / "config.yaml", text)
         return
     try:
@@ -88,14 +91,16 @@ def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which the folder's run differs.
 
     Where images of one's own lie may differ if the run, or each run of a comparison, has written
-    down what it saw.
+    down what it saw; where recorded runs lie may, if they lie in the same place beside this one.
     """
     before, wanted = read_config(folder), binding(settings)
     kept = binding(before)
+    beside, seen = seen_from_out(before), seen_from_out(settings)
     if "cells" not in before and not (folder / DATA).exists() and "data" in settings:
         kept["data"], wanted["data"] = before.get("data"), settings["data"]
     for name, value in wanted.items():
-        if kept.get(name) != value:
+        moved = name in ("start", "policy") and beside.get(name) == seen[name]
+        if kept.get(name) != value and not moved:
             raise ValueError(
                 f"{name} must be {kept.get(name)!r} to resume the run in {folder}, got {value!r}"
             )
