@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from math import ceil
 from multiprocessing import current_process
@@ -29,6 +29,7 @@ from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison
 from training.running.prepare import prepare
+from training.settings.checks import of_row
 from training.settings.compare_settings import Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
 
@@ -220,11 +221,14 @@ def check(
     and the FLOPs an image of the limit.
     """
     limits, data = {}, dict[tuple[str, str], Mapping[str, Any]]()
-    for run in (job.settings for job in jobs):
+    several = len({(job.settings.data, job.settings.net) for job in jobs}) > 1
+    for job in jobs:
+        run = job.settings
         check_needs(run.policy)
         place = run.data, run.net
         if place not in limits:
-            prepared = prepare(replace(run, start=None))
+            with of_row(job.row) if several else nullcontext():
+                prepared = prepare(replace(run, start=None))
             limits[place], data[place] = prepared.limit, prepared.data
         if run.start is None or run.start.architecture is None:
             run.first(limits[place])

@@ -6,9 +6,8 @@ import os
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from analysis.recording.atomic_files import Unwritten, write_whole
 from policies import Yoked
@@ -19,7 +18,7 @@ from training.keeping.folder_lock import wait_for
 from training.keeping.nonfinite import NonFinite
 from training.settings.compare_settings import Compare
 from training.settings.start_settings import Start
-from training.settings.train_settings import Common, Train
+from training.settings.train_settings import Train
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,8 @@ def jobs_of(settings: Compare) -> list[Job]:
 
 
 def job_of(settings: Compare, name: str, seed: int) -> Job:
-    """Give one cell; its folder is OUT/ROW/seedN, and its threads are the cores over the workers.
-
-    A row that follows another, `scratch` or `yoked`, has that row's schedule, learning rates,
-    initializer and growth of the batch.
-    """
-    cell = settings.cells[name]
-    source = settings.cells[cell.source] if cell.source else cell
-    common: dict[str, Any] = {item.name: getattr(settings, item.name) for item in fields(Common)}
-    common["data"], common["net"] = settings.ground(name)
-    for item in ("schedule", "lr", "rates", "initializer", "batch_growth"):
-        common[item] = getattr(cell, item) or getattr(source, item) or common[item]
+    """Give one cell: its folder is OUT/ROW/seedN, its threads are the cores over the workers."""
+    cell, common = settings.cells[name], settings.common(name)
     common["threads"] = settings.threads or max(1, cores() // workers_of(settings))
     policy, start, after = cell.policy, cell.start, None
     if cell.source:
@@ -65,7 +55,7 @@ def job_of(settings: Compare, name: str, seed: int) -> Job:
     if cell.scratch:
         start = Start(architecture=str(after and after / "architecture.json"))
     if cell.yoked:
-        policy, start = Yoked(str(after)), start or source.start
+        policy, start = Yoked(str(after)), start or settings.cells[cell.yoked].start
     out = str(settings.folder / name / f"seed{seed}")
     run = Train(**common, policy=policy, start=start, seed=seed, out=out, resume=True)
     return Job(name, run, after)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,15 @@ def _row_name(name: object) -> str:
     return text
 
 
+@contextmanager
+def of_row(name: str) -> Iterator[None]:
+    """Name the row in a ValueError for what it is told."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"cells: {name}: {error}") from None
+
+
 def folder_of(out: str) -> Path:
     """Give the folder that `out` names; a ValueError if it names none."""
     if not out or "\0" in out:
@@ -183,7 +193,7 @@ def _check_net(name: str) -> None:
 def _check_source(settings: Any, name: str) -> None:
     """Raise a ValueError unless a row and the one that it waits for can stand together."""
     cell = settings.cells[name]
-    if cell.scratch and cell.yoked:
+    if None not in (cell.scratch, cell.yoked):
         raise ValueError(f"cells: {name} must have one of scratch and yoked, got both")
     if cell.source is None:
         return
@@ -191,7 +201,7 @@ def _check_source(settings: Any, name: str) -> None:
     check_choice(f"cells: scratch or yoked of {name}", cell.source, tuple(grown))
     if settings.ground(name) != settings.ground(cell.source):
         raise ValueError(f"cells: {name} must have the data and net of {cell.source}")
-    if (cell.start is not None and cell.scratch) or not isinstance(cell.policy, Never):
+    if (cell.start is not None and cell.scratch is not None) or not isinstance(cell.policy, Never):
         raise ValueError(f"cells: {name} must have no policy or start: {cell.source} gives it")
 
 

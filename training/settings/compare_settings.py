@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from nets import Initializer
 from nets.checks import check_count
@@ -15,9 +16,13 @@ from training.settings.checks import (
     check_published,
     folder_of,
     named_rows,
+    of_row,
 )
 from training.settings.start_settings import Start
 from training.settings.train_settings import Common
+
+OWN = ("schedule", "lr", "rates", "initializer", "batch_growth", "data", "net")
+"""What a row may have other than the comparison."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Cell:
     @property
     def source(self) -> str | None:
         """The row that must be finished before this one."""
-        return self.scratch or self.yoked
+        return self.yoked if self.scratch is None else self.scratch
 
     @property
     def is_static(self) -> bool:
@@ -131,6 +136,9 @@ class Compare(Common):
         super().__post_init__()
         object.__setattr__(self, "cells", named_rows(self.cells, Cell))
         check_compare(self)
+        for name in self.cells:
+            with of_row(name):
+                Common(**self.common(name))
 
     @property
     def folder(self) -> Path:
@@ -153,7 +161,22 @@ class Compare(Common):
         names = [self.only] if whole else map(str.strip, self.only.split(","))
         return list(dict.fromkeys(names))
 
+    def common(self, name: str) -> dict[str, Any]:
+        """Give by name what a row's runs are told beside policy, start, seed and folder.
+
+        What the row has of its own goes first, then what the row that it follows has: `scratch` or
+        `yoked` takes that one's schedule, learning rates, initializer and growth of the batch.
+        """
+        cell = self.cells[name]
+        rows = (cell,) if cell.source is None else (cell, self.cells[cell.source])
+        found: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(Common)}
+        for item in OWN:
+            given = (getattr(row, item) for row in rows)
+            found[item] = next((value for value in given if value is not None), found[item])
+        return found
+
     def ground(self, name: str) -> tuple[str, str]:
         """Give a row's data and net: rows that share them are judged together."""
         cell = self.cells[name]
-        return cell.data or self.data, cell.net or self.net
+        data = self.data if cell.data is None else cell.data
+        return data, self.net if cell.net is None else cell.net
