@@ -11,6 +11,7 @@ from scipy import stats
 
 from analysis.judging.comparable_runs import Finished
 from analysis.judging.comparison_claims import Judgement, judge
+from analysis.reporting.verdict import verdict
 from analysis.showing.comparison_tables import judgement_text
 
 SMALL = [0.80, 0.82, 0.81, 0.79, 0.83]
@@ -49,7 +50,7 @@ def judged(
         name: {s: finished(folder / name / str(s), s, x) for s, x in enumerate(values[:seeds])}
         for name, values in (rows or ROWS).items()
     }
-    return judge(runs, ["small", "large"], pair, "flops")
+    return judge(runs, ["small", "large"], pair, "flops", controls=["fresh"])
 
 
 def test_the_best_static_size_is_the_reference_and_rows_that_grow_are_tested(tmp_path):
@@ -100,6 +101,25 @@ def test_under_five_seeds_nothing_is_claimed(tmp_path, seeds):
         assert "at least two seeds are needed" in text
     else:
         assert "; exploratory)" in text
+
+
+def test_a_grown_net_from_fresh_weights_is_a_control_and_no_row_that_grows(tmp_path):
+    fresh = [score + gain for score, gain in zip(SMALL, (0.10, 0.11, 0.12, 0.11, 0.10))]
+    found, without = judged(tmp_path, **ROWS, fresh=fresh), judged(tmp_path)
+    assert list(found.others) == list(found.adjusted) == ["grown", "random"]
+    assert found.controls["fresh"].mean == pytest.approx(0.108)
+    assert found.reference == "small"
+    assert found.grid.tolist() == without.grid.tolist()
+    assert "**1 of 2 growing rows is better than small**" in verdict(found)
+    text = judgement_text(found)
+    assert "p (Holm) is corrected over 2 rows" in text
+    assert "Controls against small, in validation accuracy: the final net of a row" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| fresh | ")]
+    assert line.split()[3] == "+10.80"
+    assert "growing" not in verdict(judged(tmp_path, small=SMALL, fresh=fresh))
+    named = judged(tmp_path, ("fresh", "small"), **ROWS, fresh=fresh)
+    assert not named.controls
+    assert named.primary == found.controls["fresh"]
 
 
 def test_a_row_with_fewer_seeds_takes_none_from_the_primary_comparison(tmp_path):

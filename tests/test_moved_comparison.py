@@ -29,7 +29,7 @@ CELLS = {
 
 
 def waiting(folder: Path | str, **changes: Any) -> Compare:
-    given = {"epochs": 0.1, "records": 5, "cells": CELLS, "seeds": [0]}
+    given = {"epochs": 0.1, "records": 5, "cells": CELLS, "seeds": [0, 1]}
     return short_comparison(Path(folder), **{**given, **changes})
 
 
@@ -79,6 +79,7 @@ def test_its_runs_are_asked_in_the_new_place(second, kept):
     judge_parts([str(second)], "judged")
     for name in FILES:
         assert Path("judged", name).read_bytes() == (kept / name).read_bytes()
+    assert "Controls against static, in validation accuracy" in Path("judged", name).read_text()
     for row in ("growing", "scratch", "yoked"):
         assert "the run's own steps" in look_closer(f"second/{row}/seed0", 2, 2)
     assert "Periodic" not in branch(second / "yoked/seed0", steps=2, orders=1, say=quiet)

@@ -32,11 +32,9 @@ from analysis.judging.loss_after_growth import read_losses, transients
 from analysis.judging.machines import machine_notes
 from analysis.judging.significance import (
     Difference,
-    Scores,
     each_against,
+    each_paired,
     holm,
-    paired,
-    shared_seeds,
 )
 
 
@@ -76,6 +74,8 @@ class Judgement:
             pair was named.
         others: the other rows that grow, against the reference, each over the seeds that both have.
         adjusted: their p-values, Holm-corrected.
+        controls: rows that do not grow and are no static size, against the reference: paired, each
+            alone.
         broken: by row, the seeds whose runs ended without a finite score; tests leave them out.
         curves: every run's score over FLOPs, by row and seed.
         grid, best: the static frontier: scores at FLOPs, or at seconds if the budget was in them.
@@ -101,6 +101,7 @@ class Judgement:
     best: Numbers | None
     notes: tuple[str, ...]
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    controls: Mapping[str, Difference] = field(default_factory=dict)
 
     @property
     def axis(self) -> str:
@@ -114,7 +115,11 @@ def axis_of(budget: str) -> str:
 
 
 def judge(
-    rows: Rows, static: Collection[str], pair: tuple[str, str] | None, budget: str
+    rows: Rows,
+    static: Collection[str],
+    pair: tuple[str, str] | None,
+    budget: str,
+    controls: Collection[str] = (),
 ) -> Judgement:
     """Judge the finished runs of one data set and net.
 
@@ -123,6 +128,7 @@ def judge(
         static: the rows of the static frontier.
         pair: the primary comparison, named beforehand.
         budget: what all rows had equally much of: flops, epochs or seconds.
+        controls: rows that train the final net of another from fresh weights.
 
     Raises:
         ValueError: a run has another data set or limit than the first, or its files cannot be read.
@@ -132,11 +138,14 @@ def judge(
     measure, axis = measure_of(rows), axis_of(budget)
     scores, seen = scores_of(rows, measure), scores_of(rows, validation_of(rows))
     reference, resolution = best_static(seen, static), resolution_of(rows, measure)
-    primary = None
-    if pair and len(seeds := shared_seeds(scores, pair)) > 1:
-        first, second = ([scores[name][seed] for seed in seeds] for name in pair)
-        primary = paired(first, second, resolution)
-    others = _others(scores, static, reference, pair, resolution)
+    primary = each_paired(scores, pair[1], pair[:1], resolution).get(pair[0]) if pair else None
+    told = {*static, *(pair if pair and reference in pair else ())}
+    others, beside = {}, {}
+    if reference is not None:
+        growing = [name for name in scores if name not in {*told, *controls}]
+        others = each_against(scores, reference, growing, resolution)
+        fixed = [name for name in controls if name in scores and name not in told]
+        beside = each_paired(scores, reference, fixed, resolution)
     curves = {
         name: {seed: read_curve(run.folder) for seed, run in row.items()}
         for name, row in rows.items()
@@ -168,22 +177,8 @@ def judge(
         grid=grid,
         best=best,
         notes=(*notes_on(rows, scores, static, budget), *machine_notes(rows, budget)),
+        controls=beside,
     )
-
-
-def _others(
-    scores: Scores,
-    static: Collection[str],
-    reference: str | None,
-    pair: tuple[str, str] | None,
-    resolution: float,
-) -> dict[str, Difference]:
-    """Compare the rows that grow with the reference; what the primary comparison tells is out."""
-    if reference is None:
-        return {}
-    told = (*static, *(pair if pair and reference in pair else ()))
-    growing = [name for name in scores if name not in told]
-    return each_against(scores, reference, growing, resolution)
 
 
 def _figures(

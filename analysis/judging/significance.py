@@ -85,6 +85,22 @@ def each_against(
     return found
 
 
+def each_paired(
+    scores: Scores, reference: str, names: Collection[str], resolution: float = 0.0
+) -> dict[str, Difference]:
+    """Compare rows with the reference row as `paired` does, each over the seeds that both have.
+
+    Rows that share fewer than two seeds with the reference are left out.
+    """
+    found = {}
+    for name in names:
+        seeds = shared_seeds(scores, (name, reference))
+        if len(seeds) > 1:
+            first, second = ([scores[row][seed] for seed in seeds] for row in (name, reference))
+            found[name] = paired(first, second, resolution)
+    return found
+
+
 def shared_seeds(scores: Scores, names: Collection[str]) -> list[int]:
     """Give in order the seeds at which all of the rows have scores."""
     return sorted(set.intersection(*(set(scores.get(name, ())) for name in names)))

@@ -43,7 +43,13 @@ def _claims(judgement: Judgement) -> list[str]:
             f"the bound are one-sided (better than {reference}, by at least so much); p (Holm) is "
             f"corrected over {count} row{'s' if count > 1 else ''}, the bound is of each row alone."
         )
-    alike = [judgement.primary, *judgement.others.values()]
+    if judgement.controls:
+        parts.append(
+            f"Controls against {reference}, in {what}: the final net of a row, from fresh weights. "
+            "They do not grow and count in no correction: paired t, two-sided, each alone.\n\n"
+            f"{controls_table(judgement)}"
+        )
+    alike = [judgement.primary, *judgement.others.values(), *judgement.controls.values()]
     if any(found is not None and not found.has_spread for found in alike):
         parts.append(
             "No spread: the differences of all seeds are alike to within what the score resolves, "
@@ -82,6 +88,15 @@ def others_table(judgement: Judgement) -> str:
         lines.append([name, value(found.mean), *told, str(found.seeds), verdict])
     header = ["row", "difference", "at least (95 %)", "p", "p (Holm)", "seeds", "verdict"]
     return markdown(header, lines)
+
+
+def controls_table(judgement: Judgement) -> str:
+    """Give the differences of rows that do not grow and are no static size as a table."""
+    value, lines = scale_of(judgement), []
+    for name, found in judgement.controls.items():
+        interval = f"{value(found.low)} to {value(found.high)}" if found.has_spread else "no spread"
+        lines.append([name, value(found.mean), interval, str(found.seeds)])
+    return markdown(["row", "difference", "95 % interval", "seeds"], lines)
 
 
 def figures_table(judgement: Judgement) -> str:

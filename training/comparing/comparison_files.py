@@ -40,6 +40,7 @@ class Matrix:
         pair: the primary comparison.
         budget: flops, epochs or seconds.
         published: what the literature gives for a row.
+        controls: the rows that train the final net of another from fresh weights.
     """
 
     grounds: Mapping[str, tuple[str, str]]
@@ -48,6 +49,7 @@ class Matrix:
     pair: tuple[str, str] | None
     budget: str
     published: Mapping[str, Sequence[float]]
+    controls: Collection[str]
 
     @classmethod
     def of(cls, settings: Compare) -> Matrix:
@@ -60,6 +62,7 @@ class Matrix:
             settings.pair,
             settings.budget,
             {name: cell.published for name, cell in cells.items() if cell.published},
+            [name for name, cell in cells.items() if cell.scratch],
         )
 
 
@@ -135,7 +138,8 @@ def _judgement(matrix: Matrix, runs: Runs, names: Sequence[str]) -> Judgement | 
     static = [name for name in rows if name in matrix.static]
     pair = matrix.pair if matrix.pair and set(matrix.pair) <= set(names) else None
     published = {name: told for name, told in matrix.published.items() if name in rows}
-    return replace(judge(rows, static, pair, matrix.budget), published=published)
+    found = judge(rows, static, pair, matrix.budget, matrix.controls)
+    return replace(found, published=published)
 
 
 def _missing(matrix: Matrix, runs: Runs, names: Sequence[str]) -> list[str]:

@@ -125,7 +125,9 @@ def _matrix(parts: Sequence[Part]) -> Matrix:
     seeds = sorted({seed for part in parts for seed in part.seeds})
     published = {name: cell["published"] for name, cell in cells.items() if cell.get("published")}
     pair = next(filter(None, claims), None)
-    return Matrix(grounds, seeds, static, pair, parts[0].config["budget"], published)
+    controls = [name for name, cell in cells.items() if cell.get("scratch")]
+    budget = parts[0].config["budget"]
+    return Matrix(grounds, seeds, static, pair, budget, published, controls)
 
 
 def _is_static(cell: Mapping[str, Any]) -> bool:
