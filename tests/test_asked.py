@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,8 +20,10 @@ from training.keeping.asked import (
     finished_in,
     note_asked,
     read_provenance,
+    static_in,
     told_of,
 )
+from training.keeping.row_settings import settings_of
 
 FIRST = Asked(("a", "b"), (0, 1), ("a", "b"))
 ROWS = ("a", "b", "c", "d")
@@ -74,6 +78,63 @@ ROWS = ("a", "b", "c", "d")
 )
 def test_what_was_changed_after_results_were_seen_is_said(later, rows, seeds, expected):
     assert told_of(Provenance((FIRST, *later)), rows, seeds) == expected
+
+
+def set_as(every: int, finished: int = 0, **more: Any) -> Asked:
+    """The rows a and b, b with a policy's setting, `published` and its kin in `more`."""
+    policy = {"class_path": "policies.Periodic", "init_args": {"every": every, **more}}
+    cells = {"a": {"policy": {"class_path": "policies.Never"}}, "b": {"lr": None, "policy": policy}}
+    return replace(FIRST, finished=finished, settings=settings_of(cells))
+
+
+CHANGED = ["Row b was changed after results were seen."]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ((set_as(2), set_as(3, finished=2)), CHANGED),
+        ((set_as(2), set_as(3), set_as(3, finished=2)), []),  # nothing was there
+        ((set_as(2), set_as(3, finished=2), set_as(2, finished=3)), []),  # back again
+        ((FIRST, set_as(2, finished=1), set_as(3, finished=2)), CHANGED),  # first not known
+        ((set_as(2), set_as(2, finished=2, newer=1)), []),  # another version's setting
+        ((set_as(2), replace(FIRST, finished=2)), []),
+        ((set_as(2, of={"x": 1}), set_as(2, finished=2, of={"y": 1})), CHANGED),
+    ],
+)
+def test_a_row_that_was_changed_after_results_were_seen_is_said(asked, expected):
+    assert told_of(Provenance(asked), ROWS, (0, 1)) == expected
+    assert told_of(Provenance(asked), ("a",), (0, 1)) == []
+
+
+def test_settings_of_rows_are_kept_as_json_gives_them_back(tmp_path):
+    cells = {
+        8: {"published": [90.0], "data": "npz:here.npz", "lr": 0.1},
+        "b": {
+            "policy": {"class_path": "mine.P", "init_args": {"most": float("inf"), "of": {1: 2}}}
+        },
+    }
+    found = settings_of(cells)
+    assert found["8"] == {"data": "npz:", "lr": 0.1}
+    first = note_asked(tmp_path, Provenance(), replace(FIRST, settings=found, static=("a",)), {})
+    again = read_provenance(tmp_path)
+    assert (again, again.plan.settings, again.plan.static) == (first, found, ("a",))
+
+
+def test_a_file_of_an_earlier_version_takes_settings_from_the_config(tmp_path):
+    old = {"rows": ["a", "b"], "seeds": [0, 1], "primary": ["a", "b"], "finished": 0}
+    (tmp_path / "provenance.json").write_text(json.dumps({"asked": [old], "at_a_time": {}}))
+    cells = {"a": {"policy": {"class_path": "policies.Never"}}, "b": {"lr": 0.1}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cells": cells, "seeds": [0, 1]}))
+    before = asked_before(tmp_path)
+    assert static_in(before, cells) == ["a"]
+    now = replace(FIRST, finished=3, settings=settings_of({**cells, "b": {"lr": 0.2}}), static=())
+    found = note_asked(tmp_path, before, now, {})
+    assert told_of(found, ROWS, (0, 1)) == CHANGED
+    assert static_in(found, {**cells, "c": cells["a"]}) == ["c"]
+    kept = note_asked(tmp_path, before, replace(now, settings=settings_of(cells)), {})
+    assert kept.asked == (FIRST,)
+    assert read_provenance(tmp_path).plan.static == ()
 
 
 def test_the_file_survives_reruns_and_holds_a_line_for_each_change(tmp_path):

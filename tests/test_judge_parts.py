@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,21 @@ from runs import bytes_of, csv_rows, quiet
 from test_comparison import CELLS, small
 
 import run
-from policies import Periodic
+from analysis import read_history
+from policies import Never, Periodic
 from training.comparing.comparison import compare
 from training.comparing.judge_parts import judge_parts
+from training.keeping.picture_files import reference_of
 from training.settings.compare_settings import Cell
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
 CLAIM = "growing vs static"
 FILES = ("comparison.csv", "comparison.md")
+
+
+@dataclass(frozen=True)
+class OwnNever(Never):
+    """A policy of one's own that never grows."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +68,15 @@ def test_parts_are_judged_as_one_folder_would_be(whole, tmp_path, parts):
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(f"<h2>{folder}</h2>" in page for folder in folders)
     assert judge_parts(folders, str(tmp_path / "out")) == text
+
+
+def test_a_static_row_by_a_policy_of_ones_own_is_the_reference_of_both(tmp_path):
+    cells = {"own": Cell(OwnNever(), CELLS["static"].start), "growing": CELLS["growing"]}
+    text = compare(small(tmp_path / "all", cells=cells), quiet).text
+    assert "Reference, the best static size on validation: **own**." in text
+    assert judge_parts([str(tmp_path / "all")], str(tmp_path / "out")) == text
+    found = reference_of(tmp_path / "all" / "growing" / "seed0")
+    assert found == read_history(tmp_path / "all" / "own" / "seed0")
 
 
 def test_parts_of_other_rows_and_seeds_and_from_another_machine_say_so(whole, tmp_path, capsys):

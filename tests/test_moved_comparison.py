@@ -10,11 +10,13 @@ import pytest
 from runs import quiet, short_comparison
 from test_judge_parts import FILES
 
+from analysis import read_history
 from policies import Never, Periodic
 from training.asking.branch import branch
 from training.asking.look_closer import look_closer
 from training.comparing.comparison import compare
 from training.comparing.judge_parts import judge_parts
+from training.keeping.picture_files import reference_of
 from training.keeping.run_folder import check_same_settings, read_config
 from training.settings.compare_settings import Cell, Compare
 from training.settings.start_settings import Start
@@ -83,6 +85,10 @@ def test_its_runs_are_asked_in_the_new_place(second, kept):
     for row in ("growing", "scratch", "yoked"):
         assert "the run's own steps" in look_closer(f"second/{row}/seed0", 2, 2)
     assert "Periodic" not in branch(second / "yoked/seed0", steps=2, orders=1, say=quiet)
+
+
+def test_a_grown_net_from_fresh_weights_is_no_static_reference(kept):
+    assert reference_of(kept / "growing/seed0") == read_history(kept / "static/seed0")
 
 
 def test_another_run_to_wait_for_is_refused(second):

@@ -24,7 +24,15 @@ from training.computing.torch_settings import is_small
 from training.data.identity import check_same_data, settle
 from training.deciding.call_policy import is_frozen, told_of_state
 from training.deciding.check_probes import check_needs
-from training.keeping.asked import Asked, Provenance, asked_before, finished_in, note_asked, told_of
+from training.keeping.asked import (
+    Asked,
+    Provenance,
+    asked_before,
+    finished_in,
+    note_asked,
+    settings_of,
+    told_of,
+)
 from training.keeping.folder_lock import alone
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import check_same_settings, claim_comparison
@@ -127,7 +135,10 @@ def _asked(settings: Compare, planned: Sequence[int]) -> Asked:
     """Give what a call asks for: with the whole plan, if its seeds are a part of that."""
     part = set(settings.seeds) <= set(planned)
     seeds = tuple(planned if part else settings.seeds)
-    return Asked(tuple(settings.cells), seeds, settings.pair, finished_in(settings.folder))
+    rows = settings_of(settings_to_dict(settings)["cells"])
+    static = tuple(name for name, cell in settings.cells.items() if cell.is_static)
+    done = finished_in(settings.folder)
+    return Asked(tuple(settings.cells), seeds, settings.pair, done, rows, static)
 
 
 def _check_sources(jobs: Sequence[Job], missing: Sequence[Job]) -> None:

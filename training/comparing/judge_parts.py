@@ -13,7 +13,7 @@ from analysis.recording.atomic_files import path_of
 from training.comparing.comparison_files import Matrix, write_judged
 from training.data.identity import NAME as DATA
 from training.data.identity import difference
-from training.keeping.asked import Asked, Provenance, asked_before, told_of
+from training.keeping.asked import Asked, Provenance, asked_before, static_in, told_of
 from training.keeping.result_files import read_summary
 from training.keeping.run_folder import binding, read_config
 from training.settings.checks import folder_of
@@ -114,13 +114,13 @@ def _refuse(what: str, first: Part, part: Part, before: Any, now: Any) -> None:
 
 def _matrix(parts: Sequence[Part]) -> Matrix:
     """Give the rows and seeds of all parts, in the order in which they are first named."""
-    cells, grounds = dict[str, Any](), dict[str, tuple[str, str]]()
+    cells, grounds, static = dict[str, Any](), dict[str, tuple[str, str]](), list[str]()
     for part in parts:
+        static += [n for n in static_in(part.asked, part.config["cells"]) if n not in cells]
         for name, cell in part.config["cells"].items():
             cells.setdefault(name, cell)
             # images of one's own may lie elsewhere in each part: the first says where
             grounds.setdefault(name, part.ground(name, parts[0].config["data"]))
-    static = [name for name, cell in cells.items() if _is_static(cell)]
     claims = [pair_of(part.config.get("primary")) for part in parts]
     seeds = sorted({seed for part in parts for seed in part.seeds})
     published = {name: cell["published"] for name, cell in cells.items() if cell.get("published")}
@@ -128,13 +128,6 @@ def _matrix(parts: Sequence[Part]) -> Matrix:
     controls = [name for name, cell in cells.items() if cell.get("scratch")]
     budget = parts[0].config["budget"]
     return Matrix(grounds, seeds, static, pair, budget, published, controls)
-
-
-def _is_static(cell: Mapping[str, Any]) -> bool:
-    """Say of a row as plain data what `Cell.is_static` says of one whose policy could be made."""
-    policy = cell.get("policy")
-    path = policy.get("class_path") if isinstance(policy, dict) else policy
-    return path == "policies.Never" and not cell.get("scratch") and not cell.get("yoked")
 
 
 def _runs(parts: Sequence[Part], matrix: Matrix) -> dict[tuple[str, int], Finished]:

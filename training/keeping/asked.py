@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from analysis.judging.comparable_runs import seeds_text
 from training.keeping.result_files import write_json
+from training.keeping.row_settings import changed, is_static, settings_of
 from training.keeping.run_folder import read_config
 from training.settings.compare_settings import pair_of
 
@@ -21,12 +22,18 @@ NAME = "provenance.json"
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for, and how many runs of the comparison were finished then."""
+    """What was asked for, and how many runs of the comparison were finished then.
+
+    `settings` are those of each row (`settings_of`), as far as known; `static` the rows of the
+    static frontier, which only who can make the policies knows. Earlier versions kept neither.
+    """
 
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     primary: tuple[str, ...] | None
     finished: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    static: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ def read_provenance(folder: Path) -> Provenance:
                 tuple(map(int, each["seeds"])),
                 tuple(each["primary"]) if each["primary"] else None,
                 int(each["finished"]),
+                dict(each.get("settings", {})),
+                None if each.get("static") is None else tuple(map(str, each["static"])),
             )
             for each in found["asked"]
         )
@@ -74,22 +83,35 @@ def read_provenance(folder: Path) -> Provenance:
 def asked_before(folder: Path) -> Provenance:
     """Give what a comparison was asked for until now.
 
-    One of an earlier version tells by its config.yaml what it was asked for last; that counts as
-    its plan.
+    One of an earlier version tells by its config.yaml what it was asked for last, or how its rows
+    were set then; if that is all, it counts as its plan.
 
     Raises:
         ValueError: its files cannot be read.
     """
     found = read_provenance(folder)
-    if found.asked or not (folder / "config.yaml").exists():
+    if (found.asked and found.asked[-1].settings) or not (folder / "config.yaml").exists():
         return found
     config = read_config(folder)
     if not isinstance(config.get("cells"), dict):
         return found
+    settings = settings_of(config["cells"])
+    if found.asked:
+        last = replace(found.asked[-1], settings=settings)
+        return replace(found, asked=(*found.asked[:-1], last))
+    rows, seeds = tuple(map(str, config["cells"])), tuple(config["seeds"])
     pair = pair_of(config.get("primary"))
-    return replace(
-        found, asked=(Asked(tuple(map(str, config["cells"])), tuple(config["seeds"]), pair),)
-    )
+    return replace(found, asked=(Asked(rows, seeds, pair, settings=settings),))
+
+
+def static_in(asked: Provenance, cells: Mapping[str, Any]) -> list[str]:
+    """Give the rows of the static frontier, of rows as config.yaml has them.
+
+    Where it was not written down, the class in the box is static, and none of one's own.
+    """
+    last = asked.asked[-1] if asked.asked else Asked((), (), None)
+    known = {name: name in last.static for name in last.rows} if last.static is not None else {}
+    return [name for name, cell in cells.items() if known.get(name, is_static(cell))]
 
 
 def note_asked(
@@ -103,21 +125,23 @@ def note_asked(
         now: what is asked for.
         starting: by run, how many go on at a time; one that has begun earlier keeps the most.
     """
-    asked = before.asked
-    if not asked or (asked[-1].rows, asked[-1].seeds, asked[-1].primary) != (
-        now.rows,
-        now.seeds,
-        now.primary,
-    ):
+    asked, last = before.asked, before.asked[-1] if before.asked else None
+    if last is None or _claim(last) != _claim(now) or changed(last.settings, now.settings):
         asked += (now,)
+    elif last.static is None:  # of an earlier version
+        asked = (*asked[:-1], replace(now, finished=last.finished))
     beside = dict(before.at_a_time or {})
     for run, number in starting.items():
         begun = (folder / run / "history.jsonl").exists()
         beside[run] = max(number, beside.get(run, 0)) if begun else number
     found = Provenance(asked, beside)
-    if found != before:
+    if asdict(found) != asdict(before):
         write_json(folder / NAME, asdict(found))
     return found
+
+
+def _claim(asked: Asked) -> tuple[Any, ...]:
+    return asked.rows, asked.seeds, asked.primary
 
 
 def finished_in(folder: Path) -> int:
@@ -140,10 +164,15 @@ def told_of(asked: Provenance, rows: Collection[str], seeds: Collection[int]) ->
         told.append(_sentence(seeds_text(new), len(new), "added after results were seen"))
     if new := [row for row in now.rows if row in rows and row not in plan.rows]:
         told.append(_sentence(_rows(new), len(new), "added after results were seen"))
+    number = next(k for k, each in enumerate(asked.asked) if each is plan)
+    later, known = asked.asked[number:], dict[str, Any]()
+    for each in later:
+        known = {**each.settings, **known}  # as far back as is known
+    if new := [row for row in changed(known, now.settings) if row in rows]:
+        told.append(_sentence(_rows(new), len(new), "changed after results were seen"))
     if plan.primary != now.primary:
         before = " - ".join(plan.primary) if plan.primary else "none"
         told.append(f"The primary comparison was changed after results were seen; it was {before}.")
-    later = asked.asked[asked.asked.index(plan) :]
     if gone := list(dict.fromkeys(r for each in later for r in each.rows if r not in now.rows)):
         told.append(_sentence(_rows(gone), len(gone), "left out after results were seen"))
     if gone := sorted({s for each in later for s in each.seeds if s not in seeds}):

@@ -18,8 +18,8 @@ from analysis.recording.atomic_files import write_whole
 from nets import Architecture, CohortRates, Network
 from training.computing.budget import Progress
 from training.computing.optimizer import UNSCALED
-from training.keeping.named_runs import with_names
 from training.keeping.run_folder import binding, completed
+from training.settings.named_runs import with_names
 
 _CAPTURABLE = "capturable"
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from analysis import Record, read_history
 from analysis.judging.anytime_regret import read_curve
 from analysis.recording.atomic_files import write_whole
+from training.keeping.asked import asked_before, static_in
+from training.keeping.run_folder import read_config
 
 
 def reference_of(folder: Path) -> list[Record]:
@@ -20,14 +22,25 @@ def reference_of(folder: Path) -> list[Record]:
     comparison, static = comparison_of(folder), []
     if comparison is None:
         return []
+    rows = _static_rows(comparison)
     for path in comparison.glob(f"*/{folder.name}/summary.json"):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            if summary["policy"] == "Never" and path.parent != folder:
+            fixed = summary["policy"] == "Never" if rows is None else path.parts[-3] in rows
+            if fixed and path.parent != folder:
                 static.append((summary["parameters"], read_history(path.parent)))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return max(static, key=lambda pair: pair[0])[1] if static else []
+
+
+def _static_rows(comparison: Path) -> list[str] | None:
+    """Give the static rows of a comparison; None where its files do not tell."""
+    try:
+        cells = {str(name): dict(row) for name, row in read_config(comparison)["cells"].items()}
+        return static_in(asked_before(comparison), cells)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def comparison_of(folder: Path) -> Path | None:

@@ -15,8 +15,8 @@ import yaml
 from analysis.recording.atomic_files import write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
-from training.keeping.named_runs import seen_from_out
 from training.keeping.result_files import write_json
+from training.settings.named_runs import seen_from_out
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
