@@ -387,6 +387,8 @@ def test_the_primary_comparison_cannot_be_changed_afterwards(tmp_path):
     assert "**growing - static**" in text
     with pytest.raises(ValueError, match="primary must be 'growing vs static' to resume"):
         compare(small(tmp_path, seeds=[0], primary="static vs growing"), quiet)
+    for primary in (["growing", "static"], "growing  vs  static", ["growing ", " static"]):
+        assert compare(small(tmp_path, seeds=[0], primary=primary), quiet).text == text
 
 
 @pytest.mark.parametrize(

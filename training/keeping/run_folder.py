@@ -16,6 +16,7 @@ from analysis.recording.atomic_files import write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
 from training.keeping.result_files import write_json
+from training.settings.compare_settings import pair_of
 from training.settings.named_runs import seen_from_out
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
@@ -25,6 +26,8 @@ _FREE += ("only", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 _PLACES = ("folder:", "npz:")
 """Data that may move: what is in them is told by data.json."""
+_WORDED = ("start", "policy", "primary")
+"""Settings that may say one thing in several ways."""
 
 
 def claim(
@@ -91,19 +94,28 @@ def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which the folder's run differs.
 
     Where images of one's own lie may differ if the run, or each run of a comparison, has written
-    down what it saw; where recorded runs lie may, if they lie in the same place beside this one.
+    down what it saw; where recorded runs lie may, if they lie in the same place beside this one. A
+    claim is the same however its two rows are written.
     """
     before, wanted = read_config(folder), binding(settings)
     kept = binding(before)
-    beside, seen = seen_from_out(before), seen_from_out(settings)
+    said, meant = _meant(before), _meant(settings)
     if "cells" not in before and not (folder / DATA).exists() and "data" in settings:
         kept["data"], wanted["data"] = before.get("data"), settings["data"]
     for name, value in wanted.items():
-        moved = name in ("start", "policy") and beside.get(name) == seen[name]
-        if kept.get(name) != value and not moved:
+        alike = name in _WORDED and said.get(name) == meant[name]
+        if kept.get(name) != value and not alike:
             raise ValueError(
                 f"{name} must be {kept.get(name)!r} to resume the run in {folder}, got {value!r}"
             )
+
+
+def _meant(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give settings in the words that all ways to say one thing share."""
+    found = seen_from_out(settings)
+    if isinstance(primary := found.get("primary"), str | list | tuple):
+        found["primary"] = pair_of(primary)
+    return found
 
 
 def binding(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def pair_of(primary: Sequence[str] | str | None) -> tuple[str, str] | None:
     if primary is None:
         return None
     words = primary.split(" vs ") if isinstance(primary, str) else primary
-    return tuple(word.strip() for word in words)  # pyright: ignore[reportReturnType]: checked
+    return tuple(str(word).strip() for word in words)  # pyright: ignore[reportReturnType]: checked
 
 
 def standard_cells() -> dict[str, Cell]:
