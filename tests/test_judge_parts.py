@@ -14,7 +14,7 @@ from runs import bytes_of, csv_rows, quiet
 from test_comparison import CELLS, small
 
 import run
-from analysis import read_history
+from analysis import read_comparison, read_history
 from policies import Never, Periodic
 from training.comparing.comparison import compare
 from training.comparing.judge_parts import judge_parts
@@ -68,6 +68,8 @@ def test_parts_are_judged_as_one_folder_would_be(whole, tmp_path, parts):
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(f"<h2>{folder}</h2>" in page for folder in folders)
     assert judge_parts(folders, str(tmp_path / "out")) == text
+    with pytest.raises(ValueError, match=r"^comparison must be a folder that holds its runs, got"):
+        read_comparison(tmp_path / "out")
 
 
 def test_a_static_row_by_a_policy_of_ones_own_is_the_reference_of_both(tmp_path):

@@ -76,7 +76,8 @@ def read_comparison(folder: str | Path) -> Comparison:
     """Read the finished runs of a comparison, which may still go on.
 
     Raises:
-        ValueError: the folder holds no comparison.csv, or it or a run's summary.json is damaged.
+        ValueError: the folder holds no comparison.csv, or it or a run's summary.json is damaged, or
+            it is of `judge`, which has no runs of its own.
     """
     place = path_of("comparison", folder)
     file = place / "comparison.csv"
@@ -91,11 +92,21 @@ def read_comparison(folder: str | Path) -> Comparison:
         if not row or Path(row).name != row or not isinstance(seed, int):
             raise ValueError(f"{file}, line {number}: must have a run and its seed, got {line}")
         of_run = place / row / f"seed{seed}"
+        if not of_run.is_dir() and _is_judged(place):
+            raise ValueError(
+                f"comparison must be a folder that holds its runs, got {folder}, where `judge` put "
+                "what it says of others: read those, which its report.html names, one by one"
+            )
         summary = _summary(of_run / "summary.json")
         own = {"run", None, *summary}  # None: what a line has beyond the header
         judged = {name: _value(text) for name, text in line.items() if name not in own}
         runs.append(ComparedRun(row, seed, of_run, summary, judged))
     return Comparison(runs)
+
+
+def _is_judged(folder: Path) -> bool:
+    """Say whether a folder is one that `judge` wrote: judged, and not asked to run anything."""
+    return (folder / "comparison.md").exists() and not (folder / "config.yaml").exists()
 
 
 def _summary(path: Path) -> dict[str, Any]:
