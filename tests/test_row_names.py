@@ -38,6 +38,7 @@ def test_a_row_may_be_called_so(parser, name):
         ("{a/b: {policy: Never}}", "cells must have names that a folder can have, got 'a/b'"),
         ("{_comparison: {policy: Never}}", "cells must have other names than _comparison"),
         ("{_comparison.part: {policy: Never}}", "cells must have other names than _comparison"),
+        ("{static-frontier: {}}", "cells must have other names than static-frontier"),
         ("{..: {policy: Never}}", "cells must have names that a folder can have, got '..'"),
         ('{"a\\nb": {policy: Never}}', "cells must have names that a folder can have"),
         (f"{{{'x' * 300}: {{policy: Never}}}}", "cells must have names that a folder can have"),

@@ -8,6 +8,7 @@ from histories import record_of
 
 from analysis import LayerReading, Record
 from analysis.recording.phrases import number, phrase
+from analysis.reporting.html_report import html_of
 from analysis.showing.comparison_tables import comparison_rows, comparison_table
 from analysis.showing.tables import growth_table, layer_table, markdown
 from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost, preset, seed_of
@@ -41,6 +42,21 @@ def test_markdown_lines_up():
     ]
     assert markdown(["a", "b"], []).splitlines() == ["| a   |   b |", "| --- | --: |"]
     assert cells_of(text) == [["name", "n"], ["a", "1,000"], ["a longer name", "2"]]
+
+
+def test_bars_and_line_ends_inside_cells_part_nothing():
+    text = markdown(["a|b", "n"], [["|", "1"], ["x\ny", "|2|"]])
+    assert text.splitlines() == [
+        r"| a\|b |     n |",
+        "| ---- | ----: |",
+        r"| \|   |     1 |",
+        r"| x y  | \|2\| |",
+    ]
+    cells = ["<th>a|b</th><th>n</th>", "<td>|</td><td>1</td>", "<td>x y</td><td>|2|</td>"]
+    assert all(f"<tr>{row}</tr>" in html_of(text) for row in cells)
+    assert html_of("| and more") == "<p>| and more</p>"
+    table = growth_table([record(10, applied=(Widen("stage1.block1", 2, reason="a|b"),))])
+    assert table.splitlines()[2].endswith(r" a\|b |")
 
 
 @pytest.mark.parametrize(

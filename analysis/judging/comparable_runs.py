@@ -17,6 +17,8 @@ UNEQUAL = 0.02
 
 BOARD = "_comparison"
 """The folder beside the rows' that TensorBoard reads as a run; no row may be called so."""
+FRONTIER = "static-frontier"
+"""What stands there beside the rows; no row may be called so either."""
 
 
 @dataclass(frozen=True)

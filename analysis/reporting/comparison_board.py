@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.summary import text
 
-from analysis.judging.comparable_runs import BOARD, scores_of
+from analysis.judging.comparable_runs import BOARD, FRONTIER, scores_of
 from analysis.judging.comparison_claims import Judgement
 from analysis.recording.atomic_files import writing
 from analysis.recording.record import read_history
@@ -41,7 +41,6 @@ from analysis.showing.tensorboard_event_file import (
 from analysis.showing.tensorboard_writer import MEGA
 from nets import Architecture, cost
 
-_FRONTIER = "static-frontier"
 _AXES = {"flops": ("MFLOPs", MEGA), "seconds": ("seconds", 1.0)}
 """By what a budget counts: its unit in tags, and how much of it is one of TensorBoard's steps."""
 _POINTS = 50
@@ -133,7 +132,7 @@ def _summaries(judgement: Judgement, histories: Histories, prefix: str) -> Summa
         yield from _curves(band.places / size, tags)
     if judgement.best is not None:
         best = shown(judgement, judgement.best)
-        tags = [f"{prefix}{kind}_over_{unit}/{_FRONTIER}" for kind in ("mean", "low", "high")]
+        tags = [f"{prefix}{kind}_over_{unit}/{FRONTIER}" for kind in ("mean", "low", "high")]
         yield from _curves(judgement.grid / size, dict.fromkeys(tags, np.asarray(best)))
     scores = scores_of(judgement.rows, judgement.measure)
     for name, runs in judgement.figures.items():
@@ -209,7 +208,7 @@ def _charts(judgement: Judgement, prefix: str, title: str) -> list[Any]:
         tags = [f"{prefix}{kind}_over_{unit}/{row}" for kind in ("mean", "low", "high")]
         return tags[0], tags[1], tags[2]
 
-    frontier = [band(_FRONTIER)] if judgement.best is not None else []
+    frontier = [band(FRONTIER)] if judgement.best is not None else []
     rows = [bands_chart(name, [band(_tag(name)), *frontier]) for name in judgement.rows]
     start = re.escape(prefix)
     beside = {

@@ -140,12 +140,12 @@ def html_of(markdown: str) -> str:
     """Turn our own Markdown, paragraphs, tables and bold, into HTML."""
     parts = []
     for part in markdown.split("\n\n"):
-        if not part.startswith("|"):
+        if not part.startswith("| ") or "\n" not in part:
             words = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(part))
             parts.append(f"<p>{words}</p>")
             continue
-        lines = [line.strip("|").split("|") for line in part.splitlines()]
-        rows = [[escape(cell.strip()) for cell in line] for line in lines]
+        lines = [re.split(r"(?<!\\)\|", line[1:-1]) for line in part.splitlines()]
+        rows = [[escape(cell.strip().replace(r"\|", "|")) for cell in line] for line in lines]
         head = "".join(f"<th>{cell}</th>" for cell in rows[0])
         body = "".join(
             "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows[2:]

@@ -23,8 +23,11 @@ _NARROWEST = 8
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Give a Markdown table whose columns also line up as plain text."""
-    lines = [list(header), *map(list, rows)]
+    """Give a Markdown table whose columns also line up as plain text.
+
+    A bar inside a cell is written as \\|, so that it parts no cells; a cell is one line.
+    """
+    lines = [[_cell(text) for text in line] for line in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = [
@@ -32,6 +35,10 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for pairs in (zip(line, widths) for line in (lines[0], rule, *lines[1:]))
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", r"\|")
 
 
 def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from analysis.judging.comparable_runs import BOARD
+from analysis.judging.comparable_runs import BOARD, FRONTIER
 from analysis.recording.atomic_files import path_of
 from nets import Initializer, cost, preset
 from nets.checks import check_choice, check_count, check_kinds, meant
@@ -160,6 +160,8 @@ def _row_name(name: object) -> str:
         raise ValueError(f"cells must have names that a folder can have, got {text[:99]!r}")
     if text.partition(".")[0].lower() == BOARD:
         raise ValueError(f"cells must have other names than {BOARD}, the comparison's own board")
+    if text == FRONTIER:
+        raise ValueError(f"cells must have other names than {FRONTIER}, a curve of that board")
     return text
 
 
