@@ -44,7 +44,9 @@ def comparison(tmp_path_factory):
 
 
 def board_of(folder):
-    return EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()  # 0: all
+    return EventAccumulator(
+        str(folder), {"images": 0, "tensors": 0, "scalars": 0}
+    ).Reload()  # 0: all
 
 
 def hyperparameters_of(folder):
@@ -65,6 +67,18 @@ def test_runs_have_the_same_keys_of_the_same_types(comparison):
     first = read_history(comparison / "grown" / "seed0")[0]
     assert rows["grown"]["start_parameters"].number_value == first.cost.parameters
     assert rows["grown"]["training.batch_size"].number_value == 32
+
+
+def test_beside_the_settings_stands_what_the_summary_has(tmp_path):
+    summary = train(small(tmp_path, Never(), validation_images=20), lambda line: None)
+    board = board_of(tmp_path)
+    data = board.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    shown = [info.name.tag for info in HParamsPluginData.FromString(data).experiment.metric_infos]
+    assert len(shown) == 6
+    for tag in shown:
+        (event,) = board.Scalars(tag)
+        assert event.step == summary["steps"]
+        assert event.value == pytest.approx(summary[tag.removeprefix("final/")])
 
 
 def test_a_short_run_has_its_pictures_once_at_its_end(comparison):

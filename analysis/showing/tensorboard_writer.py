@@ -35,7 +35,7 @@ METRICS = (
     *("accuracy/validation", "loss/validation", "loss/train"),
     *("network/parameters", "network/flops", "network/train_flops"),
 )
-"""Tags whose last value stands beside a run's hyperparameters."""
+"""Tags whose last value stands beside the hyperparameters of a run without numbers of its end."""
 FIRST_LOOK = {
     "how_well": "0_one_look/1_how_well",
     "architecture": "0_one_look/2_what_grew",
@@ -65,7 +65,7 @@ class Board:
     where TensorBoard's step is training FLOPs in millions.
     Custom scalars: one chart per statistic. Text: capacity, growth, refused, growth_history.
     Images: FIRST_LOOK, and pictures/<name>, as `history_pictures.draw` names them. HParams: the
-    settings beside the last values of METRICS.
+    settings beside what the summary has, which stands under final/ too.
     """
 
     def __init__(
@@ -213,9 +213,19 @@ class Board:
         sizes = {"network/parameters": size.parameters, "network/flops": size.flops}
         self._scalars(sizes, step)
 
-    def hyperparameters(self, step: int, values: Mapping[str, str | float]) -> None:
-        """Write a finished run's settings; runs sort and filter by keys that all of them have."""
-        for summary in hparams(dict(values), dict.fromkeys(METRICS, 0.0)):
+    def hyperparameters(
+        self,
+        step: int,
+        values: Mapping[str, str | float],
+        final: Mapping[str, float | None] | None = None,
+    ) -> None:
+        """Write a finished run's settings; runs sort and filter by keys that all of them have.
+
+        `final` are the numbers beside them, which become final/NAME; without, they are METRICS.
+        """
+        scalars = {f"final/{name}": value for name, value in (final or {}).items()}
+        self._scalars(scalars, step)
+        for summary in hparams(dict(values), dict.fromkeys(scalars or METRICS, 0.0)):
             self._events.add(summary, step)
 
     def flush(self) -> None:

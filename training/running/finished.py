@@ -20,8 +20,13 @@ from training.keeping.nonfinite import finite
 from training.keeping.result_files import read_summary, write_json
 from training.keeping.run_folder import check_same_settings
 from training.keeping.run_state import Run
+from training.running.write_down import hyperparameters
 from training.settings.config_yaml import settings_to_dict
 from training.settings.train_settings import Train
+
+_FINAL = ("validation_accuracy", "validation_loss", "train_loss")
+_FINAL += ("parameters", "flops", "train_flops")
+"""What of the summary TensorBoard shows beside a run's settings."""
 
 
 def finish(run: Run) -> Mapping[str, Any]:
@@ -39,6 +44,10 @@ def finish(run: Run) -> Mapping[str, Any]:
         summary.update(_test(evaluate(run.net, run.splits.test, *how)))
 
     def write() -> dict[str, Any]:
+        if run.board is not None:
+            final = {name: summary[name] for name in _FINAL}
+            run.board.hyperparameters(run.progress.step, hyperparameters(run), final)
+            run.board.flush()
         write_json(run.folder / "architecture.json", architecture.to_dict())
         write_json(run.folder / "summary.json", summary)
         return summary

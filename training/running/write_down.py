@@ -111,15 +111,13 @@ def write_record(
             board.pictures(run.history, reference_of(run.folder), seconds_of(run.folder))
         except Undrawn as failure:
             notes.append(str(failure))
-    if run.ended:
-        if (size := cost(run.net.architecture)) != record.cost:  # a block has faded
-            board.size(record.step, size)
-        board.hyperparameters(record.step, _hyperparameters(run))
+    if run.ended and (size := cost(run.net.architecture)) != record.cost:  # a block has faded
+        board.size(record.step, size)
     board.flush()
     return notes
 
 
-def _hyperparameters(run: Run) -> dict[str, str | float]:
+def hyperparameters(run: Run) -> dict[str, str | float]:
     """Give what sets a run apart from others, with the same keys and types for every run.
 
     TensorBoard sorts the names and shows five at first: these are what a comparison varies.
