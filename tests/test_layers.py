@@ -533,3 +533,31 @@ def test_a_layer_that_a_relu_follows_in_some_calls_only_has_no_dead_channels():
     torch.manual_seed(0)
     net = Net(lambda net, x: net.a(functional.relu(net.a(x))), a=nn.Linear(8, 8))
     assert read(net, rows)[0]["a"].dead_fraction is None
+
+
+@pytest.mark.parametrize("frozen", [("conv", "bn"), ("conv", "bn", "fc")])
+def test_dead_channels_are_found_once_a_frozen_layer_trains(frozen):
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.last(functional.relu(net.fc(functional.relu(net.bn(net.conv(x))).mean((2, 3))))),
+        conv=nn.Conv2d(8, 6, 3, padding=1),
+        bn=nn.BatchNorm2d(6),
+        fc=nn.Linear(6, 8),
+        last=nn.Linear(8, 2),
+    )
+    with torch.no_grad():
+        for bias, dead in ((net.bn.bias, 3), (net.fc.bias, 2)):
+            bias[:dead], bias[dead:] = -50, 50
+    for name in frozen:
+        net.get_submodule(name).requires_grad_(False)
+    optimizer, found = sgd(net, 0.0), []
+    with Observer(net, optimizer) as observer:
+        for step in range(4):
+            if step == 2:
+                net.requires_grad_(True)
+            net(images(step)).square().mean().backward()
+            optimizer.step()
+            found.append({path: one.dead_fraction for path, one in observer.readings().items()})
+    fc = None if "fc" in frozen else 2 / 8
+    assert found[1] == {"bn": None, "fc": fc, "last": None}
+    assert found[3] == {"bn": 3 / 6, "fc": 2 / 8, "last": None}

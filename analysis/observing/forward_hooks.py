@@ -258,6 +258,8 @@ class ForwardHooks:
         follows, axis = self._relus.follows(path), channel_axis(source, x)
         if axis is None or follows is False or not x.numel():
             return
+        if follows is None and x.grad_fn is None:
+            return  # frozen: what takes it is not in the graph
         # now, for others may work on it in place
         share = dead_fractions([by_channel(x.detach(), axis)], self._responses.known)
         if follows:
