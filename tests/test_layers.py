@@ -1,6 +1,7 @@
 """Which layers of a network that is not ours are read, and where, against hooks set by hand."""
 
 import gc
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -144,6 +145,60 @@ def test_a_norm_that_takes_no_one_layers_output_is_read_by_itself(name):
     found, modules, _ = read(net, rows, 3)
     assert modules == {"a": ("a",), "norm": ("norm",), "b": ("b",)}
     assert all(reading.response_std is not None for reading in found.values())
+
+
+def preactivated(net, x):
+    x = net.stem(x)
+    return net.fc((x + net.conv(functional.relu(net.bn(x)))).mean((2, 3)))
+
+
+def prenormed(net, x):
+    x = net.stem(x)
+    return net.fc(net.conv(net.bn(x)).add_(x))
+
+
+def given_too(net, x):
+    x = net.stem(x)
+    return net.fc(net.conv(functional.relu(net.bn(x))).mean((2, 3))), x
+
+
+SHARED = {
+    "convolution": (preactivated, lambda: nn.Conv2d(8, 8, 3, padding=1), lambda: nn.BatchNorm2d(8)),
+    "group": (preactivated, lambda: nn.Conv2d(8, 8, 1), lambda: nn.GroupNorm(2, 8)),
+    "carried": (preactivated, lambda: nn.Conv2d(8, 8, 1), lambda: ByFunction(8)),
+    "written out": (preactivated, lambda: nn.Conv2d(8, 8, 1), lambda: OwnRMSNorm(8)),
+    "linear": (prenormed, lambda: nn.Linear(8, 8), lambda: nn.LayerNorm(8)),
+    "given too": (given_too, lambda: nn.Conv2d(8, 8, 1), lambda: nn.BatchNorm2d(8)),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", SHARED)
+def test_a_layer_that_feeds_more_than_a_norm_is_read_by_itself(name, frozen):
+    torch.manual_seed(0)
+    does, layer, norm = SHARED[name]
+    net = Net(does, stem=layer(), bn=norm(), conv=layer(), fc=nn.Linear(8, 4))
+    inputs_of = rows if name == "linear" else images
+    expected = {path: (path,) for path in ("stem", "bn", "conv", "fc")}
+    if frozen:  # nothing is seen until it trains
+        net.stem.requires_grad_(False)
+    optimizer, given = sgd(net), []
+    net.stem.register_forward_hook(lambda module, args, output: given.append(output.detach()))
+    with Observer(net, optimizer) as observer:
+        for step in range(4):
+            if step == 2:
+                net.requires_grad_(True)
+            output = net(inputs_of(step))
+            output = output[0] if isinstance(output, tuple) else output
+            size = net.stem.weight.norm().item(), net.stem.bias.norm().item()
+            output.square().mean().backward()
+            optimizer.step()
+            found = observer.readings()
+    assert {layer.path: layer.modules for layer in observer.layers} == expected
+    assert found["stem"].weight_norm == pytest.approx(math.hypot(*size), rel=1e-5)
+    std = given[-1].double().std(correction=0).item()
+    assert found["stem"].response_std == pytest.approx(std, rel=1e-4)
+    assert list(response_histograms(net, inputs_of())) == list(expected)
 
 
 def test_a_pair_that_runs_only_later_and_one_after_a_forward_that_failed():
@@ -538,8 +593,13 @@ def test_a_layer_that_a_relu_follows_in_some_calls_only_has_no_dead_channels():
 @pytest.mark.parametrize("frozen", [("conv", "bn"), ("conv", "bn", "fc")])
 def test_dead_channels_are_found_once_a_frozen_layer_trains(frozen):
     torch.manual_seed(0)
+
+    def does(net, x):
+        x = functional.relu(net.bn(net.conv(x))).mean((2, 3))
+        return net.last(functional.relu(net.fc(x)))
+
     net = Net(
-        lambda net, x: net.last(functional.relu(net.fc(functional.relu(net.bn(net.conv(x))).mean((2, 3))))),
+        does,
         conv=nn.Conv2d(8, 6, 3, padding=1),
         bn=nn.BatchNorm2d(6),
         fc=nn.Linear(6, 8),

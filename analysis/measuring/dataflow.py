@@ -1,8 +1,9 @@
 """Where layers' outputs go in a forward pass: which norm takes them, and whether a relu does.
 
 Which norm takes which layer's output is seen by looking whether it is the very tensor that the
-layer gave, unchanged since. Which responses a relu follows is looked up in the autograd graph, once
-for each layer: in the first step that is read and in which it runs.
+layer gave, unchanged since. What else takes it, and which responses a relu follows, is looked up in
+the autograd graph, once for each layer: in the first step that is read and in which it runs and has
+a gradient.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class Pairing:
 
     Args:
         certain: feeders by norm, for norms that have not run yet.
+        graph: tells what else takes a feeder's output.
     """
 
-    def __init__(self, certain: Mapping[str, str]) -> None:
+    def __init__(self, certain: Mapping[str, str], graph: Graph) -> None:
+        self._graph = graph
         self.pairs = self._certain = dict(certain)
         self._feeding = set(certain.values())
         self._givers: dict[str, set[str]] = {}  # by norm; "" for what no layer gave
@@ -42,17 +45,18 @@ class Pairing:
         self._latest: dict[int, _Given] = {}  # by the tensor's id
 
     def give(self, path: str, output: Tensor) -> bool:
-        """Note what a layer gives, and say whether it is known to feed a norm."""
+        """Note what a layer gives, and say whether it is known to feed a norm and nothing else."""
         given = _Given(path, ref(output), _version(output))
         self._given.append(given)
         self._latest[id(output)] = given
-        return path in self._feeding
+        return path in self._feeding and (output.grad_fn is None or self._graph.looked(path))
 
-    def take(self, norm: str, x: Any) -> None:
-        """Note what a norm takes."""
+    def take(self, norm: str, x: Any, output: Any) -> None:
+        """Note what a norm takes, and what it made of it."""
         given = self._latest.get(id(x))
         if given and given.tensor() is x and given.version == _version(x):
             given.takers.add(norm)
+            self._graph.note_norm(given.path, x, output)
         else:
             given = None
         self._givers.setdefault(norm, set()).add(given.path if given else "")
@@ -86,7 +90,7 @@ class Pairing:
         pairs = {
             norm: path
             for norm, path in {**seen, **unseen}.items()
-            if path and self._takers.get(path, {norm}) == {norm}
+            if path and self._takers.get(path, {norm}) == {norm} and path not in self._graph.shared
         }
         changed = pairs != self.pairs
         self.pairs, self._feeding = pairs, set(pairs.values())
@@ -97,57 +101,102 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-class Relus:
-    """Which layers' responses a relu takes, each time that they run in their first step."""
+class Graph:
+    """What takes layers' outputs in the autograd graph, looked up in the first step of each.
+
+    Whether a relu takes a response each time, and whether what feeds a norm feeds more than that.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[str, bool] = {}
-        self._nodes: dict[str, list[Any]] = {}  # of a forward pass under way
+        self.shared: set[str] = set()  # layers that feed a norm and more
+        self._fed: set[str] = set()  # layers that feed a norm and were looked at
+        self._known: dict[str, bool] = {}  # whether a relu follows
         self._found: dict[str, set[bool]] = {}  # of the step
+        # of a forward pass under way
+        self._responses: list[tuple[str, Any]] = []
+        self._norms: list[tuple[str, Any, Any]] = []
 
     def follows(self, path: str) -> bool | None:
         """Say whether a relu follows a layer; None where its first step is not over yet."""
         return self._known.get(path)
 
+    def looked(self, path: str) -> bool:
+        """Say whether it was looked up what takes a layer that feeds a norm."""
+        return path in self._fed
+
     def note(self, path: str, response: Tensor) -> None:
         """Note a response of a layer before anything works on it in place."""
-        self._nodes.setdefault(path, []).append(response.grad_fn)
+        self._responses.append((path, response.grad_fn))
+
+    def note_norm(self, feeder: str, x: Tensor, output: Any) -> None:
+        """Note what a layer fed to a norm, and what the norm made of it."""
+        if not self.looked(feeder) and x.grad_fn is not None:
+            normed = output.grad_fn if isinstance(output, Tensor) else None
+            self._norms.append((feeder, x.grad_fn, normed))
 
     def end_forward(self, output: Any) -> None:
-        """Look for relus in the graph behind an output; None where the forward failed."""
-        if output is None:
-            self._nodes.clear()
-        if not self._nodes:
-            return
-        taken = _rectified(tensor.grad_fn for tensor in _tensors(output))
-        for path, nodes in self._nodes.items():
-            self._found.setdefault(path, set()).update(node in taken for node in nodes)
-        self._nodes.clear()
+        """Look at the graph behind an output; None where the forward failed."""
+        if output is not None and (self._responses or self._norms):
+            self._look({tensor.grad_fn for tensor in _tensors(output)} - {None})
+        self._responses.clear()
+        self._norms.clear()
 
     def settle(self) -> None:
         """End the step: what was not seen to be followed by a relu is held not to be."""
-        for path in self._nodes:  # a forward pass that the network itself did not end
+        for path, _ in self._responses:  # a forward pass that the network itself did not end
             self._found.setdefault(path, set()).add(False)
         self._known.update({path: found == {True} for path, found in self._found.items()})
-        self._nodes.clear()
         self._found.clear()
+        self.end_forward(None)
+
+    def _look(self, ends: set[Any]) -> None:
+        takers = _takers(ends)
+        for path, node in self._responses:
+            self._found.setdefault(path, set()).add(_is_rectified(node, takers))
+        inside: dict[Any, set[Any]] = {}
+        for _, node, normed in self._norms:
+            inside.setdefault(node, set()).update(_between(normed, node))
+        for path, node, _ in self._norms:
+            self._fed.add(path)
+            if node in ends or takers.get(node, set()) - inside[node]:
+                self.shared.add(path)
 
 
-def _rectified(roots: Iterable[Any]) -> set[Any]:
-    """Give the nodes of the graph whose results a relu takes."""
-    seen, taken, stack = set(), set(), [root for root in roots if root is not None]
+def _behind(node: Any) -> list[Any]:
+    """Give the nodes whose results a node takes."""
+    return [one for one, _ in node.next_functions if one is not None]
+
+
+def _takers(ends: Iterable[Any]) -> dict[Any, set[Any]]:
+    """Give the nodes that take what a node gave, of all nodes in the graph behind some."""
+    takers: dict[Any, set[Any]] = {node: set() for node in ends}
+    stack = list(takers)
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        behind = [one for one, _ in node.next_functions if one is not None]
-        if _is_relu(node) and behind:
-            taken.add(behind[0])
-            if behind[0].name() == "ToCopyBackward0":  # to another precision
-                taken.update(one for one, _ in behind[0].next_functions)
-        stack += behind
-    return taken
+        for one in _behind(node):
+            if one not in takers:
+                takers[one] = set()
+                stack.append(one)
+            takers[one].add(node)
+    return takers
+
+
+def _between(last: Any, first: Any) -> set[Any]:
+    """Give the nodes in the graph behind one, and that one, but none behind another."""
+    found, stack = {first}, [last]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack += _behind(node)
+    return found - {first}
+
+
+def _is_rectified(node: Any, takers: Mapping[Any, set[Any]]) -> bool:
+    """Whether a relu takes what a node gave, perhaps in another precision."""
+    taking = takers.get(node, set())
+    copies = [takers[one] for one in taking if one.name() == "ToCopyBackward0"]
+    return any(map(_is_relu, taking.union(*copies)))
 
 
 def _is_relu(node: Any) -> bool:

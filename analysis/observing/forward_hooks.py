@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.examining.asked_responses import AskedResponses
-from analysis.measuring.dataflow import Pairing, Relus
+from analysis.measuring.dataflow import Graph, Pairing
 from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
 from analysis.measuring.responses import Response, Responses
@@ -68,13 +68,13 @@ class ForwardHooks:
         self._asked = AskedResponses(also, names)
         self.scale: Tensor | None = None  # by which the loss of the step under way was multiplied
         # of a network that is not ours
-        self._pairing = None if isinstance(net, Network) else Pairing(pairs)
+        self._graph = Graph()
+        self._pairing = None if isinstance(net, Network) else Pairing(pairs, self._graph)
         self._feeders = {
             row.path
             for row in layers
             if row.chosen and self._pairing and isinstance(net.get_submodule(row.path), FEEDERS)
         }
-        self._relus = Relus()
         self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
         self._insides: list[NormActivation] = []
         self._read_inside: set[str] = set()  # norms under way that have been read
@@ -124,11 +124,11 @@ class ForwardHooks:
 
         `ended` says whether the one under way is over, or goes on with another forward.
         """
-        self._relus.settle()
+        self._graph.settle()
         if self._pairing:
             self._pairing.prune()
         for path, slot, share in self._shares:
-            if self._relus.follows(path):
+            if self._graph.follows(path):
                 self._responses.share(slot, share)
         self._shares.clear()
         own, self._own = self._own, []
@@ -194,7 +194,7 @@ class ForwardHooks:
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self._net and why_unreadable() is None:
             self._responses.end_forward()
-            self._relus.end_forward(output)
+            self._graph.end_forward(output)
             if self._pairing and output is not None:
                 self._pairing.end_forward()
 
@@ -212,7 +212,7 @@ class ForwardHooks:
             if len(self._responses) >= FORWARDS * len(self._layers):
                 self._put_away()
             if self._pairing and is_fed:
-                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None))
+                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None), output)
             if self._pairing and feeds and self._pairing.give(layer.path, output):
                 return  # its norm's output is read
             if not self._chosen(layer):
@@ -255,7 +255,7 @@ class ForwardHooks:
 
     def _look_for_dead(self, source: nn.Module, path: str, slot: int, x: Tensor) -> None:
         """Note the share of dead channels if a relu follows, or if that is still to be seen."""
-        follows, axis = self._relus.follows(path), channel_axis(source, x)
+        follows, axis = self._graph.follows(path), channel_axis(source, x)
         if axis is None or follows is False or not x.numel():
             return
         if follows is None and x.grad_fn is None:
@@ -265,7 +265,7 @@ class ForwardHooks:
         if follows:
             self._responses.share(slot, share)
         else:
-            self._relus.note(path, x)
+            self._graph.note(path, x)
             self._shares.append((path, slot, share))
 
     def _can_read(self, output: Tensor) -> bool:

@@ -39,10 +39,11 @@ class LayerReading:
     A layer is the module at a path. The reading of a normalisation covers the convolution or
     linear layer whose very output it takes, if that feeds nothing but this normalisation: the
     response is what comes after both, before an activation that the normalisation carries; the
-    parameters are theirs. In a network that is not ours the forward passes show it, and each module
-    that holds parameters of its own is a layer: attention with its projections, a parametrized
-    layer with its parametrization, a module with its lists of parameters, the network itself ("")
-    with what it holds directly. A parameter that two modules share is read in both. Of an output
+    parameters are theirs. In a network that is not ours the forward passes show it (what else takes
+    the output, the autograd graph, once a gradient reaches it), and each module that holds
+    parameters of its own is a layer: attention with its projections, a parametrized layer with its
+    parametrization, a module with its lists of parameters, the network itself ("") with what it
+    holds directly. A parameter that two modules share is read in both. Of an output
     of several parts the first is the response.
     Statistics of the forward pass are of training forwards, of several calls in a step the mean;
     numbers without a unit are ratios.

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from analysis.examining.layer_choice import LayerChoice, as_predicate
 from analysis.examining.requests import HISTOGRAMS
-from analysis.measuring.dataflow import Pairing
-from analysis.measuring.norm_layers import FEEDERS, is_norm
+from analysis.measuring.dataflow import Graph, Pairing
+from analysis.measuring.norm_layers import FEEDERS, first_of, is_norm
 from analysis.measuring.update_ratios import ParameterReader
 from analysis.observing.forward_hooks import Extra, ForwardHooks
 from analysis.observing.hooks import Hooks
@@ -123,12 +123,13 @@ def chosen_of(rows: Sequence[Layer], net: nn.Module, layers: LayerChoice) -> lis
 def layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
     """Give the layers of a network, in one that is not ours as the forwards of `run` show them."""
     rows = rows_of(net)
-    pairing, hooks = Pairing(certain_pairs(net, rows)), Hooks()
+    graph, hooks = Graph(), Hooks()
+    pairing = Pairing(certain_pairs(net, rows), graph)
 
     def look(path: str, module: nn.Module) -> None:
         def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if is_norm(module):
-                pairing.take(path, next(iter((*args, *kwargs.values())), None))
+                pairing.take(path, next(iter((*args, *kwargs.values())), None), first_of(output))
             if isinstance(module, FEEDERS):
                 pairing.give(path, output)
 
@@ -136,6 +137,7 @@ def layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
 
     for row in () if isinstance(net, Network) else rows:
         look(row.path, net.get_submodule(row.path))
+    hooks.after(net, lambda module, args, output: graph.end_forward(output))
     try:
         run()
     finally:
