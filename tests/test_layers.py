@@ -10,6 +10,7 @@ import torch
 from makers import Doubled, hooks_of, normal, sgd
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_full_backward_hook
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
@@ -548,6 +549,87 @@ def test_dead_channels_are_found_where_a_relu_follows(name):
         "last": None,
         "fc": None,
     }
+
+
+def leaves(net):
+    return [module for module in net.modules() if not list(module.children())]
+
+
+def nothing(*_):
+    return None
+
+
+HOOKED = {
+    "all": lambda net: [m.register_full_backward_hook(nothing) for m in net.modules()],
+    "before": lambda net: [m.register_full_backward_pre_hook(nothing) for m in leaves(net)],
+    "norms": lambda net: [
+        m.register_full_backward_hook(nothing)
+        for path, m in net.named_modules()
+        if path.startswith(("bn", "1"))
+    ],
+    "feeders": lambda net: [
+        m.register_full_backward_hook(nothing)
+        for m in leaves(net)
+        if isinstance(m, nn.Linear | nn.Conv2d)
+    ],
+    "global": lambda net: [register_module_full_backward_hook(nothing)],
+}
+
+
+def tokens(step=0):
+    return normal(4, 3, 8, seed=step)
+
+
+def in_a_row():
+    members = (
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.GroupNorm(2, 8),
+    )
+    return nn.Sequential(*members, nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+
+
+def of_tokens():
+    def does(net, x):
+        x = functional.relu(net.bn(net.fc(x)))
+        return net.last(x.mean(1) + net.more(net.bn2(net.more(x).mean(1))))
+
+    kinds = {"fc": nn.Linear(8, 8), "more": nn.Linear(8, 8), "last": nn.Linear(8, 2)}
+    return Net(does, **kinds, bn=nn.LayerNorm(8), bn2=nn.LayerNorm(8))
+
+
+def around():
+    does, layer, norm = SHARED["convolution"]
+    return Net(does, stem=layer(), bn=norm(), conv=layer(), fc=nn.Linear(8, 4))
+
+
+HOOKABLE = {
+    "in a row": (in_a_row, images),
+    "by name": (lambda: convolutions_first(NORMS["batch"]), images),
+    "of tokens": (of_tokens, tokens),
+    "around": (around, images),
+}
+
+
+@pytest.mark.parametrize("hooks", HOOKED)
+@pytest.mark.parametrize("name", HOOKABLE)
+def test_hooks_on_the_backward_pass_change_nothing(name, hooks):
+    make, inputs_of = HOOKABLE[name]
+    found = []
+    for hooked in (False, True):
+        torch.manual_seed(0)
+        net = make()
+        handles = HOOKED[hooks](net) if hooked else []
+        try:
+            readings, modules, _ = read(net, lambda step: inputs_of(step).requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+        found.append((readings, modules, list(response_histograms(net, inputs_of()))))
+    assert found[0] == found[1]
+    assert any(reading.dead_fraction is not None for reading in found[0][0].values())
 
 
 @dataclass

@@ -1,19 +1,25 @@
 """Where layers' outputs go in a forward pass: which norm takes them, and whether a relu does.
 
 Which norm takes which layer's output is seen by looking whether it is the very tensor that the
-layer gave, unchanged since. What else takes it, and which responses a relu follows, is looked up in
-the autograd graph, once for each layer: in the first step that is read and in which it runs and has
-a gradient.
+layer gave, unchanged since, if perhaps in the wrapping that torch gives to what goes into and comes
+out of modules with hooks on their backward pass. What else takes it, and which responses a relu
+follows, is looked up in the autograd graph, once for each layer: in the first step that is read and
+in which it runs and has a gradient.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 from weakref import ref
 
 from torch import Tensor
+
+WRAPPED = 16
+"""Of how many outputs, the latest, is kept what made them: a wrapped one is known by it."""
+_WRAPPING = "BackwardHookFunctionBackward"
 
 
 @dataclass(eq=False)
@@ -43,31 +49,45 @@ class Pairing:
         self._given: list[_Given] = []
         self._whole = 0  # how many of them are of forwards that came to their end
         self._latest: dict[int, _Given] = {}  # by the tensor's id
+        self._wrapped: deque[tuple[Any, _Given]] = deque(maxlen=WRAPPED)  # perhaps; by what made it
 
     def give(self, path: str, output: Tensor) -> bool:
         """Note what a layer gives, and say whether it is known to feed a norm and nothing else."""
         given = _Given(path, ref(output), _version(output))
         self._given.append(given)
         self._latest[id(output)] = given
+        if output.grad_fn is not None:
+            self._wrapped.append((output.grad_fn, given))
         return path in self._feeding and (output.grad_fn is None or self._graph.looked(path))
 
     def take(self, norm: str, x: Any, output: Any) -> None:
         """Note what a norm takes, and what it made of it."""
-        given = self._latest.get(id(x))
-        if given and given.tensor() is x and given.version == _version(x):
+        given = self._giver(x)
+        if given and given.version == _version(x):
             given.takers.add(norm)
             self._graph.note_norm(given.path, x, output)
         else:
             given = None
         self._givers.setdefault(norm, set()).add(given.path if given else "")
 
+    def _giver(self, x: Any) -> _Given | None:
+        given = self._latest.get(id(x))
+        if given and given.tensor() is x:
+            return given
+        if isinstance(x, Tensor) and x.grad_fn is not None and x.grad_fn.name() == _WRAPPING:
+            made = _maker(x)
+            return next((one for node, one in self._wrapped if node is made), None)
+        return None
+
     def begin_forward(self) -> None:
         """Forget what was given in a forward that failed or was interrupted."""
         del self._given[self._whole :]
+        self._wrapped.clear()
 
     def end_forward(self) -> None:
         """End a forward."""
         self._whole = len(self._given)
+        self._wrapped.clear()
 
     def prune(self) -> None:
         """Keep nothing of outputs that no norm can take any more."""
@@ -75,6 +95,7 @@ class Pairing:
         self._put_away([given for given in self._given if given.tensor() is None])
         self._given, self._whole = open_ones, len(open_ones)
         self._latest = {id(given.tensor()): given for given in open_ones}
+        self._wrapped.clear()
 
     def _put_away(self, several: Sequence[_Given]) -> None:
         for given in several:
@@ -85,6 +106,7 @@ class Pairing:
         self._put_away(self._given)
         self._given, self._whole = [], 0
         self._latest.clear()
+        self._wrapped.clear()
         seen = {norm: next(iter(paths)) for norm, paths in self._givers.items() if len(paths) == 1}
         unseen = {n: p for n, p in self._certain.items() if n not in self._givers}
         pairs = {
@@ -131,13 +153,13 @@ class Graph:
     def note_norm(self, feeder: str, x: Tensor, output: Any) -> None:
         """Note what a layer fed to a norm, and what the norm made of it."""
         if not self.looked(feeder) and x.grad_fn is not None:
-            normed = output.grad_fn if isinstance(output, Tensor) else None
-            self._norms.append((feeder, x.grad_fn, normed))
+            normed = _maker(output) if isinstance(output, Tensor) else None
+            self._norms.append((feeder, _maker(x), normed))
 
     def end_forward(self, output: Any) -> None:
         """Look at the graph behind an output; None where the forward failed."""
         if output is not None and (self._responses or self._norms):
-            self._look({tensor.grad_fn for tensor in _tensors(output)} - {None})
+            self._look({_maker(tensor) for tensor in _tensors(output)} - {None})
         self._responses.clear()
         self._norms.clear()
 
@@ -164,7 +186,20 @@ class Graph:
 
 def _behind(node: Any) -> list[Any]:
     """Give the nodes whose results a node takes."""
-    return [one for one, _ in node.next_functions if one is not None]
+    nodes = [_unwrapped(one, which) for one, which in node.next_functions]
+    return [one for one in nodes if one is not None]
+
+
+def _maker(x: Tensor) -> Any:
+    """Give the node that made a tensor, before any wrapping; None where it is in no graph."""
+    return _unwrapped(x.grad_fn, x.output_nr)
+
+
+def _unwrapped(node: Any, which: int) -> Any:
+    """Give the node whose result another gives as its output of a number, if that only wraps it."""
+    while node is not None and node.name() == _WRAPPING:
+        node, which = node.next_functions[which]
+    return node
 
 
 def _takers(ends: Iterable[Any]) -> dict[Any, set[Any]]:
