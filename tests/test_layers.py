@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from analysis import Observer
+from analysis.measuring.dataflow import LOOKED_AGAIN
 from analysis.observing.watched_layers import parameters_of
 from analysis.recording.probes import effective_rank, gradient_signal_to_noise, response_histograms
 
@@ -635,6 +636,88 @@ def test_hooks_on_the_backward_pass_change_nothing(name, hooks):
 @dataclass
 class Output:
     logits: torch.Tensor
+
+
+class Plain:
+    def __init__(self, hidden, logits):
+        self.hidden, self.found, self.itself = hidden, {"logits": [logits]}, self
+
+
+def encode(net, x):
+    return functional.relu(net.bn(net.conv(x))).mean((2, 3))
+
+
+def decode(net, x):
+    return functional.relu(net.last(functional.relu(net.fc(x))))
+
+
+def detached(net, x):
+    return decode(net, encode(net, x).detach())
+
+
+def in_parts(net, x):
+    return decode(net, encode(net, x))
+
+
+def in_one_object(net, x):
+    hidden = encode(net, x)
+    return Plain(hidden, decode(net, hidden))
+
+
+def checkpointed(net, x, reentrant=False):
+    return decode(net, checkpoint(encode, net, x, use_reentrant=reentrant))
+
+
+def checkpointed_reentrantly(net, x):
+    return checkpointed(net, x, True)
+
+
+CALLED = {  # what the net does, how it is called, and of which layers nothing shows what follows
+    "whole": (in_parts, lambda net, x: net(x), ""),
+    "in parts": (in_parts, in_parts, "last"),
+    "in parts of which one is detached": (detached, detached, "bn last"),
+    "by its forward": (in_parts, lambda net, x: net.forward(x), "last"),
+    "in an object": (in_one_object, lambda net, x: net(x).found["logits"][0], ""),
+    "inside another": (in_parts, lambda net, x: nn.Sequential(net)(x), ""),
+    "checkpointed": (checkpointed, lambda net, x: net(x), ""),
+    "reentrantly": (checkpointed_reentrantly, lambda net, x: net(x), "bn"),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_dead_channels_are_found_however_the_network_is_called(name):
+    torch.manual_seed(0)
+    does, call, unseen = CALLED[name]
+    kinds = {"conv": nn.Conv2d(8, 8, 3), "bn": nn.BatchNorm2d(8), "fc": nn.Linear(8, 8)}
+    net = Net(does, **kinds, last=nn.Linear(8, 4))
+    with torch.no_grad():
+        for layer, dead in ((net.bn, 3), (net.fc, 1), (net.last, 2)):
+            layer.bias[:dead], layer.bias[dead:] = -50, 50
+    optimizer = sgd(net, 0.0)
+    with Observer(net, optimizer) as observer:
+        for step in range(2):
+            call(net, images(step).requires_grad_()).mean().backward()
+            optimizer.step()
+            found = observer.readings()
+            dead = {"bn": 3 / 8, "fc": 1 / 8, "last": 2 / 4}
+            expected = dead | dict.fromkeys(unseen.split())
+            assert {path: one.dead_fraction for path, one in found.items()} == expected
+
+
+def test_dead_channels_are_found_once_it_shows_what_follows():
+    torch.manual_seed(0)
+    net = Net(in_parts, conv=nn.Conv2d(8, 8, 3), bn=nn.BatchNorm2d(8), fc=nn.Linear(8, 8))
+    net.last = nn.Linear(8, 4)
+    with torch.no_grad():
+        net.bn.bias[:3], net.bn.bias[3:] = -50, 50
+    optimizer, found = sgd(net, 0.0), []
+    with Observer(net, optimizer) as observer:
+        for step in range(2 * LOOKED_AGAIN):
+            net.does = detached if step < LOOKED_AGAIN // 2 else in_parts
+            net(images(step)).mean().backward()
+            optimizer.step()
+            found.append(observer.readings()["bn"].dead_fraction)
+    assert (found[0], found[-1]) == (None, 3 / 8)
 
 
 def test_the_channels_of_a_layer_are_its_own():

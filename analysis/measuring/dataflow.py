@@ -19,6 +19,8 @@ from torch import Tensor
 
 WRAPPED = 16
 """Of how many outputs, the latest, is kept what made them: a wrapped one is known by it."""
+LOOKED_AGAIN = 32
+"""Steps that are read after which it is looked again at what was not seen to go anywhere."""
 _WRAPPING = "BackwardHookFunctionBackward"
 
 
@@ -134,9 +136,12 @@ class Graph:
         self._fed: set[str] = set()  # layers that feed a norm and were looked at
         self._known: dict[str, bool] = {}  # whether a relu follows
         self._found: dict[str, set[bool]] = {}  # of the step
+        self._unseen: set[str] = set()  # that went nowhere
+        self._steps = 0
         # of a forward pass under way
         self._responses: list[tuple[str, Any]] = []
         self._norms: list[tuple[str, Any, Any]] = []
+        self._reached: set[Any] = set()  # what made the outputs of layers
 
     def follows(self, path: str) -> bool | None:
         """Say whether a relu follows a layer; None where its first step is not over yet."""
@@ -146,8 +151,14 @@ class Graph:
         """Say whether it was looked up what takes a layer that feeds a norm."""
         return path in self._fed
 
+    def reach(self, output: Tensor) -> None:
+        """Note any output, to look at the graph behind it too."""
+        if self._responses or self._norms:
+            self._reached.add(_maker(output))
+
     def note(self, path: str, response: Tensor) -> None:
         """Note a response of a layer before anything works on it in place."""
+        self._found.setdefault(path, set())
         self._responses.append((path, response.grad_fn))
 
     def note_norm(self, feeder: str, x: Tensor, output: Any) -> None:
@@ -158,23 +169,37 @@ class Graph:
 
     def end_forward(self, output: Any) -> None:
         """Look at the graph behind an output; None where the forward failed."""
-        if output is not None and (self._responses or self._norms):
-            self._look({_maker(tensor) for tensor in _tensors(output)} - {None})
-        self._responses.clear()
-        self._norms.clear()
+        if output is not None:
+            self.look(output)
+        self._forget()
+
+    def look(self, output: Any = ()) -> None:
+        """Look at the graph behind all that was reached, also where the network did not run."""
+        if self._responses or self._norms:
+            ends = {_maker(tensor) for tensor in _tensors(output)} - {None}
+            takers = _takers((ends | self._reached) - {None})
+            self._look_for_relus(ends, takers)
+            self._look_around_norms(ends, takers)
+        self._forget()
 
     def settle(self) -> None:
         """End the step: what was not seen to be followed by a relu is held not to be."""
-        for path, _ in self._responses:  # a forward pass that the network itself did not end
-            self._found.setdefault(path, set()).add(False)
+        self.look()
         self._known.update({path: found == {True} for path, found in self._found.items()})
+        self._unseen |= {path for path, found in self._found.items() if not found}
         self._found.clear()
-        self.end_forward(None)
+        self._steps += 1
+        if self._steps % LOOKED_AGAIN == 0:
+            for path in self._unseen:
+                del self._known[path]
+            self._unseen.clear()
 
-    def _look(self, ends: set[Any]) -> None:
-        takers = _takers(ends)
+    def _look_for_relus(self, ends: set[Any], takers: Mapping[Any, set[Any]]) -> None:
         for path, node in self._responses:
-            self._found.setdefault(path, set()).add(_is_rectified(node, takers))
+            if takers.get(node) or node in ends:  # else it was not seen where it goes
+                self._found[path].add(_is_rectified(node, takers))
+
+    def _look_around_norms(self, ends: set[Any], takers: Mapping[Any, set[Any]]) -> None:
         inside: dict[Any, set[Any]] = {}
         for _, node, normed in self._norms:
             inside.setdefault(node, set()).update(_between(normed, node))
@@ -182,6 +207,11 @@ class Graph:
             self._fed.add(path)
             if node in ends or takers.get(node, set()) - inside[node]:
                 self.shared.add(path)
+
+    def _forget(self) -> None:
+        self._responses.clear()
+        self._norms.clear()
+        self._reached.clear()
 
 
 def _behind(node: Any) -> list[Any]:
@@ -244,13 +274,22 @@ def _is_relu(node: Any) -> bool:
     return kind == "ReluBackward0"
 
 
-def _tensors(output: Any) -> Iterable[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, list | tuple):
-        for part in output:
-            yield from _tensors(part)
-    elif is_dataclass(output):
-        yield from _tensors([getattr(output, item.name) for item in fields(output)])
+def _tensors(output: Any) -> list[Tensor]:
+    """Give the tensors in an output, in collections and in what an object holds itself."""
+    seen: dict[int, Any] = {}
+    stack = [output]
+    while stack:
+        one = stack.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one
+        if isinstance(one, Mapping):
+            stack += one.values()
+        elif isinstance(one, list | tuple):
+            stack += one
+        elif is_dataclass(one):
+            stack += [getattr(one, item.name) for item in fields(one)]
+        elif not isinstance(one, Tensor):
+            held = getattr(one, "__dict__", {}).values()
+            stack += [part for part in held if isinstance(part, Tensor | Mapping | list | tuple)]
+    return [one for one in seen.values() if isinstance(one, Tensor)]

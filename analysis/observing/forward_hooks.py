@@ -145,6 +145,7 @@ class ForwardHooks:
 
     def settle(self) -> bool:
         """Say at the end of a step whether its forwards showed other `pairs`."""
+        self._graph.look()
         return self._pairing is not None and self._pairing.settle()
 
     def _attach(self) -> None:
@@ -213,6 +214,7 @@ class ForwardHooks:
                 self._put_away()
             if self._pairing and is_fed:
                 self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None), output)
+            self._graph.reach(output)
             if self._pairing and feeds and self._pairing.give(layer.path, output):
                 return  # its norm's output is read
             if not self._chosen(layer):

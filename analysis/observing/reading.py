@@ -68,9 +68,10 @@ class LayerReading:
             2017, arXiv 1708.03888).
         dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch (Lu et al.
             2019, arXiv 1903.06733); None where no relu follows. In a network that is not ours it
-            must take the response itself, each time; None also where activations are checkpointed,
-            where a relu works in place on a view, and until a gradient first reaches the response
-            (not in frozen layers at the net's entrance).
+            must take the response itself, each time; None also where a relu works in place on a
+            view, until a gradient first reaches the response (not in frozen layers at the net's
+            entrance), and of the last layer of a part that the network's graph does not hold: one
+            that is called by itself, detached, or checkpointed with use_reentrant=True.
         residual_ratio: std(F(x)) / std(x), a block's branch, before any is dropped, against the
             shortcut it is added to (De and Smith 2020, arXiv 2002.10444, section 3: in deep nets
             with BatchNorm it falls with depth); None in a network that is not ours.
