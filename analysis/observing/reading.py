@@ -44,7 +44,7 @@ class LayerReading:
     layer with its parametrization, a module with its lists of parameters, the network itself ("")
     with what it holds directly. A parameter that two modules share is read in both. Of an output
     of several parts the first is the response.
-    Statistics of the forward pass are of training forwards, of several calls in a step the mean;
+    Statistics of the forward pass are of training forwards, the mean of all calls in these steps;
     numbers without a unit are ratios.
 
     Args:
