@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from analysis import Observer
-from analysis.measuring.dataflow import LOOKED_AGAIN
 from analysis.observing.watched_layers import parameters_of
 from analysis.recording.probes import effective_rank, gradient_signal_to_noise, response_histograms
+from analysis.tracing.autograd_graph import LOOKED_AGAIN
 
 
 class Net(nn.Module):
@@ -349,7 +349,8 @@ def test_a_mode_of_the_users_own_is_left_alone():
 
 
 OURS = (
-    "analysis.measuring.dataflow",
+    "analysis.tracing.autograd_graph",
+    "analysis.tracing.pairing",
     "analysis.measuring.responses",
     "analysis.measuring.batchnorm_std",
     "analysis.measuring.mean_and_std",
@@ -640,7 +641,7 @@ class Output:
 
 class Plain:
     def __init__(self, hidden, logits):
-        self.hidden, self.found, self.itself = hidden, {"logits": [logits]}, self
+        self.hidden, self.found, self.itself = hidden, {"logits": [logits, Output]}, self
 
 
 def encode(net, x):
@@ -718,6 +719,23 @@ def test_dead_channels_are_found_once_it_shows_what_follows():
             optimizer.step()
             found.append(observer.readings()["bn"].dead_fraction)
     assert (found[0], found[-1]) == (None, 3 / 8)
+
+
+def test_dead_channels_are_found_after_a_first_forward_that_failed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].bias[:1], net[0].bias[1:] = -50, 50
+        weight = net[3].weight.clone()
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        net[3].weight.data = weight[:, :3]
+        with pytest.raises(RuntimeError, match="shapes"):
+            net(rows())
+        net[3].weight.data = weight
+        net(rows()).mean().backward()
+        optimizer.step()
+        assert observer.readings()["0"].dead_fraction == 1 / 4
 
 
 def test_the_channels_of_a_layer_are_its_own():

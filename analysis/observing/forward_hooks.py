@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from analysis.examining.asked_responses import AskedResponses
-from analysis.measuring.dataflow import Graph, Pairing
 from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
 from analysis.measuring.responses import Response, Responses
@@ -18,6 +17,8 @@ from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
 from analysis.observing.watched_layers import Layer
 from analysis.summing.side_stream import SideStream
 from analysis.summing.step_sums import Values
+from analysis.tracing.autograd_graph import Graph
+from analysis.tracing.pairing import Pairing
 from nets.modules.network import Network
 
 Extra = Callable[[Tensor], Tensor]

@@ -11,13 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from analysis.examining.layer_choice import LayerChoice, as_predicate
 from analysis.examining.requests import HISTOGRAMS
-from analysis.measuring.dataflow import Graph, Pairing
 from analysis.measuring.norm_layers import FEEDERS, first_of, is_norm
 from analysis.measuring.update_ratios import ParameterReader
 from analysis.observing.forward_hooks import Extra, ForwardHooks
 from analysis.observing.hooks import Hooks
 from analysis.observing.watched_layers import Layer, certain_pairs, paired, parameters_of, rows_of
 from analysis.observing.window import Window
+from analysis.tracing.autograd_graph import Graph
+from analysis.tracing.pairing import Pairing
 from nets.modules.network import Network
 
 _OF_PARAMETERS = ("gradient_norm", "weight_norm", "update_ratio")
