@@ -79,6 +79,7 @@ class ForwardHooks:
         self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
         self._insides: list[NormActivation] = []
         self._read_inside: set[str] = set()  # norms under way that have been read
+        self.modes: set[bool] = set()  # of forwards with gradients, training or not
         self.passed: str | None = None  # why forwards of this step were not read, if any
 
     def __bool__(self) -> bool:
@@ -92,7 +93,10 @@ class ForwardHooks:
 
     def trains(self) -> bool:
         """Say whether a forward that runs now would be one of training, and can be read."""
-        if not (self._net.training and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled():
+            return False
+        self.modes.add(self._net.training)
+        if not self._net.training:
             return False
         why = why_unreadable()
         self.passed = why or self.passed

@@ -94,7 +94,7 @@ class WatchedNetwork:
         layers = list(zip(self.rows, self._sources))
         same = {row.path for row, one in layers if modules.get(row.path) is one}
         pairs = {n: path for n, path in self.hooks.pairs.items() if same.issuperset((n, path))}
-        listened, passed = self.hooks.on, self.hooks.passed
+        listened, passed, modes = self.hooks.on, self.hooks.passed, self.hooks.modes
         self.hooks.listen(False)
         self.parameters.unwatch()
         given = self.statistics, self._chosen, *self._callbacks
@@ -105,7 +105,7 @@ class WatchedNetwork:
         slots = [None if at is None else at * len(width) + k for at in places for k in width]
         again.window = self.window
         again.window.rearrange(again.rows, slots)
-        again.hooks.passed = passed
+        again.hooks.passed, again.hooks.modes = passed, modes
         again.hooks.listen(listened)
         return again
 
