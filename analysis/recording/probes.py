@@ -235,7 +235,7 @@ def _read_outputs(
             for row in rows_of(net):
                 attach(row.path, net.get_submodule(row.path))
             # in a network that is not ours a graph shows what the layers are; it keeps no tensors
-            keeping = saved_tensors_hooks(lambda _: None, lambda _: None)
+            keeping = saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0))
             with keeping, torch.set_grad_enabled(not isinstance(net, Network)):
                 net(inputs)
         finally:
