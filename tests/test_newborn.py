@@ -88,6 +88,18 @@ def test_newborns_start_at_step_zero_with_moments_of_zero_and_what_is_thawed_too
     assert grown.optimizer.state[grown.network.stage1.block2.conv1.weight]
 
 
+@pytest.mark.parametrize("choice", ["adam", "amsgrad", "fused", "rmsprop"])
+def test_a_newborn_beside_one_that_has_taken_no_step_starts_like_it(choice):
+    net, optimizer = started(choice, "post")
+    first = grow(net, [Insert("stage1.block1", 8)], optimizer)
+    second = grow(first.network, [Insert("stage1.block2", 8)], first.optimizer)
+    elder, newborn = (second.network.get_submodule(f"stage1.block{n}") for n in (2, 3))
+    for old, new in zip(elder.parameters(), newborn.parameters(), strict=True):
+        states = [second.optimizer.state[each] for each in (old, new)]
+        for key, value in states[0].items():
+            torch.testing.assert_close(states[1][key].mean(), value.mean(), rtol=1e-5, atol=0)
+
+
 def test_plain_descent_and_an_optimizer_without_steps_give_newborns_nothing():
     for kind in (torch.optim.SGD, torch.optim.Adam):
         net = build(seed_of(preset("resnet8", image=(3, 8, 8)), 0.5))

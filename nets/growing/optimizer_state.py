@@ -209,7 +209,9 @@ def _of_adam(known: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         return torch.zeros_like(squares.mean())
     step = known["step"].to(squares.device)
     mean = squares.mean() / (1 - second**step)
-    return ((1 + first) / (1 - first)) ** 0.5 * mean * (1 - second) / second
+    value = ((1 + first) / (1 - first)) ** 0.5 * mean * (1 - second) / second
+    # at step 0 there is only what a newborn starts with
+    return torch.where(step > 0, value, known["exp_avg_sq"].mean())
 
 
 def _start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:
