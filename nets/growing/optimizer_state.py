@@ -121,8 +121,10 @@ def _moments_at(
                 (part, value if own == step else value * (biases[0] / bias))
                 for (part, value), own, bias in zip(values, counts, biases[1:])
             ]
-        every = torch.cat([value.flatten() for _, value in values])
-        yield key, values, every.mean() if key in _MEANS else 0.0
+        fill = 0.0
+        if key in _MEANS:
+            fill = torch.cat([value.flatten() for _, value in values]).mean()
+        yield key, values, fill
 
 
 def _moved(
