@@ -217,11 +217,13 @@ class ForwardHooks:
                 return
             if len(self._responses) >= FORWARDS * len(self._layers):
                 self._put_away()
-            if self._pairing and is_fed:
-                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None), output)
-            self._graph.reach(output)
-            if self._pairing and feeds and self._pairing.give(layer.path, output):
-                return  # its norm's output is read
+            if self._pairing:
+                if is_fed:
+                    taken = next(iter((*args, *kwargs.values())), None)
+                    self._pairing.take(layer.path, taken, output)
+                self._graph.reach(output)
+                if feeds and self._pairing.give(layer.path, output):
+                    return  # its norm's output is read
             if not self._chosen(layer):
                 return
             if layer.path in self._read_inside:
