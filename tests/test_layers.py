@@ -1,6 +1,7 @@
 """Which layers of a network that is not ours are read, and where, against hooks set by hand."""
 
 import gc
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from makers import Doubled, hooks_of, normal, sgd
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_full_backward_hook
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from analysis import Observer
 from analysis.observing.watched_layers import parameters_of
 from analysis.recording.probes import effective_rank, gradient_signal_to_noise, response_histograms
+from analysis.tracing.autograd_graph import LOOKED_AGAIN
 
 
 class Net(nn.Module):
@@ -144,6 +147,60 @@ def test_a_norm_that_takes_no_one_layers_output_is_read_by_itself(name):
     found, modules, _ = read(net, rows, 3)
     assert modules == {"a": ("a",), "norm": ("norm",), "b": ("b",)}
     assert all(reading.response_std is not None for reading in found.values())
+
+
+def preactivated(net, x):
+    x = net.stem(x)
+    return net.fc((x + net.conv(functional.relu(net.bn(x)))).mean((2, 3)))
+
+
+def prenormed(net, x):
+    x = net.stem(x)
+    return net.fc(net.conv(net.bn(x)).add_(x))
+
+
+def given_too(net, x):
+    x = net.stem(x)
+    return net.fc(net.conv(functional.relu(net.bn(x))).mean((2, 3))), x
+
+
+SHARED = {
+    "convolution": (preactivated, lambda: nn.Conv2d(8, 8, 3, padding=1), lambda: nn.BatchNorm2d(8)),
+    "group": (preactivated, lambda: nn.Conv2d(8, 8, 1), lambda: nn.GroupNorm(2, 8)),
+    "carried": (preactivated, lambda: nn.Conv2d(8, 8, 1), lambda: ByFunction(8)),
+    "written out": (preactivated, lambda: nn.Conv2d(8, 8, 1), lambda: OwnRMSNorm(8)),
+    "linear": (prenormed, lambda: nn.Linear(8, 8), lambda: nn.LayerNorm(8)),
+    "given too": (given_too, lambda: nn.Conv2d(8, 8, 1), lambda: nn.BatchNorm2d(8)),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", SHARED)
+def test_a_layer_that_feeds_more_than_a_norm_is_read_by_itself(name, frozen):
+    torch.manual_seed(0)
+    does, layer, norm = SHARED[name]
+    net = Net(does, stem=layer(), bn=norm(), conv=layer(), fc=nn.Linear(8, 4))
+    inputs_of = rows if name == "linear" else images
+    expected = {path: (path,) for path in ("stem", "bn", "conv", "fc")}
+    if frozen:  # nothing is seen until it trains
+        net.stem.requires_grad_(False)
+    optimizer, given = sgd(net), []
+    net.stem.register_forward_hook(lambda module, args, output: given.append(output.detach()))
+    with Observer(net, optimizer) as observer:
+        for step in range(4):
+            if step == 2:
+                net.requires_grad_(True)
+            output = net(inputs_of(step))
+            output = output[0] if isinstance(output, tuple) else output
+            size = net.stem.weight.norm().item(), net.stem.bias.norm().item()
+            output.square().mean().backward()
+            optimizer.step()
+            found = observer.readings()
+    assert {layer.path: layer.modules for layer in observer.layers} == expected
+    assert found["stem"].weight_norm == pytest.approx(math.hypot(*size), rel=1e-5)
+    std = given[-1].double().std(correction=0).item()
+    assert found["stem"].response_std == pytest.approx(std, rel=1e-4)
+    assert list(response_histograms(net, inputs_of())) == list(expected)
 
 
 def test_a_pair_that_runs_only_later_and_one_after_a_forward_that_failed():
@@ -292,7 +349,8 @@ def test_a_mode_of_the_users_own_is_left_alone():
 
 
 OURS = (
-    "analysis.measuring.dataflow",
+    "analysis.tracing.autograd_graph",
+    "analysis.tracing.pairing",
     "analysis.measuring.responses",
     "analysis.measuring.batchnorm_std",
     "analysis.measuring.mean_and_std",
@@ -495,9 +553,189 @@ def test_dead_channels_are_found_where_a_relu_follows(name):
     }
 
 
+def leaves(net):
+    return [module for module in net.modules() if not list(module.children())]
+
+
+def nothing(*_):
+    return None
+
+
+HOOKED = {
+    "all": lambda net: [m.register_full_backward_hook(nothing) for m in net.modules()],
+    "before": lambda net: [m.register_full_backward_pre_hook(nothing) for m in leaves(net)],
+    "norms": lambda net: [
+        m.register_full_backward_hook(nothing)
+        for path, m in net.named_modules()
+        if path.startswith(("bn", "1"))
+    ],
+    "feeders": lambda net: [
+        m.register_full_backward_hook(nothing)
+        for m in leaves(net)
+        if isinstance(m, nn.Linear | nn.Conv2d)
+    ],
+    "global": lambda net: [register_module_full_backward_hook(nothing)],
+}
+
+
+def tokens(step=0):
+    return normal(4, 3, 8, seed=step)
+
+
+def in_a_row():
+    members = (
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.GroupNorm(2, 8),
+    )
+    return nn.Sequential(*members, nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+
+
+def of_tokens():
+    def does(net, x):
+        x = functional.relu(net.bn(net.fc(x)))
+        return net.last(x.mean(1) + net.more(net.bn2(net.more(x).mean(1))))
+
+    kinds = {"fc": nn.Linear(8, 8), "more": nn.Linear(8, 8), "last": nn.Linear(8, 2)}
+    return Net(does, **kinds, bn=nn.LayerNorm(8), bn2=nn.LayerNorm(8))
+
+
+def around():
+    does, layer, norm = SHARED["convolution"]
+    return Net(does, stem=layer(), bn=norm(), conv=layer(), fc=nn.Linear(8, 4))
+
+
+HOOKABLE = {
+    "in a row": (in_a_row, images),
+    "by name": (lambda: convolutions_first(NORMS["batch"]), images),
+    "of tokens": (of_tokens, tokens),
+    "around": (around, images),
+}
+
+
+@pytest.mark.parametrize("hooks", HOOKED)
+@pytest.mark.parametrize("name", HOOKABLE)
+def test_hooks_on_the_backward_pass_change_nothing(name, hooks):
+    make, inputs_of = HOOKABLE[name]
+    found = []
+    for hooked in (False, True):
+        torch.manual_seed(0)
+        net = make()
+        handles = HOOKED[hooks](net) if hooked else []
+        try:
+            readings, modules, _ = read(net, lambda step: inputs_of(step).requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+        found.append((readings, modules, list(response_histograms(net, inputs_of()))))
+    assert found[0] == found[1]
+    assert any(reading.dead_fraction is not None for reading in found[0][0].values())
+
+
 @dataclass
 class Output:
     logits: torch.Tensor
+
+
+class Plain:
+    def __init__(self, hidden, logits):
+        self.hidden, self.found, self.itself = hidden, {"logits": [logits, Output]}, self
+
+
+def encode(net, x):
+    return functional.relu(net.bn(net.conv(x))).mean((2, 3))
+
+
+def decode(net, x):
+    return functional.relu(net.last(functional.relu(net.fc(x))))
+
+
+def detached(net, x):
+    return decode(net, encode(net, x).detach())
+
+
+def in_parts(net, x):
+    return decode(net, encode(net, x))
+
+
+def in_one_object(net, x):
+    hidden = encode(net, x)
+    return Plain(hidden, decode(net, hidden))
+
+
+def checkpointed(net, x, reentrant=False):
+    return decode(net, checkpoint(encode, net, x, use_reentrant=reentrant))
+
+
+def checkpointed_reentrantly(net, x):
+    return checkpointed(net, x, True)
+
+
+CALLED = {  # what the net does, how it is called, and of which layers nothing shows what follows
+    "whole": (in_parts, lambda net, x: net(x), ""),
+    "in parts": (in_parts, in_parts, "last"),
+    "in parts of which one is detached": (detached, detached, "bn last"),
+    "by its forward": (in_parts, lambda net, x: net.forward(x), "last"),
+    "in an object": (in_one_object, lambda net, x: net(x).found["logits"][0], ""),
+    "inside another": (in_parts, lambda net, x: nn.Sequential(net)(x), ""),
+    "checkpointed": (checkpointed, lambda net, x: net(x), ""),
+    "reentrantly": (checkpointed_reentrantly, lambda net, x: net(x), "bn"),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_dead_channels_are_found_however_the_network_is_called(name):
+    torch.manual_seed(0)
+    does, call, unseen = CALLED[name]
+    kinds = {"conv": nn.Conv2d(8, 8, 3), "bn": nn.BatchNorm2d(8), "fc": nn.Linear(8, 8)}
+    net = Net(does, **kinds, last=nn.Linear(8, 4))
+    with torch.no_grad():
+        for layer, dead in ((net.bn, 3), (net.fc, 1), (net.last, 2)):
+            layer.bias[:dead], layer.bias[dead:] = -50, 50
+    optimizer = sgd(net, 0.0)
+    with Observer(net, optimizer) as observer:
+        for step in range(2):
+            call(net, images(step).requires_grad_()).mean().backward()
+            optimizer.step()
+            found = observer.readings()
+            dead = {"bn": 3 / 8, "fc": 1 / 8, "last": 2 / 4}
+            expected = dead | dict.fromkeys(unseen.split())
+            assert {path: one.dead_fraction for path, one in found.items()} == expected
+
+
+def test_dead_channels_are_found_once_it_shows_what_follows():
+    torch.manual_seed(0)
+    net = Net(in_parts, conv=nn.Conv2d(8, 8, 3), bn=nn.BatchNorm2d(8), fc=nn.Linear(8, 8))
+    net.last = nn.Linear(8, 4)
+    with torch.no_grad():
+        net.bn.bias[:3], net.bn.bias[3:] = -50, 50
+    optimizer, found = sgd(net, 0.0), []
+    with Observer(net, optimizer) as observer:
+        for step in range(2 * LOOKED_AGAIN):
+            net.does = detached if step < LOOKED_AGAIN // 2 else in_parts
+            net(images(step)).mean().backward()
+            optimizer.step()
+            found.append(observer.readings()["bn"].dead_fraction)
+    assert (found[0], found[-1]) == (None, 3 / 8)
+
+
+def test_dead_channels_are_found_after_a_first_forward_that_failed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].bias[:1], net[0].bias[1:] = -50, 50
+        weight = net[3].weight.clone()
+    optimizer = sgd(net)
+    with Observer(net, optimizer) as observer:
+        net[3].weight.data = weight[:, :3]
+        with pytest.raises(RuntimeError, match="shapes"):
+            net(rows())
+        net[3].weight.data = weight
+        net(rows()).mean().backward()
+        optimizer.step()
+        assert observer.readings()["0"].dead_fraction == 1 / 4
 
 
 def test_the_channels_of_a_layer_are_its_own():
@@ -533,3 +771,36 @@ def test_a_layer_that_a_relu_follows_in_some_calls_only_has_no_dead_channels():
     torch.manual_seed(0)
     net = Net(lambda net, x: net.a(functional.relu(net.a(x))), a=nn.Linear(8, 8))
     assert read(net, rows)[0]["a"].dead_fraction is None
+
+
+@pytest.mark.parametrize("frozen", [("conv", "bn"), ("conv", "bn", "fc")])
+def test_dead_channels_are_found_once_a_frozen_layer_trains(frozen):
+    torch.manual_seed(0)
+
+    def does(net, x):
+        x = functional.relu(net.bn(net.conv(x))).mean((2, 3))
+        return net.last(functional.relu(net.fc(x)))
+
+    net = Net(
+        does,
+        conv=nn.Conv2d(8, 6, 3, padding=1),
+        bn=nn.BatchNorm2d(6),
+        fc=nn.Linear(6, 8),
+        last=nn.Linear(8, 2),
+    )
+    with torch.no_grad():
+        for bias, dead in ((net.bn.bias, 3), (net.fc.bias, 2)):
+            bias[:dead], bias[dead:] = -50, 50
+    for name in frozen:
+        net.get_submodule(name).requires_grad_(False)
+    optimizer, found = sgd(net, 0.0), []
+    with Observer(net, optimizer) as observer:
+        for step in range(4):
+            if step == 2:
+                net.requires_grad_(True)
+            net(images(step)).square().mean().backward()
+            optimizer.step()
+            found.append({path: one.dead_fraction for path, one in observer.readings().items()})
+    fc = None if "fc" in frozen else 2 / 8
+    assert found[1] == {"bn": None, "fc": fc, "last": None}
+    assert found[3] == {"bn": 3 / 6, "fc": 2 / 8, "last": None}

@@ -422,6 +422,66 @@ def test_updates_that_are_no_optimizers_are_told_of_once_and_take_no_memory():
     assert max(sizes) == sizes[0]
 
 
+def evaluate(net, optimizer):
+    net.eval()
+    loss_of(net, 9).backward()  # without no_grad
+    optimizer.zero_grad()
+    net.train()
+
+
+def in_eval_mode(net, optimizer):
+    net.eval()
+    plain_steps(net, optimizer, range(2))
+    net.train()
+
+
+@torch.no_grad()
+def validate(net, optimizer):
+    net.eval()
+    loss_of(net, 9)
+    net.train()
+    optimizer.step()
+
+
+EVALUATIONS = {
+    "steps in eval mode": ([in_eval_mode], True),
+    "after steps that train": ([plain_steps, None, in_eval_mode], True),
+    "beside steps that train": ([evaluate, plain_steps, evaluate, in_eval_mode], False),
+    "an evaluation alone": ([plain_steps, None, evaluate], False),
+    "without gradients": ([validate], False),
+    "norms in eval mode": ([lambda net, o: net[1].eval(), plain_steps], False),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_steps_in_eval_mode_are_told_of_once(name, known):
+    net, (calls, told) = network(), EVALUATIONS[name]
+    optimizer = sgd(net.parameters())
+    caught = []
+    with Observer(net, optimizer if known else None) as observer:
+
+        def told_of():
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                observer.readings()
+            caught.extend(str(one.message) for one in found if "eval mode" in str(one.message))
+            return len(caught)
+
+        for call in calls:
+            if call is None:
+                assert told_of() == 0
+            elif call is plain_steps:
+                call(net, optimizer, range(2))
+            else:
+                call(net, optimizer)
+        assert told_of() == (told and known)
+        for _ in range(2):
+            in_eval_mode(net, optimizer)
+            assert told_of() == known
+    assert all("Observer: 2 steps of the optimizer" in text for text in caught)
+
+
 def test_parts_of_a_net_called_without_end_take_no_memory():
     net = network()
     with Observer(net, sgd(net.parameters())) as observer:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from analysis.examining.asked_responses import AskedResponses
-from analysis.measuring.dataflow import Pairing, Relus
 from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
 from analysis.measuring.responses import Response, Responses
@@ -18,6 +17,8 @@ from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
 from analysis.observing.watched_layers import Layer
 from analysis.summing.side_stream import SideStream
 from analysis.summing.step_sums import Values
+from analysis.tracing.autograd_graph import Graph
+from analysis.tracing.pairing import Pairing
 from nets.modules.network import Network
 
 Extra = Callable[[Tensor], Tensor]
@@ -68,16 +69,17 @@ class ForwardHooks:
         self._asked = AskedResponses(also, names)
         self.scale: Tensor | None = None  # by which the loss of the step under way was multiplied
         # of a network that is not ours
-        self._pairing = None if isinstance(net, Network) else Pairing(pairs)
+        self._graph = Graph()
+        self._pairing = None if isinstance(net, Network) else Pairing(pairs, self._graph)
         self._feeders = {
             row.path
             for row in layers
             if row.chosen and self._pairing and isinstance(net.get_submodule(row.path), FEEDERS)
         }
-        self._relus = Relus()
         self._shares: list[tuple[str, int, Tensor]] = []  # of dead channels, if a relu follows
         self._insides: list[NormActivation] = []
         self._read_inside: set[str] = set()  # norms under way that have been read
+        self.modes: set[bool] = set()  # of forwards with gradients, training or not
         self.passed: str | None = None  # why forwards of this step were not read, if any
 
     def __bool__(self) -> bool:
@@ -91,7 +93,10 @@ class ForwardHooks:
 
     def trains(self) -> bool:
         """Say whether a forward that runs now would be one of training, and can be read."""
-        if not (self._net.training and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled():
+            return False
+        self.modes.add(self._net.training)
+        if not self._net.training:
             return False
         why = why_unreadable()
         self.passed = why or self.passed
@@ -124,11 +129,11 @@ class ForwardHooks:
 
         `ended` says whether the one under way is over, or goes on with another forward.
         """
-        self._relus.settle()
+        self._graph.settle()
         if self._pairing:
             self._pairing.prune()
         for path, slot, share in self._shares:
-            if self._relus.follows(path):
+            if self._graph.follows(path):
                 self._responses.share(slot, share)
         self._shares.clear()
         own, self._own = self._own, []
@@ -145,6 +150,7 @@ class ForwardHooks:
 
     def settle(self) -> bool:
         """Say at the end of a step whether its forwards showed other `pairs`."""
+        self._graph.look()
         return self._pairing is not None and self._pairing.settle()
 
     def _attach(self) -> None:
@@ -194,7 +200,7 @@ class ForwardHooks:
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self._net and why_unreadable() is None:
             self._responses.end_forward()
-            self._relus.end_forward(output)
+            self._graph.end_forward(output)
             if self._pairing and output is not None:
                 self._pairing.end_forward()
 
@@ -211,10 +217,13 @@ class ForwardHooks:
                 return
             if len(self._responses) >= FORWARDS * len(self._layers):
                 self._put_away()
-            if self._pairing and is_fed:
-                self._pairing.take(layer.path, next(iter((*args, *kwargs.values())), None))
-            if self._pairing and feeds and self._pairing.give(layer.path, output):
-                return  # its norm's output is read
+            if self._pairing:
+                if is_fed:
+                    taken = next(iter((*args, *kwargs.values())), None)
+                    self._pairing.take(layer.path, taken, output)
+                self._graph.reach(output)
+                if feeds and self._pairing.give(layer.path, output):
+                    return  # its norm's output is read
             if not self._chosen(layer):
                 return
             if layer.path in self._read_inside:
@@ -255,15 +264,17 @@ class ForwardHooks:
 
     def _look_for_dead(self, source: nn.Module, path: str, slot: int, x: Tensor) -> None:
         """Note the share of dead channels if a relu follows, or if that is still to be seen."""
-        follows, axis = self._relus.follows(path), channel_axis(source, x)
+        follows, axis = self._graph.follows(path), channel_axis(source, x)
         if axis is None or follows is False or not x.numel():
             return
+        if follows is None and x.grad_fn is None:
+            return  # frozen: what takes it is not in the graph
         # now, for others may work on it in place
         share = dead_fractions([by_channel(x.detach(), axis)], self._responses.known)
         if follows:
             self._responses.share(slot, share)
         else:
-            self._relus.note(path, x)
+            self._graph.note(path, x)
             self._shares.append((path, slot, share))
 
     def _can_read(self, output: Tensor) -> bool:
@@ -271,7 +282,8 @@ class ForwardHooks:
         if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
             self.passed = f"that give a {kind.__name__}"
             return False
-        return output.is_floating_point() and output.layout is torch.strided
+        entries = output.numel() > 0  # else its mean is undefined
+        return entries and output.is_floating_point() and output.layout is torch.strided
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -34,6 +34,10 @@ _UNSEEN = (
     "{} training forwards, but no step of the optimizer was seen, so nothing was read; give the "
     "optimizer that updates the network, a torch.optim.Optimizer, or None"
 )
+_EVALUATING = (
+    "{} steps of the optimizer, and in those to be read no forward but in eval mode, so nothing was"
+    " read; call the network's train() before them (modules inside it may stay in eval mode)"
+)
 
 
 class Observer(StepReader):
@@ -96,7 +100,8 @@ class Observer(StepReader):
             vary.
             "activation_gradient": std over entries and L2 norm of the gradients that arrive at a
             layer's output, `extra["activation_gradient_std"]` and `["activation_gradient_norm"]`,
-            in units of loss per response; a GradScaler's scale is taken out.
+            in units of loss per response; a GradScaler's scale is taken out. Every backward pass
+            through an output counts for itself, those of `torch.autograd.grad` too: their mean.
             "gradient_histogram", "update_histogram": of the entries of a layer's gradients, as the
             optimizer sees them, and of its steps; see `histograms`.
             "gradient_norm_before_clipping": see the property.
@@ -197,6 +202,7 @@ class Observer(StepReader):
         self._close()
         if self.all_ranks and together():
             self._watched.window.take_in_all_ranks(next(self.net.parameters()).device)
+        self._doubt_eval_mode()
         if self._watched.window or not self._last:
             self._last = self._watched.window.readings(self.edited)
             self._last_norms = self._watched.window.norms()
@@ -321,6 +327,13 @@ class Observer(StepReader):
         self._begin_step()
         self.step = state["step"]
         self._prepare()
+
+    def _doubt_eval_mode(self) -> None:
+        """Tell of steps that were all made of forwards in eval mode."""
+        modes, steps = self._watched.hooks.modes, self.step - self._window_start
+        if steps and modes == {False} and not self._watched.window:
+            self._doubt("eval", _EVALUATING.format(steps))
+        modes.clear()
 
     def _doubt_silent_layers(self) -> None:
         """Name layers that have gradients and no response, where others have one."""

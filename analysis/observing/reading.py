@@ -39,12 +39,13 @@ class LayerReading:
     A layer is the module at a path. The reading of a normalisation covers the convolution or
     linear layer whose very output it takes, if that feeds nothing but this normalisation: the
     response is what comes after both, before an activation that the normalisation carries; the
-    parameters are theirs. In a network that is not ours the forward passes show it, and each module
-    that holds parameters of its own is a layer: attention with its projections, a parametrized
-    layer with its parametrization, a module with its lists of parameters, the network itself ("")
-    with what it holds directly. A parameter that two modules share is read in both. Of an output
+    parameters are theirs. In a network that is not ours the forward passes show it (what else takes
+    the output, the autograd graph, once a gradient reaches it), and each module that holds
+    parameters of its own is a layer: attention with its projections, a parametrized layer with its
+    parametrization, a module with its lists of parameters, the network itself ("") with what it
+    holds directly. A parameter that two modules share is read in both. Of an output
     of several parts the first is the response.
-    Statistics of the forward pass are of training forwards, of several calls in a step the mean;
+    Statistics of the forward pass are of training forwards, the mean of all calls in these steps;
     numbers without a unit are ratios.
 
     Args:
@@ -54,7 +55,8 @@ class LayerReading:
         response_mean: mean of the output, over batch, channels and positions; in its units.
         response_std: standard deviation of the output over all of them, in its units (He et al.
             2015, arXiv 1512.03385, figure 7: after BatchNorm, before the non-linearity; a block's
-            own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)).
+            own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)). Squares are
+            of float32: below 1e-17 it is too small, above 1e17 infinite.
         gradient_norm: root mean square of the gradient's entries, ||g|| / sqrt(size), so that large
             layers compare with small ones; in units of loss per weight, as the optimizer sees it:
             unscaled, after clipping.
@@ -67,8 +69,10 @@ class LayerReading:
             2017, arXiv 1708.03888).
         dead_fraction: share of channels in [0, 1] whose relu gives 0 for the whole batch (Lu et al.
             2019, arXiv 1903.06733); None where no relu follows. In a network that is not ours it
-            must take the response itself, each time; None also where activations are checkpointed
-            and where a relu works in place on a view.
+            must take the response itself, each time; None also where a relu works in place on a
+            view, until a gradient first reaches the response (not in frozen layers at the net's
+            entrance), and of the last layer of a part that the network's graph does not hold: one
+            that is called by itself, detached, or checkpointed with use_reentrant=True.
         residual_ratio: std(F(x)) / std(x), a block's branch, before any is dropped, against the
             shortcut it is added to (De and Smith 2020, arXiv 2002.10444, section 3: in deep nets
             with BatchNorm it falls with depth); None in a network that is not ours.

@@ -11,13 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from analysis.examining.layer_choice import LayerChoice, as_predicate
 from analysis.examining.requests import HISTOGRAMS
-from analysis.measuring.dataflow import Pairing
-from analysis.measuring.norm_layers import FEEDERS, is_norm
+from analysis.measuring.norm_layers import FEEDERS, first_of, is_norm
 from analysis.measuring.update_ratios import ParameterReader
 from analysis.observing.forward_hooks import Extra, ForwardHooks
 from analysis.observing.hooks import Hooks
 from analysis.observing.watched_layers import Layer, certain_pairs, paired, parameters_of, rows_of
 from analysis.observing.window import Window
+from analysis.tracing.autograd_graph import Graph
+from analysis.tracing.pairing import Pairing
 from nets.modules.network import Network
 
 _OF_PARAMETERS = ("gradient_norm", "weight_norm", "update_ratio")
@@ -93,7 +94,7 @@ class WatchedNetwork:
         layers = list(zip(self.rows, self._sources))
         same = {row.path for row, one in layers if modules.get(row.path) is one}
         pairs = {n: path for n, path in self.hooks.pairs.items() if same.issuperset((n, path))}
-        listened, passed = self.hooks.on, self.hooks.passed
+        listened, passed, modes = self.hooks.on, self.hooks.passed, self.hooks.modes
         self.hooks.listen(False)
         self.parameters.unwatch()
         given = self.statistics, self._chosen, *self._callbacks
@@ -104,7 +105,7 @@ class WatchedNetwork:
         slots = [None if at is None else at * len(width) + k for at in places for k in width]
         again.window = self.window
         again.window.rearrange(again.rows, slots)
-        again.hooks.passed = passed
+        again.hooks.passed, again.hooks.modes = passed, modes
         again.hooks.listen(listened)
         return again
 
@@ -123,12 +124,13 @@ def chosen_of(rows: Sequence[Layer], net: nn.Module, layers: LayerChoice) -> lis
 def layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
     """Give the layers of a network, in one that is not ours as the forwards of `run` show them."""
     rows = rows_of(net)
-    pairing, hooks = Pairing(certain_pairs(net, rows)), Hooks()
+    graph, hooks = Graph(), Hooks()
+    pairing = Pairing(certain_pairs(net, rows), graph)
 
     def look(path: str, module: nn.Module) -> None:
         def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if is_norm(module):
-                pairing.take(path, next(iter((*args, *kwargs.values())), None))
+                pairing.take(path, next(iter((*args, *kwargs.values())), None), first_of(output))
             if isinstance(module, FEEDERS):
                 pairing.give(path, output)
 
@@ -136,6 +138,7 @@ def layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
 
     for row in () if isinstance(net, Network) else rows:
         look(row.path, net.get_submodule(row.path))
+    hooks.after(net, lambda module, args, output: graph.end_forward(output))
     try:
         run()
     finally:

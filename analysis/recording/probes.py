@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from analysis.measuring.norm_layers import NormActivation, channel_axis, first_of
 from analysis.observing.hooks import Hooks
@@ -223,17 +224,20 @@ def _read_outputs(
             if inside:  # read before the activation that the norm carries
                 found[path] = inside.pop()
             elif isinstance(output, Tensor) and output.is_floating_point():
-                found[path] = read(module, output)
+                found[path] = read(module, output.detach())
 
         if not isinstance(net, Network) and NormActivation.suits(module):
-            hooks.inside(NormActivation(module, lambda x: inside.append(read(module, x))))
+            hooks.inside(NormActivation(module, lambda x: inside.append(read(module, x.detach()))))
         hooks.after(module, keep)
 
     def run() -> None:
         try:
             for row in rows_of(net):
                 attach(row.path, net.get_submodule(row.path))
-            net(inputs)
+            # in a network that is not ours a graph shows what the layers are; it keeps no tensors
+            keeping = saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0))
+            with keeping, torch.set_grad_enabled(not isinstance(net, Network)):
+                net(inputs)
         finally:
             hooks.remove()
 
