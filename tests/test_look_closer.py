@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 from runs import csv_rows, refusal_of, short_run
 
 import run
-from analysis import read_history
-from policies import Periodic
+from analysis import Record, read_history
+from nets import Action, Initializer, VarianceTransfer, Widen
+from policies import Periodic, Policy
 from training.asking.look_closer import look_closer
 from training.running.loop import train
 
@@ -76,6 +79,25 @@ def test_where_another_step_was_taken_it_is_said(grown, tmp_path):
     assert look_closer(str(other), 0, 3).endswith("the run's own is not known")
     (other / "losses.csv").unlink()
     assert look_closer(str(other), 0, 2).endswith("the run's own steps is not known")
+
+
+@dataclass(frozen=True)
+class Rescaling(Policy):
+    """Widens once, by an initializer of its own."""
+
+    how: Initializer = VarianceTransfer()
+
+    def decide(self, history: Sequence[Record]) -> Sequence[Action]:
+        return [Widen("stage1.block1", 1, initializer=self.how)] if len(history) == 1 else []
+
+
+def test_initializers_of_settings_and_policy_are_those_of_the_run(tmp_path):
+    how: dict[str, Any] = {"initializer": VarianceTransfer(), "epochs": 0.1, "records": 3}
+    policy = Rescaling(VarianceTransfer(rescale=False))
+    train(short_run(tmp_path, policy, **how), lambda line: None)
+    growth, *_ = [record.step for record in read_history(tmp_path) if record.applied]
+    told = look_closer(str(tmp_path), growth - 1, 3)  # from the first step, across the growth
+    assert told.endswith("these are the run's own steps")
 
 
 def test_the_command(grown, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import isclose, isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from analysis.recording.phrases import number
 from analysis.showing.tables import markdown, to_csv
 from nets.checks import check_count
 from training.asking.inspect_run import history_of
+from training.asking.recorded_settings import told_of
 from training.computing.torch_settings import own_process
 from training.data.identity import check_same_data
 from training.deciding.refusals import Decision
 from training.keeping.checkpoint import load_checkpoint
-from training.keeping.run_folder import binding, read_config
 from training.keeping.run_state import Run
 from training.running.decide_and_grow import grow_run
 from training.running.prepare import prepare
 from training.running.resume import revived
-from training.settings.train_settings import Common, Train
 from training.stepping.step import take_step
 
 READ = tuple(name for name in ALSO if name not in HISTOGRAMS)
@@ -56,10 +55,8 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
     if after >= history[-1].step:
         raise ValueError(f"after must be below {history[-1].step}, the last step, got {after}")
     until = min(after + steps, history[-1].step)
-    config = read_config(folder)
-    names = [*(item.name for item in fields(Common) if item.name in config), "seed"]  # no policy
-    settings = Train(**{name: config[name] for name in names}, out=str(folder))
-    kept = _latest(folder, after, binding({name: config[name] for name in names}))
+    recorded = told_of(folder)
+    settings, kept = recorded.settings, _latest(folder, after, recorded.identity)
     with own_process(settings):
         prepared = replace(prepare(settings), first=history[0].architecture)  # as its policy began
         check_same_data(folder, prepared.data)
@@ -67,7 +64,12 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
         begun = again.progress.step
         how: Any = {"step": begun, "from_step": after, "to_step": until, "also": READ}
         again.observer = Observer(again.net, again.optimizer, **how)
-        rows, numbers = _taken(again, history, until, kept[0].parent.name == "growth")
+        done = {
+            record.step: replace(record, applied=recorded.done(record, folder))
+            for record in history
+            if begun <= record.step < until
+        }
+        rows, numbers = _taken(again, done, until, kept[0].parent.name == "growth")
     path = folder / "closer" / f"step{after:07d}.csv"
     path.parent.mkdir(exist_ok=True)
     write_whole(path, to_csv(numbers))
@@ -88,13 +90,13 @@ def _latest(folder: Path, after: int, identity: dict[str, Any]) -> Kept:
 
 
 def _taken(
-    run: Run, history: list[Record], until: int, grows: bool
+    run: Run, records: Mapping[int, Record], until: int, grows: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Take the steps up to one; give what those that are read did, in short and in full.
 
-    `grows` says that the state is that before a recorded growth.
+    `records` are those before the last step; `grows` says that the state is that before a recorded
+    growth.
     """
-    records = {record.step: record for record in history}
     rows, numbers = [], []
     with run.observer:
         if grows:
