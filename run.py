@@ -117,8 +117,8 @@ def _train(chosen: Namespace) -> int:
     if not first:
         return 0
     print(f"validation {result_of(summary)}, {summary['parameters']:,} parameters")
-    if summary["test_accuracy"] is not None:
-        print(f"test accuracy {summary['test_accuracy']:.2%}")
+    if summary["test_readings"]:
+        print(f"test {result_of(summary, 'test')}")
     print(f"{settings.folder}; look at it with: tensorboard --logdir {settings.folder}")
     return 0
 

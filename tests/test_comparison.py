@@ -448,12 +448,17 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
     cells = {"static": Cell(Never()), "growing": Cell(Periodic())}
     lines: list[str] = []
     settings = small(tmp_path, data="sine", net="mlp-8", epochs=1, cells=cells, seeds=[0])
-    table = compare(replace(settings, final=True), lines.append).text
+    assert "test set" not in compare(settings, lines.append).text
+    table = compare(replace(settings, final=True), quiet).text
     assert "validation loss" in table
     assert "accuracy %" not in table
     assert lines[0] == "augmentation: none (--augment auto)"
     assert "  loss 0." in lines[1]
     assert [row["validation_accuracy"] for row in rows_of(tmp_path)] == ["", ""]
+    assert "2 of 2 runs have read the test set: its losses are in comparison.csv; a regr" in table
+    for row in rows_of(tmp_path):
+        summary = json.loads((tmp_path / row["run"] / "seed0" / "summary.json").read_text())
+        assert float(row["test_loss"]) == summary["test_loss"]
 
 
 def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys, opened):

@@ -247,6 +247,15 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
     assert 0 < summaries[0]["test_accuracy"] < 1
 
 
+def test_final_tells_a_regressions_test_loss(tmp_path, capsys):
+    words = f"train --data sine --net mlp-8 --epochs 1 --records 1 --device cpu --out {tmp_path}"
+    assert called(words.split()) == 0
+    assert "test " not in capsys.readouterr().out
+    assert called([*words.split(), "--resume", "--final"]) == 0
+    loss = json.loads((tmp_path / "summary.json").read_text())["test_loss"]
+    assert f"\ntest loss {loss:.4g}\n" in capsys.readouterr().out
+
+
 def test_inspect_tells_what_grew_and_shows_the_layers(first, monkeypatch, capsys):
     folder, _ = first
     monkeypatch.setattr("analysis.showing.history_pictures.draw", lambda *histories: {})

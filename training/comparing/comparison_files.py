@@ -22,7 +22,7 @@ from training.settings.compare_settings import Compare
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
 _COLUMNS += ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-_COLUMNS += ("test_accuracy",)
+_COLUMNS += ("test_loss", "test_accuracy")
 _JUDGED = ("regret", "flops_to_reference", "seconds_to_reference", "transient")
 
 Runs = Mapping[tuple[str, int], Finished]
