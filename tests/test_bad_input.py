@@ -146,7 +146,7 @@ CASES = [
     (TRAIN + "--start.depth 2", "Option 'depth' is not accepted"),
     (TRAIN + "--device cuda:99", "device must be auto, cpu or an available GPU, got 'cuda:99'"),
     (TRAIN + "--net wrn-16-0", "net must be one of resnet8, "),
-    (TRAIN + "--net mlp-0", "width of stage1.block1 must be at least 1, got 0"),
+    (TRAIN + "--net mlp-0", "net must be mlp-W of at least 1 unit, got 'mlp-0'"),
     (TRAIN + f"--net mlp-{10**20}", f"net must have numbers below 100000, got 'mlp-{10**20}'"),
     (TRAIN + f"--net wrn-{10**9}-1", "net must have numbers below 100000"),
     (

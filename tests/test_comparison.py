@@ -423,7 +423,7 @@ def test_a_comparison_with_other_settings_is_refused_and_nothing_is_touched(
         ({"data": "folder:/nowhere"}, "must name an existing folder, got '/nowhere'"),
         ({"batch_size": 1296}, "batch_size must be at most 1295"),
         ({"device": "tpu"}, "device must be auto, cpu or an available GPU"),
-        ({"data": "sine"}, "image must be"),
+        ({"data": "sine"}, "net must be mlp-W for sine, got 'resnet8'"),
         ({"seeds": [0, -1]}, "seed must be at least 0, got -1"),
         ({"cells": {"a": Cell(Never(), lr=-1.0)}}, "lr must be above 0 and finite, got -1.0"),
         ({"cells": {"a": Cell(Never(), schedule="step")}}, "schedule must be one of"),

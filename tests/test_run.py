@@ -476,7 +476,10 @@ REFUSED = [
     ("--data folder:differing", "must hold the same classes; only in train: b; only in test: c"),
     ("--data folder:spoilt", "spoilt/train/b/1.png is no image that can be read"),
     ("--data mnist --data_dir nowhere", "mnist is not in nowhere and cannot be downloaded"),
-    ("--data sine", "image must be"),
+    (
+        "--data sine",
+        r"net must be mlp-W for sine, got 'resnet8': .* image must be .*, not [(]1,[)]",
+    ),
 ]
 
 

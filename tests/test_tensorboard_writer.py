@@ -141,6 +141,7 @@ def test_curves_over_flops_go_on_where_a_run_is_resumed(tmp_path):
         board.record(each)
     board.flush()
     board = Board(tmp_path, purge_step=21, kept=history[:2])
+
     def shown():
         return [step for step, _ in scalars_of(tmp_path)["loss_over_MFLOPs/train"]]
 
