@@ -19,6 +19,7 @@ import training.stepping.step
 from analysis import read_history
 from policies import Never, Periodic, Plateau
 from training.comparing.comparison import Outcome, compare
+from training.comparing.dry_run import forecast
 from training.comparing.jobs import job_of
 from training.running.loop import train
 from training.settings.compare_settings import Cell, Compare
@@ -339,6 +340,26 @@ def test_a_dry_run_prints_the_matrix_and_writes_nothing(tmp_path, capsys):
     assert all(float(row[8]) > 0 for row in rows)
     assert "8 runs, about " in output
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("only", "seeds", "workers", "told"),
+    [
+        (["static"], [0], 2, "5 s of work, 5 s on 1 at a time"),
+        (["static"], [0, 1], 4, "10 s of work, 5 s on 2 at a time"),
+        (["static", "growing"], [0], 2, "25 s of work, 20 s on 2 at a time"),
+        (["static", "growing"], [0, 1, 2, 3], 2, "100 s of work, 50 s on 2 at a time"),
+        (["growing", "again"], [0, 1], 4, "80 s of work, 40 s on 4 at a time"),
+        (["again"], [0], 4, "20 s of work, 20 s on 1 at a time"),
+    ],
+)
+def test_a_dry_run_divides_no_run(tmp_path, monkeypatch, only, seeds, workers, told):
+    seconds = {"static": 5.0, "growing": 20.0, "again": 20.0}
+    row = "training.comparing.dry_run._row"
+    monkeypatch.setattr(row, lambda _, job, *rest: ([""] * 9, seconds[job.row]))
+    cells = {**CELLS, "again": Cell(scratch="growing")}
+    how = {"cells": cells, "only": only, "seeds": seeds, "workers": workers}
+    assert told in forecast(small(tmp_path, **how))
 
 
 @pytest.mark.parametrize(

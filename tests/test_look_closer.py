@@ -85,7 +85,7 @@ def test_where_another_step_was_taken_it_is_said(grown, tmp_path):
 class Rescaling(Policy):
     """Widens once, by an initializer of its own."""
 
-    how: Initializer = VarianceTransfer()
+    how: Initializer
 
     def decide(self, history: Sequence[Record]) -> Sequence[Action]:
         return [Widen("stage1.block1", 1, initializer=self.how)] if len(history) == 1 else []
