@@ -158,12 +158,17 @@ def _inspect(chosen: Namespace) -> int:
     if chosen.after is not None:
         from training.asking.look_closer import look_closer
 
+        _check_left_out(chosen, "with --after", "record", "reference", "out", "csv")
         _check_alone("inspect --after")
-        print(look_closer(chosen.run, chosen.after, chosen.steps))
+        print(look_closer(chosen.run, chosen.after, 50 if chosen.steps is None else chosen.steps))
         return 0
     from training.asking.inspect_run import inspection
 
-    print(inspection(chosen.run, chosen.record, chosen.reference, chosen.out, chosen.csv))
+    _check_left_out(chosen, "without --after", "steps")
+    if chosen.csv:
+        _check_left_out(chosen, "with --csv", "record", "reference", "out")
+    record = -1 if chosen.record is None else chosen.record
+    print(inspection(chosen.run, record, chosen.reference, chosen.out, chosen.csv))
     return 0
 
 
@@ -194,6 +199,13 @@ def _branch(chosen: Namespace) -> int:
         return 130
     print(f"\n{text}")
     return 0
+
+
+def _check_left_out(chosen: Namespace, where: str, *names: str) -> None:
+    """Raise a ValueError if one of the options was given, where it would do nothing."""
+    for name in names:
+        if chosen[name] is not None and chosen[name] is not False:
+            raise ValueError(f"{name} must be left out {where}, got {chosen[name]}")
 
 
 def _check_alone(command: str) -> None:

@@ -529,6 +529,13 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
         ),
         (["inspect", "tiny", "--record", "3"], "record must be from 0 to 2, or negative, got 3"),
         (["inspect", "tiny", "--record", "x"], "record must be an integer, got 'x'"),
+        (["inspect", "tiny", "--steps", "5"], "steps must be left out without --after, got 5"),
+        *(
+            (["inspect", "tiny", *given, name, "0"], f"{name[2:]} must be left out with .*, got 0")
+            for given in (["--after", "1"], ["--csv"])
+            for name in ("--record", "--reference", "--out")
+        ),
+        (["inspect", "tiny", "--after", "1", "--csv"], "csv must be left out with --after"),
         (["inspect", "tiny", "--reference", "nowhere"], "history must be .*, got nowhere"),
         (
             ["inspect", "tiny", "--out", "tiny/config.yaml"],
