@@ -323,6 +323,25 @@ def test_the_test_set_is_read_when_it_is_asked_for(tmp_path, whole, opened):
     assert all(0 < float(row["test_accuracy"]) < 1 for row in rows_of(tmp_path))
 
 
+def test_a_copy_that_lacks_files_is_judged_without_them(tmp_path, whole, opened):
+    whole.copy(tmp_path)
+    (tmp_path / "environment.json").unlink()
+    run_of = tmp_path / "static" / "seed0"
+    for text in ("{", "[]", '{"cores": [2]}'):
+        (run_of / "environment.json").write_text(text)
+        compare(small(tmp_path), quiet)
+        page = (tmp_path / "report.html").read_text()
+        assert f"not known: {tmp_path}/environment.json is missing or damaged" in page
+    (run_of / "environment.json").unlink()
+    assert "unknown processor" in compare(small(tmp_path), quiet).text
+    before = bytes_of(tmp_path / "_comparison")
+    (run_of / "config.yaml").unlink()
+    text = compare(small(tmp_path), quiet).text
+    assert text.endswith(f"_comparison is left as it was: {run_of / 'config.yaml'} is missing")
+    assert bytes_of(tmp_path / "_comparison") == before
+    assert not opened
+
+
 def test_a_dry_run_prints_the_matrix_and_writes_nothing(tmp_path, capsys):
     cells = {**CELLS, "again": Cell(scratch="growing"), "elsewhere": Cell(yoked="growing")}
     plain = {name: settings_to_dict(cell) for name, cell in cells.items()}

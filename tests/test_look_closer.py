@@ -111,6 +111,10 @@ def test_the_command(grown, capsys):
     last = read_history(grown)[-1].step
     told = f"after must be below {last}, the last step, got {last}"
     assert refusal_of(capsys, ["inspect", grown, "--after", last]) == told
+    (place := grown / "closer" / "step0000001.csv").unlink()
+    place.mkdir()
+    told = f"run: {place} cannot be written: Is a directory"
+    assert refusal_of(capsys, ["inspect", grown, "--after", 1]) == told
     assert "steps must be at least 1, got 0" in refusal_of(
         capsys, ["inspect", grown, "--after", 1, "--steps", 0]
     )

@@ -525,7 +525,7 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
         (["inspect"], "required: .*run"),
         (
             ["inspect", "nowhere"],
-            "history must be a history.jsonl file or a run folder, got nowhere",
+            "run must be a history.jsonl file or a run folder, got nowhere",
         ),
         (["inspect", "tiny", "--record", "3"], "record must be from 0 to 2, or negative, got 3"),
         (["inspect", "tiny", "--record", "x"], "record must be an integer, got 'x'"),
@@ -536,7 +536,7 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
             for name in ("--record", "--reference", "--out")
         ),
         (["inspect", "tiny", "--after", "1", "--csv"], "csv must be left out with --after"),
-        (["inspect", "tiny", "--reference", "nowhere"], "history must be .*, got nowhere"),
+        (["inspect", "tiny", "--reference", "nowhere"], "reference must be .*, got nowhere"),
         (
             ["inspect", "tiny", "--out", "tiny/config.yaml"],
             "out: tiny/config.yaml cannot be written: File exists",
@@ -544,7 +544,11 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
         (["replay", "tiny"], "required: .*policy"),
         (["replay", "tiny", "--policy", "Foo"], f"policy must be one of {POLICIES}, .* got 'Foo'"),
         (["replay", "tiny", "--policy", "StochasticDepth"], "needs the probe 'importance'"),
-        (["replay", "nowhere", "--policy", "Never"], "history must be .*, got nowhere"),
+        (["replay", "nowhere", "--policy", "Never"], "runs must be .*, got nowhere"),
+        *(
+            ([*words, "--policy", "Yoked", "--policy.run", "nope"], "policy.run must be .*nope")
+            for words in (["train"], ["replay", "tiny"])
+        ),
         (
             ["replay", "tiny", "--policy", "mine.Wrong"],
             "policy Wrong must return a sequence of actions",

@@ -116,7 +116,7 @@ def numbers_of(at: int | str | None) -> Sequence[int] | str | None:
 
 def _points(run: Path) -> list[BranchPoint]:
     """Give all growth steps of a run whose state it kept."""
-    history = read_history(run)
+    history = read_history(run, name="run")
     told = told_of(run)
     rest = told.settings, told.identity, told.policy
     points = [BranchPoint(run, record, *rest) for record in history]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isclose, isfinite, isnan, nan
 from pathlib import Path
@@ -64,18 +65,29 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
         begun = again.progress.step
         how: Any = {"step": begun, "from_step": after, "to_step": until, "also": READ}
         again.observer = Observer(again.net, again.optimizer, **how)
+        path = folder / "closer" / f"step{after:07d}.csv"
         done = {
             record.step: replace(record, applied=recorded.done(record, folder))
             for record in history
             if begun <= record.step < until
         }
+        with _writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
         rows, numbers = _taken(again, done, until, kept[0].parent.name == "growth")
-    path = folder / "closer" / f"step{after:07d}.csv"
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, to_csv(numbers))
+    with _writing(path):
+        write_whole(path, to_csv(numbers))
     agreed = _agreement(folder, {row["step"]: row["loss"] for row in rows})
     told = f"steps {after + 1} to {until}, taken again from step {begun}; all numbers in {path}"
     return f"{told}\n\n{markdown(_HEADER, map(_cells, rows))}\n\n{agreed}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise a ValueError for every OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"run: {path} cannot be written: {error.strerror}") from None
 
 
 def _latest(folder: Path, after: int, identity: dict[str, Any]) -> Kept:
