@@ -141,7 +141,8 @@ def _compare(chosen: Namespace) -> int:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code
     print(f"\n{outcome.text}\n")
-    print(f"{settings.folder}/report.html; or: tensorboard --logdir {settings.folder}")
+    if (report := settings.folder / "report.html").exists():  # else no run has finished
+        print(f"{report}; or: tensorboard --logdir {settings.folder}")
     for line in outcome.failures:
         complain(line)
     return 1 if outcome.failures else 0

@@ -518,6 +518,20 @@ def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys,
     assert not opened
 
 
+def test_the_command_names_no_report_before_there_is_one(tmp_path, monkeypatch, capsys):
+    def stuck(*_: Any) -> None:
+        raise OSError("no space")
+
+    words = f"compare --net resnet8 --epochs 0.1 --seeds [0] --only periodic --out {tmp_path / 'c'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.stepping.step, "train_step", stuck)
+        assert run.main([*words.split(), "--workers", "1", "--device", "cpu"]) == 1
+    output, errors = capsys.readouterr()
+    assert "OSError: no space" in errors
+    assert "Not run yet, or not to the end: " in output
+    assert "report.html" not in output
+
+
 def test_a_row_that_is_named_twice_is_planned_once(tmp_path):
     for only in ("static,growing, static", ["static", "growing", "static"]):
         assert small(tmp_path, only=only).chosen == ["static", "growing"]
