@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from runs import csv_rows, refusal_of, short_run
 
 import run
+import training.running.loop
+import training.stepping.step
 from analysis import Record, read_history
 from nets import Action, Initializer, VarianceTransfer, Widen
 from policies import Periodic, Policy
@@ -79,6 +82,28 @@ def test_where_another_step_was_taken_it_is_said(grown, tmp_path):
     assert look_closer(str(other), 0, 3).endswith("the run's own is not known")
     (other / "losses.csv").unlink()
     assert look_closer(str(other), 0, 2).endswith("the run's own steps is not known")
+
+
+def test_rates_are_near_those_of_a_run_that_had_seconds(tmp_path, monkeypatch):
+    """By a clock that goes on by a second a look, several of them at a record."""
+    looks, rates = count(), list[float]()
+    rate_of = training.stepping.step.learning_rate
+
+    def kept(*given: Any) -> float:
+        rates.append(rate_of(*given))
+        return rates[-1]
+
+    monkeypatch.setattr(training.running.loop, "perf_counter", lambda: float(next(looks)))
+    monkeypatch.setattr(training.stepping.step, "learning_rate", kept)
+    train(short_run(tmp_path, budget="seconds", epochs=30, records=5), lambda line: None)
+    own = list(rates)
+    rates.clear()
+    assert "these are the run's own steps" in look_closer(str(tmp_path), 0, 1)  # at the first rate
+    rates.clear()
+    told = look_closer(str(tmp_path), 0, len(own))
+    assert "the budget was in seconds: the rate of a step hung on its time, and only" in told
+    assert rates == pytest.approx(own, abs=0.02)
+    assert min(own) < 0.02 < 0.09 < max(own)
 
 
 @dataclass(frozen=True)

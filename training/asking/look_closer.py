@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isclose, isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from analysis import LayerReading, Observer, Record
 from analysis.examining.requests import ALSO, HISTOGRAMS
@@ -40,7 +42,8 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
 
     It goes on from the latest state that the run kept (growth/, checkpoint.pt), or from its first
     step, with the run's own batches, learning rates and growths: on the same machine the steps are
-    the run's. The last line says whether losses.csv agrees. Nothing of the run is changed.
+    the run's, and the last line says whether losses.csv agrees. With a budget in seconds the rates
+    are near the run's own: only the times of records are known. Nothing of the run is changed.
 
     Args:
         run: its folder; every number of every layer goes to its closer/stepN.csv.
@@ -73,10 +76,11 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
         }
         with _writing(path.parent):
             path.parent.mkdir(exist_ok=True)
-        rows, numbers = _taken(again, done, until, kept[0].parent.name == "growth")
+        seconds = _seconds(folder, again) if settings.budget == "seconds" else {}
+        rows, numbers = _taken(again, done, until, kept[0].parent.name == "growth", seconds)
     with _writing(path):
         write_whole(path, to_csv(numbers))
-    agreed = _agreement(folder, {row["step"]: row["loss"] for row in rows})
+    agreed = _agreement(folder, {row["step"]: row["loss"] for row in rows}, settings.budget)
     told = f"steps {after + 1} to {until}, taken again from step {begun}; all numbers in {path}"
     return f"{told}\n\n{markdown(_HEADER, map(_cells, rows))}\n\n{agreed}"
 
@@ -102,12 +106,16 @@ def _latest(folder: Path, after: int, identity: dict[str, Any]) -> Kept:
 
 
 def _taken(
-    run: Run, records: Mapping[int, Record], until: int, grows: bool
+    run: Run,
+    records: Mapping[int, Record],
+    until: int,
+    grows: bool,
+    seconds: Mapping[int, float],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Take the steps up to one; give what those that are read did, in short and in full.
 
     `records` are those before the last step; `grows` says that the state is that before a recorded
-    growth.
+    growth; `seconds` are those after steps, if the rate hangs on them.
     """
     rows, numbers = [], []
     with run.observer:
@@ -118,6 +126,7 @@ def _taken(
             take_step(run)
             run.untold = 0  # no losses are written
             step = run.progress.step
+            run.progress.seconds = seconds.get(step, run.progress.seconds)
             if due:
                 readings = run.observer.readings()
                 total, _, count = (run.window - before).tolist()
@@ -155,7 +164,19 @@ def _numbers(step: int, readings: Mapping[str, LayerReading]) -> list[dict[str, 
     ]
 
 
-def _agreement(folder: Path, losses: Mapping[int, float | None]) -> str:
+def _seconds(folder: Path, run: Run) -> dict[int, float]:
+    """Give the seconds after each step: known at records and in the state, between them a line."""
+    known = [(run.progress.step, run.progress.seconds)]
+    with suppress(OSError, LookupError, TypeError, ValueError):
+        with (folder / "metrics.csv").open(encoding="utf-8") as lines:
+            told = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(lines)]
+        known += [at for at in told if at[0] > known[0][0]]
+    steps, seconds = zip(*known)
+    every = range(steps[0], steps[-1] + 1)
+    return dict(zip(every, np.interp(every, steps, seconds).tolist()))
+
+
+def _agreement(folder: Path, losses: Mapping[int, float | None], budget: str) -> str:
     """Say whether the losses are those that the run wrote down."""
     path = folder / "losses.csv"
     if not path.exists():
@@ -165,10 +186,13 @@ def _agreement(folder: Path, losses: Mapping[int, float | None]) -> str:
     both = [(step, loss, told[step]) for step, loss in losses.items() if step in told]
     for step, loss, wanted in both:
         if not _same(nan if loss is None else loss, wanted):  # None: the step was skipped
+            why = "another machine, version or precision rounds else"
+            if budget == "seconds":
+                why = "the budget was in seconds: the rate of a step hung on its time, and only "
+                why += "those of records are known"
             return (
                 f"losses.csv has {wanted:.6g} at step {step}, not {number(loss)}: from there on "
-                "these are not the run's own steps (another machine, version or precision rounds "
-                "else)"
+                f"these are not the run's own steps ({why})"
             )
     if len(both) < len(losses):
         return "losses.csv lacks some of these steps: whether they are the run's own is not known"
