@@ -206,7 +206,8 @@ def _check_left_out(chosen: Namespace, where: str, *names: str) -> None:
     """Raise a ValueError if one of the options was given, where it would do nothing."""
     for name in names:
         if chosen[name] is not None and chosen[name] is not False:
-            raise ValueError(f"{name} must be left out {where}, got {chosen[name]}")
+            got = "true" if chosen[name] is True else chosen[name]
+            raise ValueError(f"{name} must be left out {where}, got {got}")
 
 
 def _check_alone(command: str) -> None:

@@ -380,6 +380,14 @@ def test_a_dry_run_divides_no_run(tmp_path, monkeypatch, only, seeds, workers, t
     how = {"cells": cells, "only": only, "seeds": seeds, "workers": workers}
     assert told in forecast(small(tmp_path, **how))
 
+    @dataclass(frozen=True)
+    class Local(Never):
+        """No other process could make it: its runs follow one another."""
+
+    how |= {"cells": {"static": Cell(Local())}, "only": None}
+    total = 5 * len(seeds)
+    assert f"{total} s of work, {total} s on 1 at a time" in forecast(small(tmp_path, **how))
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),

@@ -535,7 +535,10 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
             for given in (["--after", "1"], ["--csv"])
             for name in ("--record", "--reference", "--out")
         ),
-        (["inspect", "tiny", "--after", "1", "--csv"], "csv must be left out with --after"),
+        (
+            ["inspect", "tiny", "--after", "1", "--csv"],
+            "csv must be left out with --after, got true",
+        ),
         (["inspect", "tiny", "--reference", "nowhere"], "reference must be .*, got nowhere"),
         (
             ["inspect", "tiny", "--out", "tiny/config.yaml"],

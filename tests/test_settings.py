@@ -102,7 +102,7 @@ def test_a_comparison_that_makes_no_sense_is_refused(changes, message):
             ({"architecture": "a", name: 0.5}, f"start.{name} must be left out with start.architec")
             for name in ("width", "stream")
         ),
-        ({"architecture": "a", "blocks": None}, "start.blocks must be left out .*, got None"),
+        ({"architecture": "a", "blocks": None}, "start.blocks must be left out .*, got null"),
     ],
 )
 def test_a_start_out_of_its_range_is_refused(values, message):

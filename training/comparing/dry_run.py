@@ -10,6 +10,7 @@ import torch
 from analysis.showing.tables import markdown
 from nets import Architecture, build, cost, train_flops
 from training.comparing.comparison import check, spared
+from training.comparing.job_queue import stays_here
 from training.comparing.jobs import Job, jobs_of, workers_of
 from training.computing.budget import Budget
 from training.computing.learning_rate import batch_factor
@@ -53,7 +54,8 @@ def forecast(settings: Compare) -> str:
     total, count = sum(alone.values()) * len(settings.seeds), len(alone) * len(settings.seeds)
     told = f"{count} runs, about {total:.0f} s of work"
     if settings.engine == "pool":
-        workers, cells = min(workers_of(settings), count), settings.cells
+        here = any(stays_here(job) for job in jobs if job.row in alone)
+        workers, cells = 1 if here else min(workers_of(settings), count), settings.cells
         # No run is divided, and one of scratch or yoked waits for the run that it is made after.
         longest = max(alone[name] + alone.get(cells[name].source or "", 0) for name in alone)
         told += f", {max(total / workers, longest):.0f} s on {workers} at a time"

@@ -34,11 +34,10 @@ class Start:
             check_count("start.blocks", self.blocks)
         if self.architecture is not None:
             for name in ("width", "blocks", "stream"):
-                value = getattr(self, name)
-                if value != getattr(Start, name):
-                    raise ValueError(
-                        f"start.{name} must be left out with start.architecture, got {value}"
-                    )
+                if (value := getattr(self, name)) != getattr(Start, name):
+                    got = "null" if value is None else value
+                    told = f"start.{name} must be left out with start.architecture, got {got}"
+                    raise ValueError(told)
 
     def within(self, limit: Architecture) -> Architecture:
         """Give the net; a ValueError if it costs more than the limit or is made for other data."""
