@@ -227,6 +227,33 @@ def test_readings_are_of_all_processes(tmp_path):
         assert sum(abs(a - b) for a, b in zip(row, first[2][name])) <= 0.02 * sum(row)
 
 
+def observe_without_an_optimizer() -> None:
+    with distributed.joined():
+        net, optimizer = start()
+        batches, norms = batches_of(distributed.rank(), 2), []
+        also = "gradient_norm_before_clipping"
+        with Observer(model := wrapped(net), also=also) as observer:
+            for step in range(2):
+                optimizer.zero_grad()
+                inputs, targets = batches.batch(*divmod(step, batches.per_epoch))
+                LOSS(model(inputs.double()), targets).backward()
+                gradients = [p.grad.flatten() for p in net.parameters()]
+                norms.append([torch.cat(gradients).norm().item(), rms(gradients[-2:])])
+                optimizer.step()
+            head = observer.readings()["head"].gradient_norm
+        whole, last = torch.tensor(norms, dtype=torch.float64).mean(0).tolist()
+        assert observer.gradient_norm_before_clipping == pytest.approx(whole, rel=1e-6)
+        assert head == pytest.approx(last, rel=1e-6)
+
+
+def rms(tensors: list[Tensor]) -> float:
+    return torch.cat(tensors).square().mean().sqrt().item()
+
+
+def test_without_an_optimizer_gradients_are_read_reduced():
+    assert together(observe_without_an_optimizer) == [0, 0]
+
+
 def judge_a_part(folder: Path, count: int) -> None:
     with distributed.joined():
         seen: list[int] = []

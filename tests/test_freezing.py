@@ -410,6 +410,30 @@ def test_a_round_of_freezing_and_thawing_keeps_the_groups():
     ]
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_the_optimizer_never_held_stays_out_when_it_is_thawed(saved):
+    net = build(three_blocks())
+    held = [*net.head.parameters(), *net.stage1.block2.parameters()]
+    optimizer = torch.optim.AdamW(held, lr=0.01)
+    train(net, optimizer)
+    freeze = [Freeze("stem"), Freeze("stage1.block1", 2), Freeze("stage1.block2"), Freeze("stage2")]
+    thaw = [Unfreeze(action.target) for action in freeze]
+    expected = {id(p): name for name, p in net.named_parameters()}
+    expected = {expected[id(p)] for p in held}
+    for _ in range(2):
+        for actions in (freeze[:2], freeze[2:], [Widen("stage2.block1", 1)], thaw[2:], thaw[:2]):
+            grown = grow(net, actions, optimizer)
+            net, optimizer = grown.network, grown.optimizer
+            if saved:
+                (group,) = optimizer.param_groups
+                state, optimizer = optimizer.state_dict(), torch.optim.AdamW(group["params"])
+                optimizer.load_state_dict(copy.deepcopy(state))
+            train(net, optimizer, steps=1)
+        names = {id(p): name for name, p in net.named_parameters()}
+        assert {names[id(p)] for p in optimizer.param_groups[0]["params"]} == expected
+    assert not {"held", "unheld"} & optimizer.param_groups[0].keys()
+
+
 # growing what is frozen
 
 GROWTHS = [

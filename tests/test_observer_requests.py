@@ -248,6 +248,34 @@ def test_scaled_losses_give_the_same(fused, parts):
             assert moved <= 0.05 * sum(row.counts), (name, path)
 
 
+@pytest.mark.parametrize("own", ["none", "steps", "unscales"])
+def test_a_scaler_of_another_net_changes_nothing(own):
+    def train(first: Any = None, scaler: Any = None) -> tuple[Any, ...]:
+        other, net = nn.Linear(4, 2), network_of("basic")
+        of_other, optimizer = sgd(other), sgd(net)
+        inputs, targets = batch_of(net.architecture.image)
+        with Observer(net, optimizer, also=ALL) as observer:
+            if first is not None:
+                first.scale(other(torch.ones(3, 4)).square().mean()).backward()
+                first.step(of_other)
+            loss = cross_entropy(net(inputs), targets)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            if own == "unscales" and scaler is not None:
+                scaler.unscale_(optimizer)
+            if own == "steps" and scaler is not None:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+            return observer.readings(), observer.gradient_norm_before_clipping
+
+    alone = train()
+    scales = (2.0**9,) if own == "none" else (2.0**9, 2.0**5)
+    beside = train(*(torch.amp.GradScaler("cpu", scale) for scale in scales))
+    assert beside[1] == pytest.approx(alone[1], rel=1e-5)
+    for path, reading in alone[0].items():
+        assert dict(beside[0][path].extra) == pytest.approx(dict(reading.extra), rel=1e-5), path
+
+
 def test_a_step_that_a_scaler_left_out_has_no_norm_and_no_histogram():
     net = network_of("basic")
     optimizer, scaler = sgd(net, fused=True), torch.amp.GradScaler("cpu", 2.0**9)

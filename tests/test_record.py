@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import FrozenInstanceError, asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from histories import write_history
@@ -234,6 +235,15 @@ def test_capture_in_a_loop_of_ones_own(tmp_path):
     assert read_history(write_history(tmp_path, history)) == history
     with pytest.raises(TypeError, match="colour"):
         Record.capture(net, observer, colour=1)
+
+
+def test_capture_takes_the_numbers_of_tensors_and_arrays(tmp_path):
+    net = build(FIRST)
+    loss = torch.tensor(1.5, requires_grad=True)
+    numbers = {"train_loss": loss, "validation_loss": np.float32(0.5), "seed": np.int64(3)}
+    record = Record.capture(net, Observer(net), spent=np.array(0.25), **numbers)
+    assert (record.train_loss, record.validation_loss, record.spent) == (1.5, 0.5, 0.25)
+    assert read_history(write_history(tmp_path, [record])) == [record]
 
 
 def test_cost_is_that_of_the_architecture_in_force():

@@ -10,15 +10,13 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from analysis import Observer
-from analysis.measuring.batchnorm_std import saved_inverse_std
+from analysis.measuring.batchnorm_std import told_by
 
 
 def read(net, batches, told=True, monkeypatch=None):
     """Readings over the batches, with or without what the norms tell."""
     if not told:
-        monkeypatch.setattr(
-            "analysis.measuring.responses.saved_inverse_std", lambda norm, output: None
-        )
+        monkeypatch.setattr("analysis.measuring.responses.told_by", lambda norm, output: None)
     optimizer = sgd(net)
     with Observer(net, optimizer) as observer:
         for batch in batches:
@@ -91,7 +89,7 @@ def test_every_call_of_every_norm_is_read_before_it_is_overwritten(name, accumul
     make, told = NORMS[name]
     norm = make()
     output = norm(torch.randn(3, 4, 2, 2, requires_grad=True))
-    assert (saved_inverse_std(norm, output) is not None) is told
+    assert (told_by(norm, output) is not None) is told
     if getattr(norm, "weight", None) is not None:
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.uniform_(norm.bias, -2, 2)

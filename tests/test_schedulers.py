@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import pickle
 
 import pytest
@@ -128,6 +129,60 @@ def test_a_rate_in_a_tensor_follows_and_copies_are_plain():
         assert type(other.param_groups[0]) is dict
         assert other.param_groups[0]["lr"] == group["lr"]
     assert grown.state_dict()["param_groups"][0]["lr"] == group["lr"]
+
+
+READS = {
+    "[]": lambda group: group["lr"],
+    "get": lambda group: group.get("lr"),
+    "dict": lambda group: dict(group)["lr"],
+    "unpacked": lambda group: {**group}["lr"],
+    "keywords": lambda group: (lambda lr, **_: lr)(**group),
+    "copy": lambda group: group.copy()["lr"],
+    "copied": lambda group: copy.copy(group)["lr"],
+    "or": lambda group: (group | {})["lr"],
+    "or of another": lambda group: ({} | group)["lr"],
+    "updated": lambda group: (lambda made: made.update(group) or made["lr"])({}),
+    "items": lambda group: dict(group.items())["lr"],
+    "values": lambda group: dict(zip(group.keys(), group.values()))["lr"],
+    "pop": lambda group: group.pop("lr"),
+    "setdefault": lambda group: group.setdefault("lr", 0.0),
+    "text": lambda group: float(repr(group).split("'lr': ")[1].split(",")[0]),
+    "state": lambda group: json.loads(json.dumps(group, default=repr))["lr"],
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_every_way_of_reading_a_group_gives_the_rate_of_now(read):
+    net, optimizer, scheduler = started(sequential)
+    net(IMAGES).square().mean().backward()
+    optimizer.step()
+    grown = grow(net, ACTIONS, optimizer).optimizer
+    group, before = grown.param_groups[0], optimizer.param_groups[0]["lr"]
+    twin = {**group}
+    scheduler.step()  # the one inside goes on with the optimizer that was grown
+    rate = optimizer.param_groups[0]["lr"]
+    assert rate != before
+    if read == "text":
+        assert group != twin
+    assert READS[read](group) == rate
+
+
+@pytest.mark.parametrize("write", ["[]", "update", "or"])
+def test_a_rate_that_is_written_replaces_what_a_scheduler_set_before(write):
+    net, optimizer, scheduler = started(sequential)
+    grown = grow(net, ACTIONS, optimizer).optimizer
+    optimizer.step()
+    scheduler.step()
+    group = grown.param_groups[0]
+    if write == "[]":
+        group["lr"] = 0.5
+    elif write == "update":
+        group.update(lr=0.5)
+    else:
+        group |= {"lr": 0.5}
+    assert group["lr"] == 0.5
+    scheduler.step()
+    assert group["lr"] == optimizer.param_groups[0]["lr"] != 0.5
 
 
 @pytest.mark.parametrize("kind", ["sequential", "nested", "onecycle"])

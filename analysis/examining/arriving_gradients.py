@@ -33,7 +33,8 @@ class ArrivingGradients:
         wide = torch.promote_types(gradient.dtype, torch.float32)
         size = gradient.numel()
         mean = gradient.sum(dtype=wide) / size
-        norm = torch.linalg.vector_norm(gradient, dtype=wide)
+        # in float32 the squares of gradients that vanish would be 0
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
         found = self._found.setdefault(place, [])
         found.append(torch.stack([mean, norm / size**0.5, norm]).double())
         self._counts[place] = self._counts.get(place, 0) + 1
@@ -46,7 +47,7 @@ class ArrivingGradients:
 
         Args:
             scale: by which the loss was multiplied, (1,); None for 1. Several arrivals at a place,
-                of several forward passes, give their mean.
+                of several forward or backward passes, give their mean.
         """
         found, self._found = self._found, {}
         counts, self._counts = self._counts, {}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 CALLERS = 16
-"""How far up a scaler is looked for: its own `step` calls the optimizer's, or a loop does."""
+"""How far up a scaler is looked for: its own `step` calls the optimizer's, or a loop that has had
+it unscale the gradients."""
 
 
 def loss_scale(optimizer: Any) -> Tensor | None:
@@ -26,8 +27,12 @@ def loss_scale(optimizer: Any) -> Tensor | None:
     for _ in range(CALLERS):
         if caller is None:
             break
-        for value in caller.f_locals.values():
-            if isinstance(value, torch.amp.GradScaler) and value.is_enabled():
+        values = caller.f_locals
+        for value in values.values():
+            if not (isinstance(value, torch.amp.GradScaler) and value.is_enabled()):
+                continue
+            steps = caller.f_code.co_name == "step" and values.get("self") is value
+            if steps or id(optimizer) in value._per_optimizer_states:
                 scale = value._scale
                 return None if scale is None else scale.detach().clone().view(1)
         caller = caller.f_back

@@ -24,8 +24,9 @@ def max_abs(x: Tensor) -> Tensor:
 def kurtosis(x: Tensor) -> Tensor:
     """Give E[(x - mean)^4] / variance^2 over all entries, (1,) float64: 3 for normal ones.
 
-    NaN for an output that is constant or not finite. Half precision is widened; sums are of
-    float32, and about a mean that is right to its rounding.
+    NaN for an output that is constant or not finite, and where fourth powers leave the range of the
+    sums: of float32, to which half precision is widened, outside of stds from 2e-9 to 1e7. Sums are
+    about a mean that is right to its rounding.
     """
     entries = _as_it_lies(x.detach())
     wide = entries.dtype if entries.dtype == torch.float64 else torch.float32
@@ -34,11 +35,14 @@ def kurtosis(x: Tensor) -> Tensor:
     for piece in entries.split(PIECE) if x.device.type == "cpu" else (entries,):
         square = (piece.to(wide) - mean).square_()
         squares.append(square.sum())
-        fourths.append(torch.linalg.vector_norm(square))  # its square: no overflow, no copy
+        fourths.append(torch.linalg.vector_norm(square))  # its square, without a copy
     second = torch.stack(squares).double().sum() / entries.numel()
     fourth = torch.stack(fourths).double().square().sum() / entries.numel()
     least = (ROUNDED * torch.finfo(wide).eps * mean.double()).square()  # what rounding alone gives
-    return (fourth / second.square()).masked_fill(second <= least, torch.nan).view(1)
+    range_ = torch.finfo(wide)
+    least = least.clamp_min(10 * range_.tiny**0.5)
+    untold = (second <= least) | (second > 1e-5 * range_.max**0.5)
+    return (fourth / second.square()).masked_fill(untold, torch.nan).view(1)
 
 
 def _as_it_lies(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ to 1e-5 where v is at least eps / 100. Running statistics and momentum play no p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,21 @@ _WIDE = (torch.float32, torch.float64)
 _KERNELS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 
 
-def saved_inverse_std(norm: Any, output: Tensor) -> Tensor | None:
-    """Give 1 / sqrt(v + eps) of the forward that made this output; None if it cannot be told.
+class Told(NamedTuple):
+    """What a BatchNorm's forward tells of its output: eps, weight, bias and 1 / sqrt(v + eps)."""
 
-    Args:
-        norm: any module.
-        output: what it gave just now.
-    """
+    eps: float
+    weight: Tensor  # (C,), as are the others: those of the forward, whatever the module has later
+    bias: Tensor
+    inverse: Tensor
+
+
+def told_by(norm: Any, output: Tensor) -> Told | None:
+    """Give what the forward that made this output just now tells; None if it cannot be told."""
     if type(norm) not in _EXACT or not norm.training:
         return None
-    weight = norm.weight
-    if weight is None or norm.bias is None or weight.dtype not in _WIDE:
+    weight, bias = norm.weight, norm.bias
+    if weight is None or bias is None or weight.dtype not in _WIDE:
         return None
     node: Any = output.grad_fn
     if node is None or node.name() not in _KERNELS:  # none, or what a hook made of the output
@@ -42,27 +46,25 @@ def saved_inverse_std(norm: Any, output: Tensor) -> Tensor | None:
         return None  # to ask for what is kept would have it computed anew, or moved
     inverse = node._saved_result2
     sound = inverse.dtype in _WIDE and inverse.numel() == norm.num_features
-    return inverse if sound else None
+    return Told(norm.eps, weight, bias, inverse) if sound else None
 
 
 @torch.no_grad()
-def batchnorm_moments(
-    norms: Sequence[Any], inverses: Sequence[Tensor], known: dict[Any, Any]
-) -> Tensor:
-    """Give mean and std of norms' outputs, (norms, 2) float64, from `saved_inverse_std` of each.
+def batchnorm_moments(norms: Sequence[Told], known: dict[Any, Any]) -> Tensor:
+    """Give mean and std of norms' outputs, (norms, 2) float64.
 
     `known` keeps what stays the same from step to step, which is sent to the device once.
     """
-    device = inverses[0].device
-    widths = [norm.num_features for norm in norms]
-    key = "eps", *(norm.eps for norm in norms), *widths, device
+    every_eps, *parts = zip(*norms)
+    device = norms[0].inverse.device
+    widths = [norm.inverse.numel() for norm in norms]
+    key = "eps", *every_eps, *widths, device
     if key not in known:
-        eps = [norm.eps for norm in norms for _ in range(norm.num_features)]
+        eps = [eps for eps, width in zip(every_eps, widths) for _ in range(width)]
         constants = [torch.ones(len(eps) + 1), -torch.tensor([*eps, 0.0], dtype=torch.float64)]
         known[key] = torch.stack(constants).to(device), torch.zeros(1, device=device)
     (ones, minus_eps), zero = known[key]
-    weights, biases = zip(*((norm.weight.to(device), norm.bias.to(device)) for norm in norms))
-    inverses = [inverse.to(device) for inverse in inverses]
+    weights, biases, inverses = ([part.to(device) for part in kind] for kind in parts)
     # of the channels of all norms, and of one more that is 0
     numbers = torch.cat([*biases, zero, *inverses, zero, *weights, zero]).double().view(3, -1)
     bias, inverse, weight = numbers.square().unbind()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analysis.examining.entry_histograms import count_entries, places_of
 
-ROW = 256  # entries whose squares are summed in their own dtype; rows are summed in float64
+ROW = 256  # entries
 
 
 class ParameterCopies:
@@ -25,6 +25,7 @@ class ParameterCopies:
         self._sizes = [parameter.numel() for parameter in parameters]
         rows, device = [-(-size // ROW) for size in self._sizes], parameters[0].device
         dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
+        self._wide = torch.promote_types(dtype, torch.float64)  # complex stays complex
         self.entries = torch.zeros(sum(rows) * ROW, dtype=dtype, device=device)
         self._rooms = self.entries.split([count * ROW for count in rows])
         self._views = {
@@ -49,7 +50,7 @@ class ParameterCopies:
         if self.entries.is_cuda and tuple(indices) == self.members and not kept:
             like = self.entries.dtype, self.entries.device
             if all((tensor.dtype, tensor.device) == like for tensor in tensors):
-                return torch.stack(torch._foreach_norm(tensors))
+                return torch.stack(torch._foreach_norm(tensors, 2, self._wide))
         self.keep(indices, tensors)
         return self.norms()
 
@@ -69,10 +70,14 @@ class ParameterCopies:
         return count_entries(self.entries * factor, self._places, none + 1)
 
     def norms(self) -> Tensor:
-        """Give the L2 norms of what is here of each parameter, (members,)."""
+        """Give the L2 norms of what is here of each parameter, (members,) float64.
+
+        The squares are of float64 too: in float32 those below 1e-38 are 0, and vanishing gradients
+        have such.
+        """
         if self.entries.is_cuda:
-            return torch.stack(torch._foreach_norm(list(self._views.values())))
+            return torch.stack(torch._foreach_norm(list(self._views.values()), 2, self._wide))
         entries = self.entries.view(len(self._owners), ROW)
-        rows = torch.linalg.vector_norm(entries, dim=1).double()
+        rows = torch.linalg.vector_norm(entries, dim=1, dtype=self._wide)
         squares = rows.new_zeros(len(self.members))
         return squares.index_add_(0, self._owners, rows.square_()).sqrt_()

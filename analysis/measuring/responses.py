@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from analysis.measuring.batchnorm_std import batchnorm_moments, saved_inverse_std
+from analysis.measuring.batchnorm_std import Told, batchnorm_moments, told_by
 from analysis.measuring.dead_channels import dead_fractions
 from analysis.measuring.mean_and_std import RowSums, moments_of, row_sums
 from analysis.summing.side_stream import SideStream
@@ -46,7 +46,7 @@ class Responses:
         self._begin()
 
     def _begin(self) -> None:
-        self._norms: list[tuple[nn.Module, Tensor]] = []  # BatchNorms that ran, what they keep
+        self._norms: list[Told] = []  # of BatchNorms that ran
         self._read: list[RowSums] = []  # of other outputs
         # of the forwards that are over, (norms, 2) and (others, 2)
         self._told: list[Tensor] = []
@@ -64,11 +64,11 @@ class Responses:
 
     def read(self, module: nn.Module, output: Tensor, small_mean: bool = False) -> Response:
         """Read the moments of what a module gave; see `row_sums`."""
-        inverse = saved_inverse_std(module, output)
-        if inverse is None:
+        told = told_by(module, output)
+        if told is None:
             self._read.append(row_sums(output.detach(), small_mean))
             return Response(False, sum(map(len, self._found)) + len(self._read) - 1)
-        self._norms.append((module, inverse))
+        self._norms.append(told)
         return Response(True, sum(map(len, self._told)) + len(self._norms) - 1)
 
     def keep(self, slot: int, response: Response) -> None:
@@ -101,8 +101,7 @@ class Responses:
         try:
             with self.beside.work(self._norms, self._read, self._doubtful):
                 if self._norms:
-                    norms, inverses = zip(*self._norms)
-                    self._told.append(batchnorm_moments(norms, inverses, self.known))
+                    self._told.append(batchnorm_moments(self._norms, self.known))
                     self._norms = []
                 if self._read:
                     self._found.append(moments_of(self._read, self.known))

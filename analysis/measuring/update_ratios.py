@@ -66,6 +66,7 @@ class ParameterReader:
         self._made: MadeGradients | None = None  # by the last backward pass
         self._ends: dict[int, Any] = {}  # hook handles, by parameter
         self._awaited = False  # whether the end of the backward pass under way is awaited
+        self._reduced = False  # whether what the hooks saw is reduced at that end
 
     def own(self, owned: Sequence[Sequence[Tensor]]) -> None:
         """Say which parameters are which layer's."""
@@ -82,8 +83,12 @@ class ParameterReader:
         held = {self._position.get(id(p), -1) for group in groups for p in group["params"]}
         return frozenset(held - {-1})
 
-    def watch(self) -> None:
-        """Hook the gradients of parameters not hooked yet, for loops without a known optimizer."""
+    def watch(self, reduced: bool) -> None:
+        """Hook the gradients of parameters not hooked yet, for loops without a known optimizer.
+
+        Those that DistributedDataParallel has `reduced` are there when the backward pass has ended.
+        """
+        self._reduced = reduced
 
         def hook(index: int) -> Callable[[Tensor], None]:
             def read(parameter: Tensor) -> None:
@@ -91,6 +96,8 @@ class ParameterReader:
                     self.gone = self._names[index]
                     return
                 self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
+                if reduced:
+                    self._await_end()
 
             read.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
             return read
@@ -106,19 +113,27 @@ class ParameterReader:
             return
 
         def wait(parameter: Tensor) -> None:
-            if not self._awaited:
-                self._awaited = True
-                # twice: what DistributedDataParallel queued by then has reduced the gradients
-                _when_ended(lambda: _when_ended(self._backward_ended))
+            self._await_end()
 
         wait.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
         for index, parameter in enumerate(self._parameters):
             if parameter.requires_grad and index not in self._ends:
                 self._ends[index] = parameter.register_post_accumulate_grad_hook(wait)
 
+    def _await_end(self) -> None:
+        if not self._awaited:
+            self._awaited = True
+            # twice: what DistributedDataParallel queued by then has reduced the gradients
+            _when_ended(lambda: _when_ended(self._backward_ended))
+
     @torch.no_grad()
     def _backward_ended(self) -> None:
         self._awaited = False
+        for index, (_, weight) in self._seen.items() if self._reduced else ():
+            if (grad := self._parameters[index].grad) is not None:
+                self._seen[index] = grad.detach().clone(), weight
+        if "gradient_norm_before_clipping" not in self._also:
+            return
         grads = {k: grad for k, p in enumerate(self._parameters) if (grad := p.grad) is not None}
         if grads:
             copies = self._copies(self._all)

@@ -271,7 +271,8 @@ class ForwardHooks:
         if kind.__torch_dispatch__ is not _DISPATCH or output.is_nested:
             self.passed = f"that give a {kind.__name__}"
             return False
-        return output.is_floating_point() and output.layout is torch.strided
+        entries = output.numel() > 0  # else its mean is undefined
+        return entries and output.is_floating_point() and output.layout is torch.strided
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -96,7 +96,8 @@ class Observer(StepReader):
             vary.
             "activation_gradient": std over entries and L2 norm of the gradients that arrive at a
             layer's output, `extra["activation_gradient_std"]` and `["activation_gradient_norm"]`,
-            in units of loss per response; a GradScaler's scale is taken out.
+            in units of loss per response; a GradScaler's scale is taken out. Every backward pass
+            through an output counts for itself, those of `torch.autograd.grad` too: their mean.
             "gradient_histogram", "update_histogram": of the entries of a layer's gradients, as the
             optimizer sees them, and of its steps; see `histograms`.
             "gradient_norm_before_clipping": see the property.

@@ -44,7 +44,7 @@ class LayerReading:
     layer with its parametrization, a module with its lists of parameters, the network itself ("")
     with what it holds directly. A parameter that two modules share is read in both. Of an output
     of several parts the first is the response.
-    Statistics of the forward pass are of training forwards, of several calls in a step the mean;
+    Statistics of the forward pass are of training forwards, the mean of all calls in these steps;
     numbers without a unit are ratios.
 
     Args:
@@ -54,7 +54,8 @@ class LayerReading:
         response_mean: mean of the output, over batch, channels and positions; in its units.
         response_std: standard deviation of the output over all of them, in its units (He et al.
             2015, arXiv 1512.03385, figure 7: after BatchNorm, before the non-linearity; a block's
-            own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)).
+            own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)). Squares are
+            of float32: below 1e-17 it is too small, above 1e17 infinite.
         gradient_norm: root mean square of the gradient's entries, ||g|| / sqrt(size), so that large
             layers compare with small ones; in units of loss per weight, as the optimizer sees it:
             unscaled, after clipping.

@@ -8,6 +8,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from analysis.examining.layer_choice import LayerChoice
 from analysis.examining.loss_scale import loss_scale
@@ -164,7 +165,8 @@ class StepReader:
             self._end_step_without_optimizer()  # a step ends where the next begins
             if self._watched.hooks.on:
                 self._check_parameters()
-                self._watched.parameters.watch()  # each time: layers may be unfrozen
+                # each time: layers may be unfrozen
+                self._watched.parameters.watch(isinstance(self.net, DistributedDataParallel))
             self._pending = True
 
     def _end_step_without_optimizer(self) -> None:

@@ -95,13 +95,16 @@ class Record:
         Args:
             net: a network from `nets.build`.
             observer: its readings since the last call become `layers`.
-            **numbers: any field of Record; `step` is the observer's, `spent`, `epoch` and `seed`
-                are 0 and `limit` is without bound unless given.
+            **numbers: any field of Record, numbers also as tensors or numpy's, (); `step` is the
+                observer's, `spent`, `epoch` and `seed` are 0 and `limit` is without bound unless
+                given.
         """
         architecture: Any = net.architecture
         given: dict[str, Any] = {"step": observer.step, "epoch": 0.0, "spent": 0.0, "seed": 0}
         given |= {"limit": UNBOUNDED, "layers": observer.readings()}
-        return cls(architecture=architecture, **{**given, **numbers})
+        for name, value in numbers.items():
+            given[name] = value.item() if getattr(value, "ndim", None) == 0 else value
+        return cls(architecture=architecture, **given)
 
     @property
     def cost(self) -> Cost:

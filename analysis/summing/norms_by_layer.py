@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from analysis.summing.step_sums import Values
 from analysis.summing.whole_sums import COLUMNS, NORMS, norms_of_step
 
 
@@ -49,8 +50,8 @@ class ParameterStatistics(NamedTuple):
     what `WholeSums` adds up.
     """
 
-    values: list[tuple[tuple[int, ...], Tensor]]
-    undefined: list[tuple[tuple[int, ...], Tensor]]
+    values: Values
+    undefined: Values
     unheld: str | None  # a parameter with a gradient that no optimizer updates
     whole: dict[str, Tensor]
 
@@ -103,10 +104,10 @@ class NormsByLayer:
         """
         told = zip(*((one.gradients, one.weights, one.steps) for one in several))
         norms = [one for kind in told for one in kind if one is not None]
-        device = norms[0].device
-        plan, count = self._plan(several, device), sum(len(one.members) for one in several)
-        parts = [one.to(device) for one in norms]
-        numbers = torch.cat([plan.bits[:1], *parts]).double()  # a 0 and all norms, kind by kind
+        device, count = norms[0].device, sum(len(one.members) for one in several)
+        plan = self._plan(several, device)
+        # a 0 and all norms, kind by kind
+        numbers = torch.cat([plan.bits[:1], *(one.to(device) for one in norms)]).double()
         skips = _unscale(numbers[1:], several)
         squares = numbers.square_()
         kinds = (len(squares) - 1) // count
@@ -121,15 +122,6 @@ class NormsByLayer:
             if plan.updated is not None:
                 ratio, none = ratio[plan.updated], none[plan.updated]
             found.append(("update_ratio", ratio, none))
-        values, undefined = [], []
-        for statistic, value, none in found:
-            slots = plan.slots[statistic]
-            if none is None:
-                values.append((slots, value))
-                continue
-            none = none.expand(value.shape)
-            values.append((slots, value.masked_fill(none, 0)))
-            undefined.append((slots, none.double()))
         made = _squares_made(several, plan.made, device) if plan.made else None
         seen = (squares[1 : 1 + count] if plan.all_ is None else squares[plan.all_]).sum()
         whole = {NORMS: norms_of_step(seen, made, bool(update), skips, plan.bits)}
@@ -137,7 +129,7 @@ class NormsByLayer:
             whole[name] = _by_row([one.buckets[name] for one in several], plan, self._rows)
             if skips is not None:
                 whole[name] = whole[name].masked_fill(skips, 0)
-        return ParameterStatistics(values, undefined, plan.unheld, whole)
+        return ParameterStatistics(*_defined(found, plan.slots), plan.unheld, whole)
 
     def _plan(self, several: Sequence[ParameterNorms], device: torch.device) -> _Plan:
         made = tuple(one.made and (one.made.members, one.made.present) for one in several)
@@ -188,6 +180,20 @@ class NormsByLayer:
             torch.arange(2.0, device=device),
         )
         return plan
+
+
+def _defined(
+    found: Sequence[tuple[str, Tensor, Tensor | None]], slots: Mapping[str, tuple[int, ...]]
+) -> tuple[Values, Values]:
+    """Give values, 0 where there are none, and 1 there, by slots; see `ParameterStatistics`."""
+    values, undefined = [], []
+    for statistic, value, none in found:
+        if none is not None:
+            none = none.expand(value.shape)
+            value = value.masked_fill(none, 0)
+            undefined.append((slots[statistic], none.double()))
+        values.append((slots[statistic], value))
+    return values, undefined
 
 
 def _unless_all(places: Sequence[int], count: int, device: torch.device) -> Tensor | None:

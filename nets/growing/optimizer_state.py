@@ -7,7 +7,7 @@ times those of tensors that have trained for long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -21,6 +21,8 @@ from nets.modules.user_changes import is_plain
 State = dict[str, Any]
 _MEANS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
 """State of which new entries start at the old ones' mean; in all else they start at zero."""
+_BIASED = {"exp_avg": 0, "exp_avg_sq": 1, "max_exp_avg_sq": 1}
+"""Moments that Adam divides by 1 - beta^step, and which of its betas that is."""
 
 
 def carry_states(
@@ -36,6 +38,7 @@ def carry_states(
     `shapes` are those of all joined entries before and now.
     """
     ours = {id(part.parameter) for parts in before.values() for part in parts}
+    groups = {id(p): group for group in carried.param_groups for p in group["params"]}
     for parameter, state in optimizer.state.items():
         if id(parameter) not in ours:
             carried.state[parameter] = {key: own_copy(value) for key, value in state.items()}
@@ -47,19 +50,26 @@ def carry_states(
         ]
         if known:
             old_shape, shape = (each[entry] for each in shapes)
-            carried.state.update(_carry_entry(known, parts, sources.get(entry), old_shape, shape))
-    _start_newborns(carried, now)
+            betas = groups.get(id(parts[0].parameter), {}).get("betas")
+            moved = _carry_entry(known, parts, sources.get(entry), old_shape, shape, betas)
+            carried.state.update(moved)
+    _start_newborns(carried, now, groups)
     _start_fused_momentum(carried)
 
 
 def _carry_entry(
-    known: list[tuple[Part, dict[str, Any]]],
+    known: list[tuple[Part, State]],
     parts: list[Part],
     source: tuple[Tensor, ...] | None,
     old_shape: tuple[int, ...],
     shape: tuple[int, ...],
-) -> dict[Tensor, dict[str, Any]]:
-    """Give the state of those parts of an entry that hold something which had state before."""
+    betas: Sequence[Any] | None,
+) -> dict[Tensor, State]:
+    """Give the state of those parts of an entry that hold something which had state before.
+
+    A part goes on from the latest step of the old ones in it; the moments of all others are brought
+    to that step.
+    """
     # what no edit has touched, which is most, needs no way through its joined form
     if source is None and [part.place for part in parts] == [part.place for part, _ in known]:
         pairs = zip(parts, (state for _, state in known))
@@ -67,29 +77,54 @@ def _carry_entry(
             part.parameter: {key: own_copy(value) for key, value in state.items()}
             for part, state in pairs
         }
-    marks = [(part, torch.ones(part.parameter.shape[:2], device="cpu")) for part, _ in known]
-    reached = _moved(marks, 0.0, source, old_shape[:2], shape[:2])
-    joined: dict[str, Tensor] = {}
-    common: dict[str, Any] = {}
-    for key, first in known[0][1].items():
-        values = [(part, state[key]) for part, state in known]
-        if not isinstance(first, Tensor):
-            common[key] = first
-        elif first.shape != known[0][0].parameter.shape:
-            common[key] = torch.stack([value for _, value in values]).amax(0)  # step
-        else:
-            every = torch.cat([value.flatten() for _, value in values])
-            fill = every.mean() if key in _MEANS else 0.0
-            joined[key] = _moved(values, fill, source, old_shape, shape)
+    # read on the host only where there may be several
+    counts = [float(state.get("step", 0)) if len(known) > 1 else 0.0 for _, state in known]
+    marks = [
+        (part, torch.full(part.parameter.shape[:2], count, dtype=torch.float64, device="cpu"))
+        for (part, _), count in zip(known, counts)
+    ]
+    steps = _moved(marks, -1.0, source, old_shape[:2], shape[:2])  # -1: nothing is known
+    latest = [float(steps[part.place or ...].max()) for part in parts]
     states = {}
-    for part in parts:
-        if reached[part.place or ...].any():
-            own = {
-                key: _like(part.parameter, value[part.place or ...])
-                for key, value in joined.items()
+    for step in sorted({step for step in latest if step >= 0}):
+        joined = {
+            key: _moved(values, fill, source, old_shape, shape)
+            for key, values, fill in _moments_at(step, known, counts, betas)
+        }
+        rest = known[counts.index(step)][1]
+        for part in (part for part, own in zip(parts, latest) if own == step):
+            states[part.parameter] = {
+                key: _like(part.parameter, joined[key][part.place or ...])
+                if key in joined
+                else own_copy(value)
+                for key, value in rest.items()
             }
-            states[part.parameter] = {key: own_copy(each) for key, each in common.items()} | own
     return states
+
+
+def _moments_at(
+    step: float, known: list[tuple[Part, State]], counts: list[float], betas: Sequence[Any] | None
+) -> Iterator[tuple[str, list[tuple[Part, Tensor]], Tensor | float]]:
+    """Give what is as large as the old parts of an entry, as if all were at one step.
+
+    Adam divides moments by 1 - beta^step: what that gives stays. By name, with what new entries
+    start from. Step 0 counts as 1, as a newborn's second moment counts (`newborn_state`).
+    """
+    for key, first in known[0][1].items():
+        if not isinstance(first, Tensor) or first.shape != known[0][0].parameter.shape:
+            continue
+        values = [(part, state[key]) for part, state in known]
+        if betas is not None and key in _BIASED:
+            beta = float(betas[_BIASED[key]])
+            biases = [1 - beta ** max(each, 1.0) for each in (step, *counts)]
+            values = [
+                (part, value if own == step else value * (biases[0] / bias))
+                for (part, value), own, bias in zip(values, counts, biases[1:])
+            ]
+        fill = 0.0
+        if key in _MEANS:
+            fill = torch.cat([value.flatten() for _, value in values]).mean()
+        yield key, values, fill
 
 
 def _moved(
@@ -110,9 +145,12 @@ def _moved(
     return moved
 
 
-def _start_newborns(optimizer: torch.optim.Optimizer, now: Mapping[str, list[Part]]) -> None:
+def _start_newborns(
+    optimizer: torch.optim.Optimizer,
+    now: Mapping[str, list[Part]],
+    groups: Mapping[int, Mapping[str, Any]],
+) -> None:
     """Let tensors without state begin in measure, where a sibling has some."""
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     known = {
         entry: part.parameter
         for entry, parts in now.items()
@@ -173,7 +211,9 @@ def _of_adam(known: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         return torch.zeros_like(squares.mean())
     step = known["step"].to(squares.device)
     mean = squares.mean() / (1 - second**step)
-    return ((1 + first) / (1 - first)) ** 0.5 * mean * (1 - second) / second
+    value = ((1 + first) / (1 - first)) ** 0.5 * mean * (1 - second) / second
+    # at step 0 there is only what a newborn starts with
+    return torch.where(step > 0, value, known["exp_avg_sq"].mean())
 
 
 def _start_fused_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -32,7 +32,9 @@ _HOOKS = (
 HELD = "held"
 """Key of a parameter group for the names of its entries that are frozen now, so that they return.
 """
-_MADE_ANEW = ("params", "param_names", HELD)
+UNHELD = "unheld"
+"""Key of the first group for the names of entries that no group held when they were frozen."""
+_MADE_ANEW = ("params", "param_names", HELD, UNHELD)
 
 
 def carry_optimizer(
@@ -44,8 +46,10 @@ def carry_optimizer(
     a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
     the first updates several times too large. Wholly new tensors join the group of their siblings
     and start at step 0, with updates of their siblings' size (see optimizer_state). What was
-    frozen leaves its group, where the key "held" names it; thawed, it returns as newborn. Hooks go
-    along.
+    frozen leaves its group, where the key "held" names it; thawed, it returns as newborn. What the
+    optimizer does not hold stays out of it, thawed too: the key "unheld" of the first group names
+    what was frozen. (What was frozen before there was the optimizer, or at its birth, joins when it
+    is thawed.) Hooks go along.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop.
@@ -62,8 +66,8 @@ def carry_optimizer(
         module = "" if kind.__module__.startswith("torch.optim") else f" of {kind.__module__}"
         raise ValueError(f"optimizer must be one of {known}; got {kind.__name__}{module}")
     before, now = parts_of(old), parts_of(new)
-    carried = _like(optimizer, _groups(optimizer, before, now))
     shapes = [shapes_of(net.architecture) for net in (old, new)]
+    carried = _like(optimizer, _groups(optimizer, before, now, shapes[1]))
     carry_states(optimizer, carried, before, now, shapes, sources)
     return carried
 
@@ -107,13 +111,18 @@ def _groups(
     optimizer: torch.optim.Optimizer,
     before: Mapping[str, list[Part]],
     now: Mapping[str, list[Part]],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> list[dict[str, Any]]:
-    """Give the parameter groups for the new network, options included."""
+    """Give the parameter groups for the new network, whose entries have shapes; options too."""
     entries = {id(part.parameter): part for parts in before.values() for part in parts}
     home = _homes(optimizer, entries)
     if not home:
         raise ValueError("optimizer must hold parameters of net, got one that holds none of them")
-    joining = {e: home.get(e, _home_of(e, home)) for e in now if e not in before}
+    named = {e for group in optimizer.param_groups for e in group.get(UNHELD, [])}
+    unheld = (named | before.keys()) - home.keys()
+    joins = now.keys() - before.keys() - unheld
+    joining = {e: home.get(e, _home_of(e, home)) for e in now if e in joins}
+    left = sorted(unheld & shapes.keys() - now.keys())
     groups = []
     for index, group in enumerate(optimizer.param_groups):
         made = {key: own_copy(value) for key, value in group.items() if key not in _MADE_ANEW}
@@ -124,7 +133,8 @@ def _groups(
         if "param_names" in group:
             made["param_names"] = [name for name, _ in members]
         held = [entry for entry, place in home.items() if place == index and entry not in now]
-        groups.append({**made, HELD: held} if held else made)
+        names = {HELD: held, UNHELD: left if index == 0 else []}
+        groups.append(made | {key: found for key, found in names.items() if found})
     return groups
 
 

@@ -90,12 +90,6 @@ class FollowingGroup(dict[str, Any]):
         self._take(key)
         return super().get(key, default)
 
-    def items(self) -> Any:
-        """Give keys and values as a dict does."""
-        for key in _DRIVEN:
-            self._take(key)
-        return super().items()
-
     def __reduce__(self) -> Any:
         return dict, (dict(self.items()),)
 
@@ -108,7 +102,27 @@ class FollowingGroup(dict[str, Any]):
                 if isinstance(value, Tensor) and isinstance(own, Tensor):
                     own.copy_(value)
                 else:
-                    self[key] = value
+                    super().__setitem__(key, value)
+
+
+def _of_now(name: str) -> Callable[..., Any]:
+    """Give a method of dict that takes over first what a scheduler has set."""
+    method = getattr(dict, name)
+
+    def of_now(group: FollowingGroup, *args: Any, **kwargs: Any) -> Any:
+        for key in _DRIVEN:
+            group._take(key)
+        return method(group, *args, **kwargs)
+
+    return of_now
+
+
+# dict(group), {**group} and group | {} go by __iter__; what is written comes after what was set
+for _name in (
+    *("__iter__", "items", "values", "copy", "pop", "popitem", "setdefault", "update"),
+    *("__setitem__", "__delitem__", "__ior__", "__eq__", "__ne__", "__repr__"),
+):
+    setattr(FollowingGroup, _name, _of_now(_name))
 
 
 class _Source:
