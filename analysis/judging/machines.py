@@ -35,7 +35,8 @@ class Machine:
 
 def machine_of(run: Finished) -> Machine:
     """Read a run's environment.json, and in its config.yaml whether it left the GPU alone."""
-    found = {k: v for k, v in environment_of(run.folder).items() if isinstance(v, str | int)}
+    known = environment_of(run.folder).items()
+    found: dict[str, Any] = {name: told for name, told in known if isinstance(told, str | int)}
     cpu = re.search(r"^device: ['\"]?cpu\b", _text(run.folder / "config.yaml"), re.MULTILINE)
     gpu = None if cpu else found.get("gpu")
     cores, threads = found.get("cores"), found.get("threads")
