@@ -117,8 +117,8 @@ def _train(chosen: Namespace) -> int:
     if not first:
         return 0
     print(f"validation {result_of(summary)}, {summary['parameters']:,} parameters")
-    if summary["test_accuracy"] is not None:
-        print(f"test accuracy {summary['test_accuracy']:.2%}")
+    if summary["test_readings"]:
+        print(f"test {result_of(summary, 'test')}")
     print(f"{settings.folder}; look at it with: tensorboard --logdir {settings.folder}")
     return 0
 
@@ -141,7 +141,8 @@ def _compare(chosen: Namespace) -> int:
         complain(f"stopped; the same command goes on ({stop})")
         return stop.code
     print(f"\n{outcome.text}\n")
-    print(f"{settings.folder}/report.html; or: tensorboard --logdir {settings.folder}")
+    if (report := settings.folder / "report.html").exists():  # else no run has finished
+        print(f"{report}; or: tensorboard --logdir {settings.folder}")
     for line in outcome.failures:
         complain(line)
     return 1 if outcome.failures else 0
@@ -158,12 +159,17 @@ def _inspect(chosen: Namespace) -> int:
     if chosen.after is not None:
         from training.asking.look_closer import look_closer
 
+        _check_left_out(chosen, "with --after", "record", "reference", "out", "csv")
         _check_alone("inspect --after")
-        print(look_closer(chosen.run, chosen.after, chosen.steps))
+        print(look_closer(chosen.run, chosen.after, 50 if chosen.steps is None else chosen.steps))
         return 0
     from training.asking.inspect_run import inspection
 
-    print(inspection(chosen.run, chosen.record, chosen.reference, chosen.out, chosen.csv))
+    _check_left_out(chosen, "without --after", "steps")
+    if chosen.csv:
+        _check_left_out(chosen, "with --csv", "record", "reference", "out")
+    record = -1 if chosen.record is None else chosen.record
+    print(inspection(chosen.run, record, chosen.reference, chosen.out, chosen.csv))
     return 0
 
 
@@ -194,6 +200,14 @@ def _branch(chosen: Namespace) -> int:
         return 130
     print(f"\n{text}")
     return 0
+
+
+def _check_left_out(chosen: Namespace, where: str, *names: str) -> None:
+    """Raise a ValueError if one of the options was given, where it would do nothing."""
+    for name in names:
+        if chosen[name] is not None and chosen[name] is not False:
+            got = "true" if chosen[name] is True else chosen[name]
+            raise ValueError(f"{name} must be left out {where}, got {got}")
 
 
 def _check_alone(command: str) -> None:

@@ -178,9 +178,9 @@ def _edit(
 
 def _version(run: str) -> tuple[str, int]:
     """Give the run's file and its time of change, so that it is read once for every version."""
-    path = path_of("run", run) / "history.jsonl"
+    path = path_of("policy.run", run) / "history.jsonl"
     if not path.is_file():
-        raise ValueError(f"run must be the folder of a recorded run, got {run!r}")
+        raise ValueError(f"policy.run must be the folder of a recorded run, got {run!r}")
     return str(path), path.stat().st_mtime_ns
 
 

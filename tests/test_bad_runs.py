@@ -118,9 +118,12 @@ HISTORY: list[tuple[Change, str]] = [
     (line(architecture={"stages": []}), "line 2: architecture cannot be read"),
 ]
 LOST: list[tuple[Change, str]] = [
-    (written("history.jsonl", ""), "run must be a folder with at least one record, got run"),
-    (lambda run: (run / "history.jsonl").unlink(), "history must be a history.jsonl file or a run"),
-    (folder("history.jsonl"), "history must be a history.jsonl file or a run folder"),
+    (written("history.jsonl", ""), "with at least one record, got run"),
+    (
+        lambda run: (run / "history.jsonl").unlink(),
+        " must be a history.jsonl file or a run folder, got run",
+    ),
+    (folder("history.jsonl"), " must be a history.jsonl file or a run folder"),
 ]
 CONFIG: list[tuple[Change, str]] = [
     (written("config.yaml", ""), "config.yaml cannot be read"),

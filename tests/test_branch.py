@@ -465,7 +465,7 @@ def test_what_does_not_fit_or_comes_to_less_is_left_out_with_a_reason(grown, at)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("nowhere --at 3", "history must be a history.jsonl file or a run folder, got nowhere"),
+        ("nowhere --at 3", "run must be a history.jsonl file or a run folder, got nowhere"),
         ("run --at 1", "at must be one of the growth steps {} of run, got 1"),
         ("run --at x", "at must be an integer, got 'x'"),
         ("run --at {} --steps 0", "steps must be at least 1, got 0"),

@@ -19,6 +19,7 @@ import training.stepping.step
 from analysis import read_history
 from policies import Never, Periodic, Plateau
 from training.comparing.comparison import Outcome, compare
+from training.comparing.dry_run import forecast
 from training.comparing.jobs import job_of
 from training.running.loop import train
 from training.settings.compare_settings import Cell, Compare
@@ -322,6 +323,25 @@ def test_the_test_set_is_read_when_it_is_asked_for(tmp_path, whole, opened):
     assert all(0 < float(row["test_accuracy"]) < 1 for row in rows_of(tmp_path))
 
 
+def test_a_copy_that_lacks_files_is_judged_without_them(tmp_path, whole, opened):
+    whole.copy(tmp_path)
+    (tmp_path / "environment.json").unlink()
+    run_of = tmp_path / "static" / "seed0"
+    for text in ("{", "[]", '{"cores": [2]}'):
+        (run_of / "environment.json").write_text(text)
+        compare(small(tmp_path), quiet)
+        page = (tmp_path / "report.html").read_text()
+        assert f"not known: {tmp_path}/environment.json is missing or damaged" in page
+    (run_of / "environment.json").unlink()
+    assert "unknown processor" in compare(small(tmp_path), quiet).text
+    before = bytes_of(tmp_path / "_comparison")
+    (run_of / "config.yaml").unlink()
+    text = compare(small(tmp_path), quiet).text
+    assert text.endswith(f"_comparison is left as it was: {run_of / 'config.yaml'} is missing")
+    assert bytes_of(tmp_path / "_comparison") == before
+    assert not opened
+
+
 def test_a_dry_run_prints_the_matrix_and_writes_nothing(tmp_path, capsys):
     cells = {**CELLS, "again": Cell(scratch="growing"), "elsewhere": Cell(yoked="growing")}
     plain = {name: settings_to_dict(cell) for name, cell in cells.items()}
@@ -339,6 +359,34 @@ def test_a_dry_run_prints_the_matrix_and_writes_nothing(tmp_path, capsys):
     assert all(float(row[8]) > 0 for row in rows)
     assert "8 runs, about " in output
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("only", "seeds", "workers", "told"),
+    [
+        (["static"], [0], 2, "5 s of work, 5 s on 1 at a time"),
+        (["static"], [0, 1], 4, "10 s of work, 5 s on 2 at a time"),
+        (["static", "growing"], [0], 2, "25 s of work, 20 s on 2 at a time"),
+        (["static", "growing"], [0, 1, 2, 3], 2, "100 s of work, 50 s on 2 at a time"),
+        (["growing", "again"], [0, 1], 4, "80 s of work, 40 s on 4 at a time"),
+        (["again"], [0], 4, "20 s of work, 20 s on 1 at a time"),
+    ],
+)
+def test_a_dry_run_divides_no_run(tmp_path, monkeypatch, only, seeds, workers, told):
+    seconds = {"static": 5.0, "growing": 20.0, "again": 20.0}
+    row = "training.comparing.dry_run._row"
+    monkeypatch.setattr(row, lambda _, job, *rest: ([""] * 9, seconds[job.row]))
+    cells = {**CELLS, "again": Cell(scratch="growing")}
+    how = {"cells": cells, "only": only, "seeds": seeds, "workers": workers}
+    assert told in forecast(small(tmp_path, **how))
+
+    @dataclass(frozen=True)
+    class Local(Never):
+        """No other process could make it: its runs follow one another."""
+
+    how |= {"cells": {"static": Cell(Local())}, "only": None}
+    total = 5 * len(seeds)
+    assert f"{total} s of work, {total} s on 1 at a time" in forecast(small(tmp_path, **how))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +473,7 @@ def test_a_comparison_with_other_settings_is_refused_and_nothing_is_touched(
         ({"data": "folder:/nowhere"}, "must name an existing folder, got '/nowhere'"),
         ({"batch_size": 1296}, "batch_size must be at most 1295"),
         ({"device": "tpu"}, "device must be auto, cpu or an available GPU"),
-        ({"data": "sine"}, "image must be"),
+        ({"data": "sine"}, "net must be mlp-W for sine, got 'resnet8'"),
         ({"seeds": [0, -1]}, "seed must be at least 0, got -1"),
         ({"cells": {"a": Cell(Never(), lr=-1.0)}}, "lr must be above 0 and finite, got -1.0"),
         ({"cells": {"a": Cell(Never(), schedule="step")}}, "schedule must be one of"),
@@ -450,12 +498,17 @@ def test_a_regression_is_compared_by_its_loss(tmp_path):
     cells = {"static": Cell(Never()), "growing": Cell(Periodic())}
     lines: list[str] = []
     settings = small(tmp_path, data="sine", net="mlp-8", epochs=1, cells=cells, seeds=[0])
-    table = compare(replace(settings, final=True), lines.append).text
+    assert "test set" not in compare(settings, lines.append).text
+    table = compare(replace(settings, final=True), quiet).text
     assert "validation loss" in table
     assert "accuracy %" not in table
     assert lines[0] == "augmentation: none (--augment auto)"
     assert "  loss 0." in lines[1]
     assert [row["validation_accuracy"] for row in rows_of(tmp_path)] == ["", ""]
+    assert "2 of 2 runs have read the test set: its losses are in comparison.csv; a regr" in table
+    for row in rows_of(tmp_path):
+        summary = json.loads((tmp_path / row["run"] / "seed0" / "summary.json").read_text())
+        assert float(row["test_loss"]) == summary["test_loss"]
 
 
 def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys, opened):
@@ -473,6 +526,20 @@ def test_the_command_prints_the_table_and_reads_its_own_config(tmp_path, capsys,
     opened.clear()
     assert run.main(["compare", "--config", str(folder / "config.yaml")]) == 0
     assert not opened
+
+
+def test_the_command_names_no_report_before_there_is_one(tmp_path, monkeypatch, capsys):
+    def stuck(*_: Any) -> None:
+        raise OSError("no space")
+
+    words = f"compare --net resnet8 --epochs 0.1 --seeds [0] --only periodic --out {tmp_path / 'c'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.stepping.step, "train_step", stuck)
+        assert run.main([*words.split(), "--workers", "1", "--device", "cpu"]) == 1
+    output, errors = capsys.readouterr()
+    assert "OSError: no space" in errors
+    assert "Not run yet, or not to the end: " in output
+    assert "report.html" not in output
 
 
 def test_a_row_that_is_named_twice_is_planned_once(tmp_path):

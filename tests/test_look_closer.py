@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import pytest
 from runs import csv_rows, refusal_of, short_run
 
 import run
-from analysis import read_history
-from policies import Periodic
+import training.running.loop
+import training.stepping.step
+from analysis import Record, read_history
+from nets import Action, Initializer, VarianceTransfer, Widen
+from policies import Periodic, Policy
 from training.asking.look_closer import look_closer
 from training.running.loop import train
 
@@ -78,6 +84,47 @@ def test_where_another_step_was_taken_it_is_said(grown, tmp_path):
     assert look_closer(str(other), 0, 2).endswith("the run's own steps is not known")
 
 
+def test_rates_are_near_those_of_a_run_that_had_seconds(tmp_path, monkeypatch):
+    """By a clock that goes on by a second a look, several of them at a record."""
+    looks, rates = count(), list[float]()
+    rate_of = training.stepping.step.learning_rate
+
+    def kept(*given: Any) -> float:
+        rates.append(rate_of(*given))
+        return rates[-1]
+
+    monkeypatch.setattr(training.running.loop, "perf_counter", lambda: float(next(looks)))
+    monkeypatch.setattr(training.stepping.step, "learning_rate", kept)
+    train(short_run(tmp_path, budget="seconds", epochs=30, records=5), lambda line: None)
+    own = list(rates)
+    rates.clear()
+    assert "these are the run's own steps" in look_closer(str(tmp_path), 0, 1)  # at the first rate
+    rates.clear()
+    told = look_closer(str(tmp_path), 0, len(own))
+    assert "the budget was in seconds: the rate of a step hung on its time, and only" in told
+    assert rates == pytest.approx(own, abs=0.02)
+    assert min(own) < 0.02 < 0.09 < max(own)
+
+
+@dataclass(frozen=True)
+class Rescaling(Policy):
+    """Widens once, by an initializer of its own."""
+
+    how: Initializer
+
+    def decide(self, history: Sequence[Record]) -> Sequence[Action]:
+        return [Widen("stage1.block1", 1, initializer=self.how)] if len(history) == 1 else []
+
+
+def test_initializers_of_settings_and_policy_are_those_of_the_run(tmp_path):
+    how: dict[str, Any] = {"initializer": VarianceTransfer(), "epochs": 0.1, "records": 3}
+    policy = Rescaling(VarianceTransfer(rescale=False))
+    train(short_run(tmp_path, policy, **how), lambda line: None)
+    growth, *_ = [record.step for record in read_history(tmp_path) if record.applied]
+    told = look_closer(str(tmp_path), growth - 1, 3)  # from the first step, across the growth
+    assert told.endswith("these are the run's own steps")
+
+
 def test_the_command(grown, capsys):
     assert run.main(["inspect", str(grown), "--after", "1", "--steps", "2"]) == 0
     output = capsys.readouterr().out
@@ -89,6 +136,10 @@ def test_the_command(grown, capsys):
     last = read_history(grown)[-1].step
     told = f"after must be below {last}, the last step, got {last}"
     assert refusal_of(capsys, ["inspect", grown, "--after", last]) == told
+    (place := grown / "closer" / "step0000001.csv").unlink()
+    place.mkdir()
+    told = f"run: {place} cannot be written: Is a directory"
+    assert refusal_of(capsys, ["inspect", grown, "--after", 1]) == told
     assert "steps must be at least 1, got 0" in refusal_of(
         capsys, ["inspect", grown, "--after", 1, "--steps", 0]
     )

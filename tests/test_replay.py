@@ -125,9 +125,9 @@ def test_places_are_of_what_adds_capacity():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("nowhere", "history must be a history.jsonl file or a run folder, got nowhere"),
-        ("full nowhere", "history must be .*, got nowhere"),
-        ("empty", "run must be a folder with at least one record, got empty"),
+        ("nowhere", "runs must be a history.jsonl file or a run folder, got nowhere"),
+        ("full nowhere", "runs must be .*, got nowhere"),
+        ("empty", "runs must be folders with at least one record, got empty"),
         ("", "required"),
     ],
 )

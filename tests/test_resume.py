@@ -361,6 +361,9 @@ def test_an_interrupt_at_the_last_step_loses_nothing(tmp_path, monkeypatch, alon
     assert signal.getsignal(signal.SIGTERM) is before
     train(replace(settings, resume=True), quiet)
     assert not differences(ending(tmp_path), alone())
+    shown = EventAccumulator(str(tmp_path), {"tensors": 0}).Reload()
+    over = [event.step for event in shown.Tensors("loss_over_MFLOPs/validation")]
+    assert over == [record.train_flops // 10**6 for record in read_history(tmp_path)]
 
 
 @pytest.fixture(scope="module")

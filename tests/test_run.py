@@ -247,6 +247,15 @@ def test_final_reads_the_test_set_once_and_the_summary_counts_it(
     assert 0 < summaries[0]["test_accuracy"] < 1
 
 
+def test_final_tells_a_regressions_test_loss(tmp_path, capsys):
+    words = f"train --data sine --net mlp-8 --epochs 1 --records 1 --device cpu --out {tmp_path}"
+    assert called(words.split()) == 0
+    assert "test " not in capsys.readouterr().out
+    assert called([*words.split(), "--resume", "--final"]) == 0
+    loss = json.loads((tmp_path / "summary.json").read_text())["test_loss"]
+    assert f"\ntest loss {loss:.4g}\n" in capsys.readouterr().out
+
+
 def test_inspect_tells_what_grew_and_shows_the_layers(first, monkeypatch, capsys):
     folder, _ = first
     monkeypatch.setattr("analysis.showing.history_pictures.draw", lambda *histories: {})
@@ -467,7 +476,10 @@ REFUSED = [
     ("--data folder:differing", "must hold the same classes; only in train: b; only in test: c"),
     ("--data folder:spoilt", "spoilt/train/b/1.png is no image that can be read"),
     ("--data mnist --data_dir nowhere", "mnist is not in nowhere and cannot be downloaded"),
-    ("--data sine", "image must be"),
+    (
+        "--data sine",
+        r"net must be mlp-W for sine, got 'resnet8': .* image must be .*, not [(]1,[)]",
+    ),
 ]
 
 
@@ -513,11 +525,21 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
         (["inspect"], "required: .*run"),
         (
             ["inspect", "nowhere"],
-            "history must be a history.jsonl file or a run folder, got nowhere",
+            "run must be a history.jsonl file or a run folder, got nowhere",
         ),
         (["inspect", "tiny", "--record", "3"], "record must be from 0 to 2, or negative, got 3"),
         (["inspect", "tiny", "--record", "x"], "record must be an integer, got 'x'"),
-        (["inspect", "tiny", "--reference", "nowhere"], "history must be .*, got nowhere"),
+        (["inspect", "tiny", "--steps", "5"], "steps must be left out without --after, got 5"),
+        *(
+            (["inspect", "tiny", *given, name, "0"], f"{name[2:]} must be left out with .*, got 0")
+            for given in (["--after", "1"], ["--csv"])
+            for name in ("--record", "--reference", "--out")
+        ),
+        (
+            ["inspect", "tiny", "--after", "1", "--csv"],
+            "csv must be left out with --after, got true",
+        ),
+        (["inspect", "tiny", "--reference", "nowhere"], "reference must be .*, got nowhere"),
         (
             ["inspect", "tiny", "--out", "tiny/config.yaml"],
             "out: tiny/config.yaml cannot be written: File exists",
@@ -525,7 +547,11 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(unusable, capsys, o
         (["replay", "tiny"], "required: .*policy"),
         (["replay", "tiny", "--policy", "Foo"], f"policy must be one of {POLICIES}, .* got 'Foo'"),
         (["replay", "tiny", "--policy", "StochasticDepth"], "needs the probe 'importance'"),
-        (["replay", "nowhere", "--policy", "Never"], "history must be .*, got nowhere"),
+        (["replay", "nowhere", "--policy", "Never"], "runs must be .*, got nowhere"),
+        *(
+            ([*words, "--policy", "Yoked", "--policy.run", "nope"], "policy.run must be .*nope")
+            for words in (["train"], ["replay", "tiny"])
+        ),
         (
             ["replay", "tiny", "--policy", "mine.Wrong"],
             "policy Wrong must return a sequence of actions",

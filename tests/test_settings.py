@@ -98,6 +98,11 @@ def test_a_comparison_that_makes_no_sense_is_refused(changes, message):
         ({"stream": 1.5}, "start.stream must be above 0 and at most 1, got 1.5"),
         ({"blocks": 0}, "start.blocks must be at least 1, got 0"),
         ({"blocks": 1.5}, "start.blocks must be an integer"),
+        *(
+            ({"architecture": "a", name: 0.5}, f"start.{name} must be left out with start.architec")
+            for name in ("width", "stream")
+        ),
+        ({"architecture": "a", "blocks": None}, "start.blocks must be left out .*, got null"),
     ],
 )
 def test_a_start_out_of_its_range_is_refused(values, message):

@@ -117,5 +117,7 @@ def test_what_has_no_room_is_left_out(recorded):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="cooldown must be at least 0, got -1"):
         Yoked("x", cooldown=-1)
-    with pytest.raises(ValueError, match="run must be the folder of a recorded run, got 'nowhere'"):
+    with pytest.raises(
+        ValueError, match=r"policy.run must be the folder of a recorded run, got 'nowhere'"
+    ):
         Yoked("nowhere").decide([record(0)])

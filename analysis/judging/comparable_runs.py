@@ -50,7 +50,7 @@ def check_equal(rows: Rows) -> None:
 def measure_of(rows: Rows) -> str:
     """Give what is compared: test accuracy once every run has read it, else validation's.
 
-    It is the loss where no run has an accuracy.
+    It is the validation loss where no run has an accuracy.
     """
     runs = [run.summary for row in rows.values() for run in row.values()]
     if all(run["test_accuracy"] is not None for run in runs):
@@ -131,11 +131,19 @@ def notes_on(rows: Rows, scores: Scores, static: Collection[str], budget: str) -
         notes.append(
             f"{', '.join(fewer)} {words} the static frontier: other static sizes have more seeds."
         )
-    read = [run.summary["test_accuracy"] is not None for r in rows.values() for run in r.values()]
-    if any(read) and not all(read):
-        told = f"{sum(read)} of {len(read)} runs have read the test set"
-        notes.append(f"{told}: the judgement is on validation until all have.")
-    return [*notes, *_spent(rows, budget)]
+    return [*notes, *_tested(rows), *_spent(rows, budget)]
+
+
+def _tested(rows: Rows) -> list[str]:
+    """Say why the judgement is on validation although test sets were read."""
+    runs = [run.summary for row in rows.values() for run in row.values()]
+    read = [run for run in runs if run.get("test_readings") or run["test_accuracy"] is not None]
+    told = f"{len(read)} of {len(runs)} runs have read the test set"
+    if read and validation_of(rows) == "validation_loss":
+        return [f"{told}: its losses are in comparison.csv; a regression is judged on validation."]
+    if 0 < len(read) < len(runs):
+        return [f"{told}: the judgement is on validation until all have."]
+    return []
 
 
 def broken_of(rows: Rows, scores: Scores) -> dict[str, list[int]]:

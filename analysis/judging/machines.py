@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.judging.comparable_runs import Finished, Rows, seeds_text
 
@@ -34,15 +35,25 @@ class Machine:
 
 def machine_of(run: Finished) -> Machine:
     """Read a run's environment.json, and in its config.yaml whether it left the GPU alone."""
-    found = json.loads(_text(run.folder / "environment.json") or "{}")
+    known = environment_of(run.folder).items()
+    found: dict[str, Any] = {name: told for name, told in known if isinstance(told, str | int)}
     cpu = re.search(r"^device: ['\"]?cpu\b", _text(run.folder / "config.yaml"), re.MULTILINE)
     gpu = None if cpu else found.get("gpu")
     cores, threads = found.get("cores"), found.get("threads")
     return Machine(found.get("processor"), gpu, cores, threads, run.at_a_time)
 
 
+def environment_of(folder: Path) -> dict[str, Any]:
+    """Read a folder's environment.json; it tells nothing where it is missing or damaged."""
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def machines_of(rows: Rows) -> dict[Machine, dict[str, list[int]]]:

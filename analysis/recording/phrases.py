@@ -24,11 +24,10 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def result_of(summary: Mapping[str, Any]) -> str:
-    """Give a run's result in two words: its validation accuracy, the loss of a regression."""
-    accuracy = summary["validation_accuracy"]
-    loss = f"loss {summary['validation_loss']:.4g}"
-    return loss if accuracy is None else f"accuracy {accuracy:.2%}"
+def result_of(summary: Mapping[str, Any], part: str = "validation") -> str:
+    """Give a run's result in two words: its accuracy on "validation" or "test", else its loss."""
+    accuracy, loss = summary[f"{part}_accuracy"], summary[f"{part}_loss"]
+    return f"loss {number(loss)}" if accuracy is None else f"accuracy {accuracy:.2%}"
 
 
 def no_growth(history: Sequence[Record]) -> str:

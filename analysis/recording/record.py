@@ -219,17 +219,21 @@ def _check_number(name: str, value: object, optional: bool = False) -> None:
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
-def read_history(path: str | Path, records: int | None = None) -> list[Record]:
+def read_history(
+    path: str | Path, records: int | None = None, name: str = "history"
+) -> list[Record]:
     """Read a history.jsonl file, or that of a run folder; all of it, or its first `records`.
+
+    `name` is what errors call it.
 
     Raises:
         ValueError: the file is missing, a line is not a record, or its step is before that of the
             line above; the message names the line.
     """
-    path = path_of("history", path)
-    path = path / "history.jsonl" if path.is_dir() else path
+    given = path_of(name, path)
+    path = given / "history.jsonl" if given.is_dir() else given
     if not path.is_file():
-        raise ValueError(f"history must be a history.jsonl file or a run folder, got {path}")
+        raise ValueError(f"{name} must be a history.jsonl file or a run folder, got {given}")
     found: list[Record] = []
     for number, line in enumerate(path.read_bytes().splitlines()[:records], start=1):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.judging.comparison_claims import Judgement
+from analysis.judging.machines import environment_of
 from analysis.recording.atomic_files import write_whole
 from analysis.recording.record import read_history
 from analysis.reporting.capacity_pictures import (
@@ -120,18 +120,16 @@ def _drawn(
 
 def _provenance(folder: Path, run: Path) -> list[str]:
     """Give the exact command, the environment (a run's: its threads are its own) and settings."""
-    command, environment = (
-        json.loads((place / "environment.json").read_text(encoding="utf-8"))
-        for place in (folder, run)
-    )
-    told = shlex.join(["python", *command["command"]])
+    words, environment = environment_of(folder).get("command"), environment_of(run)
+    told = shlex.join(["python", *map(str, words)]) if isinstance(words, list) else ""
     lines = "\n".join(
         f"{name}: {value}" for name, value in environment.items() if name != "command"
     )
+    unknown = "not known: {}/environment.json is missing or damaged"
     settings = (folder / "config.yaml").read_text(encoding="utf-8")
     return [
-        f"<h2>Command</h2><pre>{escape(told)}</pre>",
-        f"<h2>Environment</h2><pre>{escape(lines)}</pre>",
+        f"<h2>Command</h2><pre>{escape(told) or escape(unknown.format(folder))}</pre>",
+        f"<h2>Environment</h2><pre>{escape(lines) or escape(unknown.format(run))}</pre>",
         f"<details><summary>All settings</summary><pre>{escape(settings)}</pre></details>",
     ]
 

@@ -68,7 +68,8 @@ class EventFile:
             append(self._path, waiting)
 
     def to_disk(self) -> None:
-        """Flush the file to the disk, as far as it is written out."""
+        """Write out what is waiting, and flush the file to the disk."""
+        self.flush()
         to_disk(self._path)
 
     def _write(self, event: Event) -> None:

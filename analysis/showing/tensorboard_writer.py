@@ -85,6 +85,8 @@ class Board:
         for record in kept:  # the mark has hidden them if their FLOPs come after its step
             if purge_step is not None and record.train_flops // MEGA >= purge_step:
                 self._over_flops(record)
+        if not given:  # the run may end without another record
+            self.flush()
 
     def record(
         self,
@@ -233,7 +235,7 @@ class Board:
         self._events.flush()
 
     def to_disk(self) -> None:
-        """Flush to the disk what is written out: it outlives the machine then."""
+        """Write out what is waiting, and flush all to the disk: it outlives the machine then."""
         self._events.to_disk()
 
     def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:

@@ -85,7 +85,12 @@ class _Family(NamedTuple):
 
 
 def _mlp(width: int) -> _Family:
-    layer = Block("stage1.block1", width)
+    try:
+        layer = Block("stage1.block1", width)
+    except ValueError as error:
+        raise ValueError(
+            f"net must be mlp-W of at least 1 unit, got 'mlp-{width}': {error}"
+        ) from None
     return _Family((Stage("stage1", 0, (layer,), births=1),), 0, "post", "none", "plain")
 
 

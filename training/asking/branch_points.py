@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis import Record, read_history
 from analysis.recording.phrases import no_growth
 from nets import Action
-from nets.plan.action_dicts import name_of
-from nets.plan.actions import INITIALIZERS, adds_capacity
+from nets.plan.actions import adds_capacity
+from training.asking.recorded_settings import Told, told_of
 from training.computing.learning_rate import batch_factor
-from training.keeping.run_folder import binding, read_config
-from training.settings.config_yaml import made_initializer
-from training.settings.train_settings import Common, Train
+from training.settings.train_settings import Train
 
 ALL = "all"
 
@@ -63,19 +60,7 @@ class BranchPoint:
         Raises:
             ValueError: an initializer is known by its name alone.
         """
-        return tuple(self._whole(action) for action in self.record.applied)
-
-    def _whole(self, action: Action) -> Action:
-        name = getattr(action, "initializer", None)
-        if not isinstance(name, str) or name in INITIALIZERS:
-            return action
-        for made in (self.settings.initializer, *_initializers(self.policy, name)):
-            if name_of(made) == name:
-                return replace(action, initializer=made)  # pyright: ignore[reportCallIssue]
-        raise ValueError(
-            f"at: the growth at step {self.record.step} of {self.run} cannot be branched: its "
-            f"initializer {name} is known by its name alone, and no setting of the run makes it"
-        )
+        return Told(self.settings, self.identity, self.policy).done(self.record, self.run)
 
 
 def branch_point_of(run: Path, at: int | None = None) -> BranchPoint:
@@ -131,20 +116,9 @@ def numbers_of(at: int | str | None) -> Sequence[int] | str | None:
 
 def _points(run: Path) -> list[BranchPoint]:
     """Give all growth steps of a run whose state it kept."""
-    history = read_history(run)
-    config = read_config(run)
-    names = [item.name for item in fields(Common) if item.name in config]  # and no policy
-    if "seed" not in config:
-        raise ValueError(f"out: {run}/config.yaml cannot be read: it holds no seed")
-    given = {name: config[name] for name in names}
-    if not isinstance(given.get("initializer", ""), str):
-        try:
-            given["initializer"] = made_initializer(given["initializer"])
-        except ValueError as error:
-            raise ValueError(f"initializer of {run} {error}") from None
-    settings = Train(**given, seed=config["seed"], out=str(run))
-    identity = binding({name: config[name] for name in (*names, "seed")})
-    rest = settings, identity, config.get("policy")
+    history = read_history(run, name="run")
+    told = told_of(run)
+    rest = told.settings, told.identity, told.policy
     points = [BranchPoint(run, record, *rest) for record in history]
     points = [point for point in points if point.grown and point.state.exists()]
     if not points:
@@ -153,15 +127,3 @@ def _points(run: Path) -> list[BranchPoint]:
             f"run must have a growth step whose state it kept in growth/, got {run}: {why}"
         )
     return points
-
-
-def _initializers(settings: Any, name: str) -> Iterator[Any]:
-    """Give the initializers among a policy's settings whose class a name begins with."""
-    if not isinstance(settings, Mapping):
-        return
-    path = settings.get("class_path")
-    if isinstance(path, str) and name.startswith(path.rpartition(".")[2]):
-        with suppress(ValueError):  # another class of that name
-            yield made_initializer(settings)
-    for value in settings.values():
-        yield from _initializers(value, name)

@@ -17,23 +17,25 @@ from analysis.showing.tables import growth_table, layer_table
 from nets import cost
 
 
-def history_of(run: str) -> list[Record]:
-    """Read the history of one run.
+def history_of(run: str, name: str = "run") -> list[Record]:
+    """Read the history of one run, which errors call by that name.
 
     Raises:
         ValueError: it is no run folder with a record, but a comparison, say; it names a run there.
     """
-    folder = path_of("run", run)
+    folder = path_of(name, run)
     runs = sorted(path.parent for path in folder.glob("*/seed*/history.jsonl"))
     if runs:
-        raise ValueError(f"run must be one run of the comparison, such as {runs[0]}, got {run}")
+        raise ValueError(f"{name} must be one run of the comparison, such as {runs[0]}, got {run}")
     runs = sorted(path.parent for path in folder.glob("*/history.jsonl"))
     if runs and not (folder / "history.jsonl").exists():
-        raise ValueError(f"run must be one of the runs in the folder, such as {runs[0]}, got {run}")
-    history = read_history(run)
+        raise ValueError(
+            f"{name} must be one of the runs in the folder, such as {runs[0]}, got {run}"
+        )
+    history = read_history(run, name=name)
     if not history:
         raise ValueError(
-            f"run must be a folder with at least one record, got {run}: its train command with "
+            f"{name} must be a folder with at least one record, got {run}: its train command with "
             "--resume goes on"
         )
     return history
@@ -93,7 +95,7 @@ def _draw(run: str, beside: str | None, out: str | None, history: Sequence[Recor
     folder = path_of("run", run)
     folder = folder if folder.is_dir() else folder.parent
     place = path_of("out", out) if out else folder / "pictures"
-    reference = history_of(beside) if beside else reference_of(folder)
+    reference = history_of(beside, "reference") if beside else reference_of(folder)
     try:
         with drawing():
             pictures = draw(history, reference, seconds_of(folder))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import isclose, isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from analysis import LayerReading, Observer, Record
 from analysis.examining.requests import ALSO, HISTOGRAMS
@@ -17,16 +20,15 @@ from analysis.recording.phrases import number
 from analysis.showing.tables import markdown, to_csv
 from nets.checks import check_count
 from training.asking.inspect_run import history_of
+from training.asking.recorded_settings import told_of
 from training.computing.torch_settings import own_process
 from training.data.identity import check_same_data
 from training.deciding.refusals import Decision
 from training.keeping.checkpoint import load_checkpoint
-from training.keeping.run_folder import binding, read_config
 from training.keeping.run_state import Run
 from training.running.decide_and_grow import grow_run
 from training.running.prepare import prepare
 from training.running.resume import revived
-from training.settings.train_settings import Common, Train
 from training.stepping.step import take_step
 
 READ = tuple(name for name in ALSO if name not in HISTOGRAMS)
@@ -40,7 +42,8 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
 
     It goes on from the latest state that the run kept (growth/, checkpoint.pt), or from its first
     step, with the run's own batches, learning rates and growths: on the same machine the steps are
-    the run's. The last line says whether losses.csv agrees. Nothing of the run is changed.
+    the run's, and the last line says whether losses.csv agrees. With a budget in seconds the rates
+    are near the run's own: only the times of records are known. Nothing of the run is changed.
 
     Args:
         run: its folder; every number of every layer goes to its closer/stepN.csv.
@@ -56,10 +59,8 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
     if after >= history[-1].step:
         raise ValueError(f"after must be below {history[-1].step}, the last step, got {after}")
     until = min(after + steps, history[-1].step)
-    config = read_config(folder)
-    names = [*(item.name for item in fields(Common) if item.name in config), "seed"]  # no policy
-    settings = Train(**{name: config[name] for name in names}, out=str(folder))
-    kept = _latest(folder, after, binding({name: config[name] for name in names}))
+    recorded = told_of(folder)
+    settings, kept = recorded.settings, _latest(folder, after, recorded.identity)
     with own_process(settings):
         prepared = replace(prepare(settings), first=history[0].architecture)  # as its policy began
         check_same_data(folder, prepared.data)
@@ -67,13 +68,30 @@ def look_closer(run: str, after: int, steps: int = 50) -> str:
         begun = again.progress.step
         how: Any = {"step": begun, "from_step": after, "to_step": until, "also": READ}
         again.observer = Observer(again.net, again.optimizer, **how)
-        rows, numbers = _taken(again, history, until, kept[0].parent.name == "growth")
-    path = folder / "closer" / f"step{after:07d}.csv"
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, to_csv(numbers))
-    agreed = _agreement(folder, {row["step"]: row["loss"] for row in rows})
+        path = folder / "closer" / f"step{after:07d}.csv"
+        done = {
+            record.step: replace(record, applied=recorded.done(record, folder))
+            for record in history
+            if begun <= record.step < until
+        }
+        with _writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        seconds = _seconds(folder, again) if settings.budget == "seconds" else {}
+        rows, numbers = _taken(again, done, until, kept[0].parent.name == "growth", seconds)
+    with _writing(path):
+        write_whole(path, to_csv(numbers))
+    agreed = _agreement(folder, {row["step"]: row["loss"] for row in rows}, settings.budget)
     told = f"steps {after + 1} to {until}, taken again from step {begun}; all numbers in {path}"
     return f"{told}\n\n{markdown(_HEADER, map(_cells, rows))}\n\n{agreed}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise a ValueError for every OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"run: {path} cannot be written: {error.strerror}") from None
 
 
 def _latest(folder: Path, after: int, identity: dict[str, Any]) -> Kept:
@@ -88,13 +106,17 @@ def _latest(folder: Path, after: int, identity: dict[str, Any]) -> Kept:
 
 
 def _taken(
-    run: Run, history: list[Record], until: int, grows: bool
+    run: Run,
+    records: Mapping[int, Record],
+    until: int,
+    grows: bool,
+    seconds: Mapping[int, float],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Take the steps up to one; give what those that are read did, in short and in full.
 
-    `grows` says that the state is that before a recorded growth.
+    `records` are those before the last step; `grows` says that the state is that before a recorded
+    growth; `seconds` are those after steps, if the rate hangs on them.
     """
-    records = {record.step: record for record in history}
     rows, numbers = [], []
     with run.observer:
         if grows:
@@ -104,6 +126,7 @@ def _taken(
             take_step(run)
             run.untold = 0  # no losses are written
             step = run.progress.step
+            run.progress.seconds = seconds.get(step, run.progress.seconds)
             if due:
                 readings = run.observer.readings()
                 total, _, count = (run.window - before).tolist()
@@ -141,7 +164,19 @@ def _numbers(step: int, readings: Mapping[str, LayerReading]) -> list[dict[str, 
     ]
 
 
-def _agreement(folder: Path, losses: Mapping[int, float | None]) -> str:
+def _seconds(folder: Path, run: Run) -> dict[int, float]:
+    """Give the seconds after each step: known at records and in the state, between them a line."""
+    known = [(run.progress.step, run.progress.seconds)]
+    with suppress(OSError, LookupError, TypeError, ValueError):
+        with (folder / "metrics.csv").open(encoding="utf-8") as lines:
+            told = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(lines)]
+        known += [at for at in told if at[0] > known[0][0]]
+    steps, seconds = zip(*known)
+    every = range(steps[0], steps[-1] + 1)
+    return dict(zip(every, np.interp(every, steps, seconds).tolist()))
+
+
+def _agreement(folder: Path, losses: Mapping[int, float | None], budget: str) -> str:
     """Say whether the losses are those that the run wrote down."""
     path = folder / "losses.csv"
     if not path.exists():
@@ -151,10 +186,13 @@ def _agreement(folder: Path, losses: Mapping[int, float | None]) -> str:
     both = [(step, loss, told[step]) for step, loss in losses.items() if step in told]
     for step, loss, wanted in both:
         if not _same(nan if loss is None else loss, wanted):  # None: the step was skipped
+            why = "another machine, version or precision rounds else"
+            if budget == "seconds":
+                why = "the budget was in seconds: the rate of a step hung on its time, and only "
+                why += "those of records are known"
             return (
                 f"losses.csv has {wanted:.6g} at step {step}, not {number(loss)}: from there on "
-                "these are not the run's own steps (another machine, version or precision rounds "
-                "else)"
+                f"these are not the run's own steps ({why})"
             )
     if len(both) < len(losses):
         return "losses.csv lacks some of these steps: whether they are the run's own is not known"

@@ -75,10 +75,10 @@ def replay_runs(policy: Policy, runs: Sequence[Path]) -> list[Replay]:
     """
     found = []
     for run in runs:
-        history = read_history(run)
+        history = read_history(run, name="runs")
         if not history:
             raise ValueError(
-                f"run must be a folder with at least one record, got {run}: its train command "
+                f"runs must be folders with at least one record, got {run}: its train command "
                 "with --resume goes on"
             )
         config = read_config(run) if (run / "config.yaml").exists() else {}

@@ -98,8 +98,8 @@ def _judge_parser() -> Parser:
 def _inspect_parser() -> Parser:
     parser = Parser(description="What grew, when and why, and the statistics of the layers.")
     parser.add_argument("run", help="a run folder")
-    text = "number of the record to show, from 0; -1 is the last"
-    parser.add_argument("--record", type=int, default=-1, help=text)
+    text = "number of the record to show, from 0; -1, as by default, is the last"
+    parser.add_argument("--record", type=int, help=text)
     text = "a run folder whose last response curve is drawn beside this one's; in a comparison "
     text += "the largest static run of the same seed is the default"
     parser.add_argument("--reference", help=text)
@@ -109,7 +109,8 @@ def _inspect_parser() -> Parser:
     text = "look closely instead: take the steps after this one again, from the state kept before "
     text += "it, and show what each did; all numbers go to RUN/closer/stepN.csv"
     parser.add_argument("--after", type=int, help=text)
-    parser.add_argument("--steps", type=int, default=50, help="how many steps --after looks at")
+    text = "how many steps --after looks at, by default 50"
+    parser.add_argument("--steps", type=int, help=text)
     return parser
 
 

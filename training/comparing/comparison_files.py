@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.judging.comparable_runs import Finished, seeds_text
+from analysis.judging.comparable_runs import BOARD, Finished, seeds_text
 from analysis.judging.comparison_claims import Judgement, judge
 from analysis.recording.atomic_files import write_whole
 from analysis.reporting.comparison_board import write_board
@@ -22,7 +22,7 @@ from training.settings.compare_settings import Compare
 
 _COLUMNS = ("data", "net", "policy", "parameters", "flops", "train_flops", "seconds", "steps")
 _COLUMNS += ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-_COLUMNS += ("test_accuracy",)
+_COLUMNS += ("test_loss", "test_accuracy")
 _JUDGED = ("regret", "flops_to_reference", "seconds_to_reference", "transient")
 
 Runs = Mapping[tuple[str, int], Finished]
@@ -121,9 +121,18 @@ def write_judged(
     write_csv(folder, matrix, runs, judged)
     write_whole(folder / "comparison.md", text + "\n")
     if groups:
-        for missing in (write_report(folder, groups, parts), write_board(folder, groups)):
+        for missing in (write_report(folder, groups, parts), _write_board(folder, groups)):
             text += f"\n\n{missing}" if missing else ""
     return text
+
+
+def _write_board(folder: Path, groups: Sequence[tuple[str, Judgement]]) -> str:
+    """Write the board, which has the times of the runs; give what it lacks in one line."""
+    rows = [row for _, judgement in groups for row in judgement.rows.values()]
+    for config in (run.folder / "config.yaml" for row in rows for run in row.values()):
+        if not config.exists():
+            return f"{BOARD} is left as it was: {config} is missing"
+    return write_board(folder, groups)
 
 
 def _judgement(matrix: Matrix, runs: Runs, names: Sequence[str]) -> Judgement | None:

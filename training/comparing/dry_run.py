@@ -10,6 +10,7 @@ import torch
 from analysis.showing.tables import markdown
 from nets import Architecture, build, cost, train_flops
 from training.comparing.comparison import check, spared
+from training.comparing.job_queue import stays_here
 from training.comparing.jobs import Job, jobs_of, workers_of
 from training.computing.budget import Budget
 from training.computing.learning_rate import batch_factor
@@ -40,21 +41,24 @@ def forecast(settings: Compare) -> str:
     jobs = spared(settings, jobs, check(jobs)[1])
     grounds: dict[tuple[str, str], Prepared] = {}
     measured: Measured = {}
-    rows, total = [], 0.0
+    rows, alone = [], dict[str, float]()  # seconds of a run
     for name in settings.chosen:
         job = next(job for job in jobs if job.row == name)
         ground = settings.ground(name)
         if ground not in grounds:  # without what only exists once another row is finished
             grounds[ground] = prepare(replace(job.settings, start=None))
-        row, seconds = _row(settings, job, grounds[ground], measured)
+        row, alone[name] = _row(settings, job, grounds[ground], measured)
         rows.append(row)
-        total += seconds * len(settings.seeds)
     header = ["run", "data", "net", "policy", "parameters", "FLOPs an image", "budget"]
     header += ["seeds", "seconds a run"]
-    told = f"{len(settings.chosen) * len(settings.seeds)} runs, about {total:.0f} s of work"
+    total, count = sum(alone.values()) * len(settings.seeds), len(alone) * len(settings.seeds)
+    told = f"{count} runs, about {total:.0f} s of work"
     if settings.engine == "pool":
-        workers = workers_of(settings)
-        told += f", {total / workers:.0f} s on {workers} at a time"
+        here = any(stays_here(job) for job in jobs if job.row in alone)
+        workers, cells = 1 if here else min(workers_of(settings), count), settings.cells
+        # No run is divided, and one of scratch or yoked waits for the run that it is made after.
+        longest = max(alone[name] + alone.get(cells[name].source or "", 0) for name in alone)
+        told += f", {max(total / workers, longest):.0f} s on {workers} at a time"
         told += f" with {jobs[0].settings.threads} thread(s) each"
     return f"{markdown(header, rows)}\n\n{told}; finished runs are counted too."
 

@@ -57,7 +57,7 @@ def check_policy(policy: Policy) -> None:
     """Raise a ValueError if a run could not ask the policy, before anything is written."""
     check_needs(policy)
     if isinstance(policy, Yoked):
-        read_history(policy.run)
+        read_history(policy.run, name="policy.run")
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _open(settings: Train, text: str, prepared: Prepared) -> Run:
     run = revived(settings, prepared, state, path)
     run.captured = captured_of(settings, run.precision.device)
     progress = run.progress
-    run.history = read_history(folder, progress.records) if progress.records else []
+    run.history = read_history(folder, progress.records, "out") if progress.records else []
     distributed.from_first(lambda: cut_back(folder, progress.records, progress.step))
     if distributed.rank() == 0:
         # From the start: TensorBoard purges nothing at the first such mark that it sees.

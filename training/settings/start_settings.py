@@ -18,7 +18,8 @@ class Start:
         width: fraction of the limit's inner widths, above 0 and at most 1.
         blocks: blocks of each stage; null keeps all.
         stream: fraction of the limit's residual streams, above 0 and at most 1.
-        architecture: a run's architecture.json to start from instead, at any width and depth.
+        architecture: a run's architecture.json to start from instead, at any width and depth; the
+            others are left out then.
     """
 
     width: float = 0.25
@@ -31,6 +32,12 @@ class Start:
         check_fraction("start.stream", self.stream)
         if self.blocks is not None:
             check_count("start.blocks", self.blocks)
+        if self.architecture is not None:
+            for name in ("width", "blocks", "stream"):
+                if (value := getattr(self, name)) != getattr(Start, name):
+                    got = "null" if value is None else value
+                    told = f"start.{name} must be left out with start.architecture, got {got}"
+                    raise ValueError(told)
 
     def within(self, limit: Architecture) -> Architecture:
         """Give the net; a ValueError if it costs more than the limit or is made for other data."""

@@ -183,7 +183,12 @@ class Train(Common):
         return folder_of(name if self.out is None else self.out)
 
     def limit(self, classes: int, image: tuple[int, ...]) -> Architecture:
-        """Give the limit network for data of that shape."""
+        """Give the limit network for data of that shape; a ValueError if there is none."""
+        if len(image) != 3 and not self.net.startswith("mlp-"):
+            raise ValueError(
+                f"net must be mlp-W for {self.data}, got {self.net!r}: for others an image must be "
+                f"(channels, height, width), not {image}"
+            )
         shape: dict[str, Any] = {"classes": classes, "image": image}
         return preset(self.net, **shape, order=self.order, stem=self.stem)
 
