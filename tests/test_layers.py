@@ -200,7 +200,8 @@ def test_a_layer_that_feeds_more_than_a_norm_is_read_by_itself(name, frozen):
     assert found["stem"].weight_norm == pytest.approx(math.hypot(*size), rel=1e-5)
     std = given[-1].double().std(correction=0).item()
     assert found["stem"].response_std == pytest.approx(std, rel=1e-4)
-    assert list(response_histograms(net, inputs_of())) == list(expected)
+    # without a graph, as probes run, only the norm is seen to take it
+    assert list(response_histograms(net, inputs_of())) == ["bn", "conv", "fc"]
 
 
 def test_a_pair_that_runs_only_later_and_one_after_a_forward_that_failed():

@@ -237,6 +237,29 @@ def test_histograms_are_read_from_the_device_at_once(monkeypatch):
     assert len(reads) == 1
 
 
+class Force(nn.Module):
+    """Takes a gradient in its forward, as networks of energies and scores do."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy, self.head = nn.Linear(3, 4), nn.Linear(3, 2)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (force,) = torch.autograd.grad(self.energy(x).square().sum(), x)
+        return self.head(force)
+
+
+def test_a_probe_of_a_net_that_takes_gradients_reads_its_numbers():
+    torch.manual_seed(0)
+    net, inputs = Force(), torch.randn(8, 3)
+    found = response_histograms(net, inputs)["head"]
+    outputs = net(inputs)
+    assert found.min == pytest.approx(outputs.min().item(), rel=1e-6)
+    assert found.max == pytest.approx(outputs.max().item(), rel=1e-6)
+
+
 def test_histograms_of_equal_responses_and_of_no_buckets():
     (histogram,) = response_histograms(Fixed(), torch.full((3, 4), 2.0)).values()
     assert (histogram.min, histogram.max, sum(histogram.bucket_counts)) == (2, 2, 12)

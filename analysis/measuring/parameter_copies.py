@@ -11,6 +11,7 @@ from torch import Tensor
 from analysis.examining.entry_histograms import count_entries, places_of
 
 ROW = 256  # entries
+ROWS = 1024  # at a time: what is made of them stays in the cache
 
 
 class ParameterCopies:
@@ -77,7 +78,7 @@ class ParameterCopies:
         """
         if self.entries.is_cuda:
             return torch.stack(torch._foreach_norm(list(self._views.values()), 2, self._wide))
-        entries = self.entries.view(len(self._owners), ROW)
-        rows = torch.linalg.vector_norm(entries, dim=1, dtype=self._wide)
-        squares = rows.new_zeros(len(self.members))
-        return squares.index_add_(0, self._owners, rows.square_()).sqrt_()
+        parts = self.entries.view(len(self._owners), ROW).split(ROWS)
+        rows = [torch.linalg.vector_norm(part, dim=1, dtype=self._wide) for part in parts]
+        squares = torch.zeros(len(self.members), dtype=torch.float64, device=self.entries.device)
+        return squares.index_add_(0, self._owners, torch.cat(rows).square_()).sqrt_()

@@ -56,7 +56,7 @@ class LayerReading:
         response_std: standard deviation of the output over all of them, in its units (He et al.
             2015, arXiv 1512.03385, figure 7: after BatchNorm, before the non-linearity; a block's
             own output is after it). A BatchNorm's is sqrt(mean(weight^2) + var(bias)). Squares are
-            of float32: below 1e-17 it is too small, above 1e17 infinite.
+            of float32: below 1e-17 it may be too small, above 1e17 infinite.
         gradient_norm: root mean square of the gradient's entries, ||g|| / sqrt(size), so that large
             layers compare with small ones; in units of loss per weight, as the optimizer sees it:
             unscaled, after clipping.

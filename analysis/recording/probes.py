@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from analysis.measuring.norm_layers import NormActivation, channel_axis, first_of
 from analysis.observing.hooks import Hooks
@@ -106,7 +105,8 @@ def response_histograms(
     """Give, by layer, the histogram of its responses in buckets of equal width.
 
     Args:
-        net: our network or any module; the layers are those of `Observer`.
+        net: our network or any module; the layers are those of `Observer`, but that one which feeds
+            a norm and more has no row of its own: no graph is there to show it.
         inputs: of a fixed batch.
         buckets: 30 buckets keep a histogram at 0.6 kB in TensorBoard's files.
     """
@@ -224,20 +224,17 @@ def _read_outputs(
             if inside:  # read before the activation that the norm carries
                 found[path] = inside.pop()
             elif isinstance(output, Tensor) and output.is_floating_point():
-                found[path] = read(module, output.detach())
+                found[path] = read(module, output)
 
         if not isinstance(net, Network) and NormActivation.suits(module):
-            hooks.inside(NormActivation(module, lambda x: inside.append(read(module, x.detach()))))
+            hooks.inside(NormActivation(module, lambda x: inside.append(read(module, x))))
         hooks.after(module, keep)
 
     def run() -> None:
         try:
             for row in rows_of(net):
                 attach(row.path, net.get_submodule(row.path))
-            # in a network that is not ours a graph shows what the layers are; it keeps no tensors
-            keeping = saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0))
-            with keeping, torch.set_grad_enabled(not isinstance(net, Network)):
-                net(inputs)
+            net(inputs)
         finally:
             hooks.remove()
 
