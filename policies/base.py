@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 from analysis import Record
 from analysis.recording.probed import Probe
@@ -79,7 +80,7 @@ class Policy(ABC):
 def series(history: History, layer: str, statistic: str) -> list[float]:
     """Give a layer's statistic over the records since the layer's block was last edited.
 
-    Records in which it is missing are left out.
+    Records in which it is missing, or not finite, are left out.
     """
     last = history[-1].layers.get(layer)
     values: list[float] = []
@@ -88,7 +89,7 @@ def series(history: History, layer: str, statistic: str) -> list[float]:
         if last is None or (reading is not None and reading.edited != last.edited):
             break
         value = None if reading is None else reading.value(statistic)
-        values.extend([] if value is None else [value])
+        values.extend([] if value is None or not isfinite(value) else [value])
     return values[::-1]
 
 

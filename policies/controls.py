@@ -188,13 +188,14 @@ def _version(run: str) -> tuple[str, int]:
 def _growths(path: str, modified: int) -> tuple[tuple[float, Growth, int], ...]:
     """Give (spent, kind, FLOPs added since the start, its own included) of every growth.
 
-    The time is half a record early: the yoked run's records come at the same parts of the budget,
-    give or take a step.
+    The time is amid the record and the one before: the yoked run's records come at the same parts
+    of the budget, give or take a step.
     """
     history = read_history(path)
+    before = dict(zip((r.step for r in history), (0.0, *(r.spent for r in history))))
     return tuple(
         (
-            record.spent - 0.5 / len(history),
+            (before[record.step] + record.spent) / 2,
             type(action),
             cost(after).flops - history[0].cost.flops,
         )

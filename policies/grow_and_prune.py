@@ -126,11 +126,10 @@ def without_fading(architecture: Architecture) -> Architecture:
 
 
 def _parameters(architecture: Architecture, block: str) -> int:
-    """Give the parameters that all but one of a block's channels hold."""
-    width = architecture.blocks[block].width
-    if width == 1:
-        return 1
-    return cost(architecture).parameters - _narrowed(architecture, block, width - 1)
+    """Give the parameters that all of a block's channels hold which may go, but one at least."""
+    width, frozen = architecture.blocks[block].width, architecture.blocks[block].frozen
+    most = min(width - 1, width - frozen)
+    return cost(architecture).parameters - _narrowed(architecture, block, most) if most else 1
 
 
 def _narrowed(architecture: Architecture, block: str, by: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from nets import Action
 from nets.checks import check_choice
@@ -105,7 +106,8 @@ class LayerStatistic(Policy):
         trend = in_records(history, self.trend)
         for path, reading in history[-1].layers.items():
             values = series(history, path, self.statistic)[-trend - 1 :]
-            enough = len(values) > trend and reading.value(self.statistic) is not None
+            now = reading.value(self.statistic)
+            enough = len(values) > trend and now is not None and isfinite(now)
             if reading.block is not None and enough:
                 value = values[-1] - values[0] if trend else values[-1]
                 found.setdefault(reading.role, {}).setdefault(reading.block, []).append(value)

@@ -184,7 +184,7 @@ def _fill(
         if by > 0:
             actions.append(Widen(block.name, by, reason=reason))
             architecture = architecture.apply(actions[-1])
-    while stage.width:
+    while stage.width and architecture.repeatable:
         last = architecture.stage_of(stage.blocks[0].name).blocks[-1].name
         width = min(stage.width, largest_width(architecture, last, *left()))
         if width < max(1, stage.width / 4):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil, floor, sqrt
+from math import ceil, floor, isnan, sqrt
 from statistics import mean
 
 from analysis import Record
@@ -86,10 +86,10 @@ def since_growth(history: History) -> History:
 
 
 def losses_of(history: History) -> list[float]:
-    """Give the validation losses: those of the running average where all records have them."""
+    """Give the validation losses, NaN left out: the running average's where all records have it."""
     averaged = [record.ema_validation_loss for record in history]
     found = averaged if None not in averaged else [record.validation_loss for record in history]
-    return [loss for loss in found if loss is not None]
+    return [loss for loss in found if loss is not None and not isnan(loss)]
 
 
 def stalled(history: History, patience: Time, min_delta: float = 0.0) -> bool:

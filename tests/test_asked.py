@@ -23,7 +23,7 @@ from training.keeping.asked import (
     static_in,
     told_of,
 )
-from training.keeping.row_settings import settings_of
+from training.keeping.row_settings import changed, settings_of
 
 FIRST = Asked(("a", "b"), (0, 1), ("a", "b"))
 ROWS = ("a", "b", "c", "d")
@@ -84,7 +84,7 @@ def set_as(every: int, finished: int = 0, **more: Any) -> Asked:
     """The rows a and b, b with a policy's setting, `published` and its kin in `more`."""
     policy = {"class_path": "policies.Periodic", "init_args": {"every": every, **more}}
     cells = {"a": {"policy": {"class_path": "policies.Never"}}, "b": {"lr": None, "policy": policy}}
-    return replace(FIRST, finished=finished, settings=settings_of(cells))
+    return replace(FIRST, finished=finished, settings=settings_of({"cells": cells}))
 
 
 CHANGED = ["Row b was changed after results were seen."]
@@ -107,6 +107,18 @@ def test_a_row_that_was_changed_after_results_were_seen_is_said(asked, expected)
     assert told_of(Provenance(asked), ("a",), (0, 1)) == []
 
 
+def test_a_row_that_says_what_the_comparison_says_is_not_changed(tmp_path):
+    common = {"net": "resnet8", "schedule": "cosine", "data": "digits", "lr": None}
+    start = {"width": 0.5, "architecture": str(tmp_path / "old" / "base" / "architecture.json")}
+    before = {"a": {"start": start, "net": None}, "b": {"start": None}}
+    old = settings_of({**common, "cells": before, "out": str(tmp_path / "old" / "here")})
+    moved = {"architecture": str(tmp_path / "new" / "base" / "architecture.json"), "width": 0.25}
+    told = {"net": "resnet8", "schedule": "cosine"}
+    after = {"a": {"start": moved, **told}, "b": {"start": None, "schedule": "hold"}}
+    new = settings_of({**common, "cells": after, "out": str(tmp_path / "new" / "here")})
+    assert changed(old, new) == ["b"]
+
+
 def test_settings_of_rows_are_kept_as_json_gives_them_back(tmp_path):
     cells = {
         8: {"published": [90.0], "data": "npz:here.npz", "lr": 0.1},
@@ -114,7 +126,7 @@ def test_settings_of_rows_are_kept_as_json_gives_them_back(tmp_path):
             "policy": {"class_path": "mine.P", "init_args": {"most": float("inf"), "of": {1: 2}}}
         },
     }
-    found = settings_of(cells)
+    found = settings_of({"cells": cells})
     assert found["8"] == {"data": "npz:", "lr": 0.1}
     first = note_asked(tmp_path, Provenance(), replace(FIRST, settings=found, static=("a",)), {})
     again = read_provenance(tmp_path)
@@ -128,11 +140,13 @@ def test_a_file_of_an_earlier_version_takes_settings_from_the_config(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cells": cells, "seeds": [0, 1]}))
     before = asked_before(tmp_path)
     assert static_in(before, cells) == ["a"]
-    now = replace(FIRST, finished=3, settings=settings_of({**cells, "b": {"lr": 0.2}}), static=())
+    now = replace(
+        FIRST, finished=3, settings=settings_of({"cells": {**cells, "b": {"lr": 0.2}}}), static=()
+    )
     found = note_asked(tmp_path, before, now, {})
     assert told_of(found, ROWS, (0, 1)) == CHANGED
     assert static_in(found, {**cells, "c": cells["a"]}) == ["c"]
-    kept = note_asked(tmp_path, before, replace(now, settings=settings_of(cells)), {})
+    kept = note_asked(tmp_path, before, replace(now, settings=settings_of({"cells": cells})), {})
     assert kept.asked == (FIRST,)
     assert read_provenance(tmp_path).plan.static == ()
 

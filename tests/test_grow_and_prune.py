@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from nets import Insert, Narrow, Remove, Widen, cost, preset, seed_of
+from nets import Freeze, Insert, Narrow, Remove, Widen, cost, preset, seed_of
 from policies import GrowAndPrune, LayerStatistic
 from policies.grow_and_prune import without_fading
 from tests.test_policies import LIMIT, MLP, random_record, record
@@ -94,6 +94,16 @@ def test_nothing_that_trains_is_asked_for_without_the_probe():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         GrowAndPrune(**settings)
+
+
+@pytest.mark.parametrize("held", [Freeze(NAMES[0]), Freeze("stage2"), Freeze(NAMES[-1], 3)])
+def test_what_is_frozen_is_pruned_around(held):
+    architecture = LIMIT.apply(held)
+    actions = GrowAndPrune("gradient_norm", fade=0).decide([pruning(0.8, architecture)])
+    assert actions
+    for action in actions:
+        architecture = architecture.apply(action)
+    assert cost(architecture).parameters < FULL
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import gc
 import math
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import pytest
 import torch
 from makers import Doubled, hooks_of, normal, sgd
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.nn.modules.module import register_module_full_backward_hook
 from torch.nn.utils import parametrizations
@@ -633,6 +635,49 @@ def test_hooks_on_the_backward_pass_change_nothing(name, hooks):
         found.append((readings, modules, list(response_histograms(net, inputs_of()))))
     assert found[0] == found[1]
     assert any(reading.dead_fraction is not None for reading in found[0][0].values())
+
+
+class Breaking(nn.Module):
+    """A network whose forward fails behind its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv, self.fails = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), False
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        if self.fails:
+            raise KeyError("stop")
+        return x
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_nothing_is_held_of_a_forward_that_failed(hooked):
+    net, kept = Breaking(), weakref.WeakSet()
+
+    class Held:
+        pass
+
+    def pack(tensor):
+        held = Held()
+        held.tensor = tensor.detach()
+        kept.add(held)
+        return held
+
+    if hooked:
+        net.conv.register_full_backward_hook(lambda module, given, arrived: None)
+    optimizer = sgd(net)
+    with Observer(net, optimizer), saved_tensors_hooks(pack, lambda held: held.tensor):
+        for step in range(2):
+            net(images(step).requires_grad_()).square().mean().backward()
+            optimizer.step()
+        gc.collect()
+        before = len(kept)
+        net.fails = True
+        with pytest.raises(KeyError):
+            net(images().requires_grad_())
+        gc.collect()
+        assert len(kept) <= before
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from runs import quiet, short_comparison
 from test_judge_parts import FILES
 
@@ -102,3 +103,13 @@ def test_another_run_to_wait_for_is_refused(second):
     settings["policy"] = {"class_path": "policies.Yoked", "init_args": {"run": "x"}}
     with pytest.raises(ValueError, match=r"policy must be .*first/growing/seed0"):
         check_same_settings(second / "yoked/seed0", settings)
+
+
+def test_beside_a_recorded_architecture_all_else_of_a_start_says_nothing(tmp_path):
+    """A run of an earlier version may hold a width beside it, which is refused today."""
+    given = {"data": "digits", "out": str(tmp_path)}
+    start = {"width": 0.5, "blocks": 1, "stream": 1.0, "architecture": "a.json"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**given, "start": start}))
+    check_same_settings(tmp_path, {**given, "start": {**start, "width": 0.25}})
+    with pytest.raises(ValueError, match=r"^start must be"):
+        check_same_settings(tmp_path, {**given, "start": {**start, "architecture": "b.json"}})

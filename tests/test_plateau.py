@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from histories import after_all
 
-from nets import Freeze, Unfreeze, Widen, seed_of
+from nets import Freeze, Unfreeze, Widen, cost, preset, seed_of
 from policies import Plateau
 from tests.test_policies import FIRST, LIMIT, MLP, losses_of, record
 
@@ -85,6 +85,15 @@ def test_a_plain_net_has_no_stem_to_hold():
 
 def test_nothing_freezes_where_nothing_fits():
     assert Plateau(2, share=0.25, freeze=True).decide(losses_of(*STALLED, first=LIMIT)) == []
+
+
+def test_a_net_that_takes_no_blocks_is_widened():
+    limit = preset("resnet8", activation="gelu")
+    assert not limit.repeatable
+    history = losses_of(*STALLED)
+    shape = {"architecture": seed_of(limit), "limit": cost(limit)}
+    actions = Plateau(2, share=0.5).decide([replace(one, **shape) for one in history])
+    assert {type(action) for action in actions} == {Widen}
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ def test_flat_is_the_one_sided_slope_test():
         ((4, 3, 2), False),  # too early
         ((4, 3, None, 2, 1), False),
         ((1, 1, None, 1), False),  # three losses are too few
+        ((5, 4, math.nan, 3, 2), False),
     ],
 )
 def test_flat_over_four(losses, expected):
@@ -158,6 +159,8 @@ def test_series_is_broken_at_an_edit_and_leaves_gaps_out():
         ([reading(1.0), reading(2.0, 10), reading(3.0, 10)], [2.0, 3.0]),
         ([reading(1.0, 5), reading(2.0, 10)], [2.0]),
         ([reading(1.0), reading(None), reading(3.0)], [1.0, 3.0]),
+        ([reading(1.0), reading(math.nan), reading(3.0)], [1.0, 3.0]),
+        ([reading(1.0), reading(math.inf)], [1.0]),
         ([reading(1.0), None, reading(3.0)], [1.0, 3.0]),  # a record without this layer
         ([reading(1.0, 5), None, reading(3.0, 10)], [3.0]),
         ([reading(1.0), reading(None)], [1.0]),

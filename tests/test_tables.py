@@ -10,7 +10,7 @@ from analysis import LayerReading, Record
 from analysis.recording.phrases import number, phrase
 from analysis.reporting.html_report import html_of
 from analysis.showing.comparison_tables import comparison_rows, comparison_table
-from analysis.showing.tables import growth_table, layer_table, markdown
+from analysis.showing.tables import fitted, growth_table, layer_table, markdown
 from nets import Freeze, Insert, Remove, SetSurvival, Widen, cost, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
@@ -30,6 +30,12 @@ def cells_of(table):
     assert set(lines[1]) <= set("|-: ")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [rows[0], *rows[2:]]
+
+
+def test_a_table_with_bars_is_as_narrow_as_asked():
+    table = fitted(["step", "reason"], [["1", "a|b|c|d|e|f|g " * 12]], 60)
+    assert max(map(len, table.splitlines())) <= 60
+    assert r"a\|b\|c" in table
 
 
 def test_markdown_lines_up():

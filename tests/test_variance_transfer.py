@@ -151,16 +151,20 @@ def test_state_of_old_entries_is_carried_and_the_average_is_scaled_as_well():
 
 
 @pytest.mark.parametrize("order", ["post", "pre"])
-def test_what_is_frozen_is_not_rescaled(order):
+def test_a_layer_of_which_something_is_held_is_not_rescaled(order):
     net = trained(architecture_of("basic", order), torch.float64, steps=3)
     frozen = grow(net, [Freeze("stage1.block1", 2), Freeze("stage2")]).network
+    # new channels of what is held train; the norm behind them stays held
+    frozen = grow(frozen, Widen("stage2.block1", 1)).network
     actions = [Widen("stage1.block1", 2), Widen("stage2.block1", 2)]
-    grown = grow(frozen, actions, initializer="variance-transfer").network
+    probe = torch.randn(4, *net.architecture.image, dtype=torch.float64)
+    made = grow(frozen, actions, initializer="variance-transfer", probe=probe)
+    assert made.difference < 1e-12
+    grown = made.network
     old, new = (join_values(n, n.state_dict()) for n in (frozen, grown))
     first, second = (f"{block}.block1.conv2.weight" for block in ("stage1", "stage2"))
-    assert torch.equal(new[first][:, :2], old[first][:, :2])
-    torch.testing.assert_close(new[first][:, 2:3], old[first][:, 2:] * (3 / 5) ** 0.5)
-    assert torch.equal(new[second][:, :4], old[second])
+    assert torch.equal(new[first][:, :3], old[first])
+    assert torch.equal(new[second][:, :5], old[second])
     for name in ("running_mean", "running_var"):
         before = old[f"stage2.block1.bn2.{name}"]
         assert torch.equal(new[f"stage2.block1.bn2.{name}"][: len(before)], before)

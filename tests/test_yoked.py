@@ -72,6 +72,24 @@ def test_times_kinds_and_costs_are_those_of_the_recorded_run(recorded, seed, shi
     assert goal - channel <= added(history) <= goal
 
 
+@pytest.mark.parametrize("kept", [6, 10])
+def test_a_run_that_stopped_or_has_other_records_grows_at_the_same_times(tmp_path, kept):
+    """Whatever the number of its records: they may be far apart, or end early."""
+    rounds = [GROWTHS.get(number, ()) for number in range(RECORDS)]
+    history = history_in_rounds(rounds, record, FIRST)[:kept]
+    write_history(tmp_path, history)
+    times = [one.spent for one in history if one.applied]
+    done: list[Record] = []
+    architecture = FIRST
+    for number in range(1, 61):
+        now = record_of(number, architecture, LIMIT, spent=number / 60)
+        applied = tuple(Yoked(str(tmp_path)).decide([*done, now]))
+        done.append(record_of(number, architecture, LIMIT, spent=number / 60, applied=applied))
+        architecture = after_all(architecture, applied)
+    found = [one.spent for one in done if one.applied]
+    assert found == pytest.approx([time - 0.05 + 1 / 60 for time in times], abs=1 / 60)
+
+
 def test_sites_are_drawn_from_seed_and_step(recorded):
     def places(seed: int) -> list[str]:
         history = grown(Yoked(recorded), seed)

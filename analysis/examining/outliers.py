@@ -24,9 +24,9 @@ def max_abs(x: Tensor) -> Tensor:
 def kurtosis(x: Tensor) -> Tensor:
     """Give E[(x - mean)^4] / variance^2 over all entries, (1,) float64: 3 for normal ones.
 
-    NaN for an output that is constant or not finite, and where fourth powers leave the range of the
-    sums: of float32, to which half precision is widened, outside of stds from some 1e-9 to 1e7. Sums
-    are about a mean that is right to its rounding.
+    NaN for an output that is constant or not finite, and where fourth powers leave the range of
+    float32, to which half precision is widened: outside of stds of some 1e-9 to 1e7. Sums are about
+    a mean that is right to its rounding.
     """
     entries = _as_it_lies(x.detach())
     wide = entries.dtype if entries.dtype == torch.float64 else torch.float32

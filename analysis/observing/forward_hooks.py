@@ -13,7 +13,7 @@ from analysis.examining.asked_responses import AskedResponses
 from analysis.measuring.dead_channels import by_channel, dead_fractions
 from analysis.measuring.norm_layers import FEEDERS, NormActivation, channel_axis, first_of, is_norm
 from analysis.measuring.responses import Response, Responses
-from analysis.observing.hooks import Hooks, hold_compiled_code, why_unreadable
+from analysis.observing.hooks import Hooks, hold_compiled_code, hooked_backward, why_unreadable
 from analysis.observing.watched_layers import Layer
 from analysis.summing.side_stream import SideStream
 from analysis.summing.step_sums import Values
@@ -161,6 +161,8 @@ class ForwardHooks:
             if self._pairing and NormActivation.suits(source):
                 self._attach_inside(source, layer, index)
             self._listen_to(source, layer, index)
+        if self._pairing:
+            self._pairing.hooked = hooked_backward(self._net)
         self._placed.before(self._net, self._begin_forward)
         self._placed.after(self._net, self._end_forward, always=True)
         self._attach_sides()
@@ -195,14 +197,15 @@ class ForwardHooks:
         if self.on and module is self._net and self.trains():
             if self._pairing:
                 self._pairing.begin_forward()
+                self._pairing.hooked = hooked_backward(self._net)
             self._begin()
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self._net and why_unreadable() is None:
             self._responses.end_forward()
             self._graph.end_forward(output)
-            if self._pairing and output is not None:
-                self._pairing.end_forward()
+            if self._pairing:
+                self._pairing.end_forward(output is not None)
 
     def _listen_to(self, source: nn.Module, layer: Layer, index: int | None) -> None:
         """Hook the module that makes a layer's output, or a mere shortcut's, which has no index."""

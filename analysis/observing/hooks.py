@@ -131,6 +131,14 @@ def _state_without_hooks(module: nn.Module) -> Any:
 _state_without_hooks.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
+def hooked_backward(net: nn.Module) -> bool:
+    """Say whether modules have hooks on their backward pass, for which torch wraps tensors."""
+    kept = torch.nn.modules.module
+    everywhere = kept._global_backward_hooks or kept._global_backward_pre_hooks
+    modules = net.modules()
+    return bool(everywhere) or any(m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
 def why_unreadable() -> str | None:
     """Say where a forward runs now whose numbers are not to be had; None for any other."""
     if _C._functorch.peek_interpreter_stack() is not None:

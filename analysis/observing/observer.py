@@ -35,8 +35,8 @@ _UNSEEN = (
     "optimizer that updates the network, a torch.optim.Optimizer, or None"
 )
 _EVALUATING = (
-    "{} steps of the optimizer, and in those to be read no forward but in eval mode, so nothing was"
-    " read; call the network's train() before them (modules inside it may stay in eval mode)"
+    "no forward but in eval mode in the steps of the optimizer that were to be read, so nothing "
+    "was read; call the network's train() before them (modules inside it may stay in eval mode)"
 )
 
 
@@ -330,9 +330,9 @@ class Observer(StepReader):
 
     def _doubt_eval_mode(self) -> None:
         """Tell of steps that were all made of forwards in eval mode."""
-        modes, steps = self._watched.hooks.modes, self.step - self._window_start
-        if steps and modes == {False} and not self._watched.window:
-            self._doubt("eval", _EVALUATING.format(steps))
+        modes, stepped = self._watched.hooks.modes, self.step > self._window_start
+        if stepped and modes == {False} and not self._watched.window:
+            self._doubt("eval", _EVALUATING)
         modes.clear()
 
     def _doubt_silent_layers(self) -> None:

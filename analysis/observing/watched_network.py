@@ -14,7 +14,7 @@ from analysis.examining.requests import HISTOGRAMS
 from analysis.measuring.norm_layers import FEEDERS, first_of, is_norm
 from analysis.measuring.update_ratios import ParameterReader
 from analysis.observing.forward_hooks import Extra, ForwardHooks
-from analysis.observing.hooks import Hooks
+from analysis.observing.hooks import Hooks, hooked_backward
 from analysis.observing.watched_layers import Layer, certain_pairs, paired, parameters_of, rows_of
 from analysis.observing.window import Window
 from analysis.tracing.autograd_graph import Graph
@@ -126,6 +126,7 @@ def layers_while(net: nn.Module, run: Callable[[], object]) -> list[Layer]:
     rows = rows_of(net)
     graph, hooks = Graph(), Hooks()
     pairing = Pairing(certain_pairs(net, rows), graph)
+    pairing.hooked = hooked_backward(net)
 
     def look(path: str, module: nn.Module) -> None:
         def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -27,7 +27,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     A bar inside a cell is written as \\|, so that it parts no cells; a cell is one line.
     """
-    lines = [[_cell(text) for text in line] for line in (header, *rows)]
+    return _table([[_cell(text) for text in line] for line in (header, *rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", r"\|")
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = [
@@ -37,16 +44,12 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.splitlines()).replace("|", r"\|")
-
-
 def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
     """Give a Markdown table of at most `width` characters a line, as long as it has room for words.
 
     The widest columns give way, and their text goes on in rows that are blank elsewhere.
     """
-    lines = [list(header), *map(list, rows)]
+    lines = [[_cell(text) for text in line] for line in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths) > _NARROWEST:
         widths[widths.index(max(widths))] -= 1
@@ -54,7 +57,7 @@ def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | No
     for line in lines:
         cells = [wrap(cell, size) or [""] for cell, size in zip(line, widths)]
         folded += [list(row) for row in zip_longest(*cells, fillvalue="")]
-    return markdown(folded[0], folded[1:])
+    return _table(folded)
 
 
 def layer_table(record: Record) -> str:

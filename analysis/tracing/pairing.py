@@ -48,6 +48,7 @@ class Pairing:
         self._given: list[_Given] = []
         self._whole = 0  # how many of them are of forwards that came to their end
         self._latest: dict[int, _Given] = {}  # by the tensor's id
+        self.hooked = False  # whether modules have hooks on their backward pass
         self._wrapped: deque[tuple[Any, _Given]] = deque(maxlen=WRAPPED)  # perhaps; by what made it
 
     def give(self, path: str, output: Tensor) -> bool:
@@ -55,10 +56,10 @@ class Pairing:
         given = _Given(path, ref(output), _version(output))
         self._given.append(given)
         self._latest[id(output)] = given
-        made = maker(output)
-        if made is None:
+        if output.grad_fn is None:
             return path in self._feeding
-        self._wrapped.append((made, given))
+        if self.hooked:
+            self._wrapped.append((maker(output), given))
         return path in self._feeding and self._graph.looked(path)
 
     def take(self, norm: str, x: Any, output: Any) -> None:
@@ -85,9 +86,10 @@ class Pairing:
         del self._given[self._whole :]
         self._wrapped.clear()
 
-    def end_forward(self) -> None:
-        """End a forward."""
-        self._whole = len(self._given)
+    def end_forward(self, whole: bool) -> None:
+        """End a forward, or one that failed."""
+        if whole:
+            self._whole = len(self._given)
         self._wrapped.clear()
 
     def prune(self) -> None:

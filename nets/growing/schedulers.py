@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from typing import Any
 from weakref import ref
 
@@ -109,6 +110,7 @@ def _of_now(name: str) -> Callable[..., Any]:
     """Give a method of dict that takes over first what a scheduler has set."""
     method = getattr(dict, name)
 
+    @wraps(method)
     def of_now(group: FollowingGroup, *args: Any, **kwargs: Any) -> Any:
         for key in _DRIVEN:
             group._take(key)
@@ -123,6 +125,7 @@ for _name in (
     *("__setitem__", "__delitem__", "__ior__", "__eq__", "__ne__", "__repr__"),
 ):
     setattr(FollowingGroup, _name, _of_now(_name))
+del _name
 
 
 class _Source:

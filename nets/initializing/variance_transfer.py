@@ -30,9 +30,10 @@ class VarianceTransfer(Initializer):
 
     Outputs move by the rescaling alone: behind BatchNorm by no more than its epsilon makes of it,
     in a pre-activation network by what a branch's last layer loses, and by the output layer.
-    Without it (`rescale=False`, the paper's plain growing) they stay. Of an odd number of channels
-    the last has no partner and outgoing weights of zero; a new block is drawn and starts as the
-    identity. Dropout in front of the output layer drops the channels of a pair one by one.
+    A layer of which something is held, or behind which statistics are, is not rescaled. Without
+    rescaling (`rescale=False`, the paper's plain growing) outputs stay. Of an odd number of
+    channels the last has no partner and outgoing weights of zero; a new block is drawn and starts
+    as the identity. Dropout in front of the output layer drops the channels of a pair one by one.
 
     The learning rate by cohort of the same paper is no matter of initial values.
     """
@@ -51,7 +52,7 @@ class VarianceTransfer(Initializer):
     def new_values(self, edit: Edit) -> Mapping[str, Tensor]:
         """Give the rows of pairs, then their columns and what is rescaled."""
         values: dict[str, Tensor] = {}
-        norm_behind = _norms_behind(edit)
+        norm_behind, held = _norms_behind(edit), _held(edit)
         for axis in edit.grown:
             half = (axis.size - axis.start) // 2
             one, other = (slice(start, start + half) for start in (axis.start, axis.start + half))
@@ -63,14 +64,14 @@ class VarianceTransfer(Initializer):
                 rows, factor = len(edit.old[name]), axis.start / axis.size
                 drawn = edit.drawn[name][:rows, one].to(weight)
                 weight[:rows, one], weight[:rows, other] = drawn, -drawn
-                if not self.rescale:
+                behind = norm_behind[layer.name].name if layer.name in norm_behind else None
+                if not self.rescale or not held.isdisjoint((layer.name, behind)):
                     continue
                 factor = factor if layer.name == OUTPUT else factor**0.5
                 weight[:rows, : axis.start] *= factor
-                if layer.name in norm_behind:
-                    norm = norm_behind[layer.name].name
-                    _value(values, edit, f"{norm}.running_mean")[:rows] *= factor
-                    _value(values, edit, f"{norm}.running_var")[:rows] *= factor**2
+                if behind:
+                    _value(values, edit, f"{behind}.running_mean")[:rows] *= factor
+                    _value(values, edit, f"{behind}.running_var")[:rows] *= factor**2
         return values
 
 
@@ -79,6 +80,12 @@ def _value(values: dict[str, Tensor], edit: Edit, name: str) -> Tensor:
     if name not in values:
         values[name] = edit.value(name)
     return values[name]
+
+
+def _held(edit: Edit) -> set[str]:
+    """Give the layers of which weights, or BatchNorm's entries, are held before or after."""
+    specs = [*layer_specs(edit.before), *layer_specs(edit.after)]
+    return {spec.name for spec in specs if spec.held_channels or any(map(min, spec.held))}
 
 
 def _norms_behind(edit: Edit) -> dict[str, LayerSpec]:

@@ -55,12 +55,13 @@ class Narrow(Reasoned):
     Exact for channels whose outgoing weights are 0. A bottleneck loses so many at both places.
 
     Args:
-        saliency: "magnitude": the norm of a channel's outgoing weights, times its BatchNorm's scale
-            (after Li et al. 2017, arXiv 1608.08710); "activation": how often it is not 0 on a probe
-            batch (one minus APoZ, Hu et al. 2016, arXiv 1607.03250, equation 1); "obd": half the
-            expected squared derivative of the loss by a gate on it (Optimal Brain Damage, LeCun et
-            al. 1990, in the form for channels of Theis et al. 2018, arXiv 1801.05787, equation 8).
-            `grow` needs a probe for the second, its targets and a loss for the third.
+        saliency: "magnitude": the norm of a channel's outgoing weights, times that of its
+            BatchNorm's weight and bias (after Li et al. 2017, arXiv 1608.08710); "activation": how
+            often it is not 0 on a probe batch (one minus APoZ, Hu et al. 2016, arXiv 1607.03250,
+            equation 1); "obd": half the expected squared derivative of the loss by a gate on it
+            (Optimal Brain Damage, LeCun et al. 1990, in the form for channels of Theis et al. 2018,
+            arXiv 1801.05787, equation 8). `grow` needs a probe for the second, its targets and a
+            loss for the third.
     """
 
     block: str

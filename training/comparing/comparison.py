@@ -135,7 +135,7 @@ def _asked(settings: Compare, planned: Sequence[int]) -> Asked:
     """Give what a call asks for: with the whole plan, if its seeds are a part of that."""
     part = set(settings.seeds) <= set(planned)
     seeds = tuple(planned if part else settings.seeds)
-    rows = settings_of(settings_to_dict(settings)["cells"])
+    rows = settings_of(settings_to_dict(settings))
     static = tuple(name for name, cell in settings.cells.items() if cell.is_static)
     done = finished_in(settings.folder)
     return Asked(tuple(settings.cells), seeds, settings.pair, done, rows, static)

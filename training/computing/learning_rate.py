@@ -17,7 +17,8 @@ def batch_factor(
 
     That is the largest power of two which is at most `batch_growth`, the limit's FLOPs over the
     network's, and the batches of an epoch: no step of a smaller network costs more than the
-    limit's. It hangs on the architecture alone, so that a resumed run need not be told.
+    limit's, in forward FLOPs. It hangs on the architecture alone, so that a resumed run need not be
+    told.
     """
     room = limit.flops // max(1, cost(architecture).flops)
     most = max(1, min(settings.batch_growth, room, per_epoch or room))

@@ -95,7 +95,7 @@ def asked_before(folder: Path) -> Provenance:
     config = read_config(folder)
     if not isinstance(config.get("cells"), dict):
         return found
-    settings = settings_of(config["cells"])
+    settings = settings_of(config)
     if found.asked:
         last = replace(found.asked[-1], settings=settings)
         return replace(found, asked=(*found.asked[:-1], last))

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.keeping.run_folder import binding
+from training.settings.compare_settings import OWN
+from training.settings.named_runs import seen_from_out
 
 
-def settings_of(cells: Mapping[Any, Any]) -> dict[str, Any]:
-    """Give what binds of each row's settings, as JSON has it, of rows as config.yaml has them."""
-    found = {str(name): dict(cell) for name, cell in cells.items() if isinstance(cell, Mapping)}
-    kept = {
-        name: {item: value for item, value in binding(cell).items() if item != "published"}
-        for name, cell in found.items()
-    }
+def settings_of(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what binds of each row's settings, as JSON has it, of a comparison as in config.yaml.
+
+    What a row does not say is the comparison's; where recorded runs lie is as seen from its folder.
+    """
+    common = {item: comparison[item] for item in OWN if item in comparison}
+    kept = {}
+    for name, cell in comparison["cells"].items():
+        if isinstance(cell, Mapping):
+            own = {item: value for item, value in cell.items() if value is not None}
+            told = binding(seen_from_out({**cell, **common, **own, "out": comparison.get("out")}))
+            kept[str(name)] = {item: value for item, value in told.items() if item != "published"}
     return json.loads(json.dumps(kept, default=str), parse_constant=str)
 
 

@@ -13,7 +13,7 @@ def with_names(settings: Mapping[str, Any], name: Callable[[str], str]) -> dict[
     """Give settings as plain data with every path of a recorded run by the name it gets."""
     found, start, policy = dict(settings), settings.get("start"), settings.get("policy")
     if isinstance(start, Mapping) and isinstance(path := start.get("architecture"), str):
-        found["start"] = {**start, "architecture": name(path)}
+        found["start"] = {"architecture": name(path)}  # beside it all else says nothing
     if isinstance(policy, Mapping) and policy.get("class_path") == _YOKED:
         made = policy.get("init_args")
         if isinstance(made, Mapping) and isinstance(path := made.get("run"), str):
