@@ -19,6 +19,7 @@ import torch
 from makers import differences
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import analysis.examining.row_norms
 import analysis.measuring.dead_channels
 import training.running.resume
 from analysis import Observer, Record
@@ -135,7 +136,8 @@ def train(
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     """A CPU looks at numbers to find dead channels, and knows no capturable optimizers."""
-    monkeypatch.setattr(analysis.measuring.dead_channels, "_can_be_looked_at", lambda _: False)
+    for module in (analysis.measuring.dead_channels, analysis.examining.row_norms):
+        monkeypatch.setattr(module, "_can_be_looked_at", lambda _: False)
     module = sys.modules["torch.optim.rmsprop"]
     monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda: ["cpu"])
 

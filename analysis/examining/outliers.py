@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from analysis.examining.row_norms import as_it_lies
+
 PIECE = 2**18  # entries at work at a time on a CPU: what is made of them stays in its cache
 ROUNDED = 16  # roundings of the mean that a constant's deviations from it may have
 
@@ -28,7 +30,7 @@ def kurtosis(x: Tensor) -> Tensor:
     float32, to which half precision is widened: outside of stds of some 1e-9 to 1e7. Sums are about
     a mean that is right to its rounding.
     """
-    entries = _as_it_lies(x.detach())
+    entries = as_it_lies(x.detach())
     wide = entries.dtype if entries.dtype == torch.float64 else torch.float32
     mean = entries.sum(dtype=wide) / entries.numel()
     squares, fourths = [], []
@@ -43,12 +45,3 @@ def kurtosis(x: Tensor) -> Tensor:
     least = least.clamp_min(10 * range_.tiny**0.5)
     untold = (second <= least) | (second > 1e-5 * range_.max**0.5)
     return (fourth / second.square()).masked_fill(untold, torch.nan).view(1)
-
-
-def _as_it_lies(x: Tensor) -> Tensor:
-    """Give all entries in one row, a view wherever they lie side by side."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x.as_strided((x.numel(),), (1,))
-    strides = x.stride()
-    order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)
-    return x.permute(order).reshape(-1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from analysis.examining.entry_histograms import count_entries, places_of
+from analysis.examining.row_norms import row_norms
 
 ROW = 256  # entries
-ROWS = 1024  # at a time: what is made of them stays in the cache
 
 
 class ParameterCopies:
@@ -71,14 +71,9 @@ class ParameterCopies:
         return count_entries(self.entries * factor, self._places, none + 1)
 
     def norms(self) -> Tensor:
-        """Give the L2 norms of what is here of each parameter, (members,) float64.
-
-        The squares are of float64 too: in float32 those below 1e-38 are 0, and vanishing gradients
-        have such.
-        """
+        """Give the L2 norms of what is here of each parameter, (members,) float64."""
         if self.entries.is_cuda:
             return torch.stack(torch._foreach_norm(list(self._views.values()), 2, self._wide))
-        parts = self.entries.view(len(self._owners), ROW).split(ROWS)
-        rows = [torch.linalg.vector_norm(part, dim=1, dtype=self._wide) for part in parts]
-        squares = torch.zeros(len(self.members), dtype=torch.float64, device=self.entries.device)
-        return squares.index_add_(0, self._owners, torch.cat(rows).square_()).sqrt_()
+        rows = row_norms(self.entries.view(len(self._owners), ROW))
+        squares = rows.new_zeros(len(self.members))
+        return squares.index_add_(0, self._owners, rows.square_()).sqrt_()
