@@ -19,8 +19,7 @@ import torch
 from makers import differences
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import analysis.examining.row_norms
-import analysis.measuring.dead_channels
+import analysis.examining.tensor_entries
 import training.running.resume
 from analysis import Observer, Record
 from analysis.examining.requests import ALSO, statistics_asked
@@ -136,8 +135,7 @@ def train(
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     """A CPU looks at numbers to find dead channels, and knows no capturable optimizers."""
-    for module in (analysis.measuring.dead_channels, analysis.examining.row_norms):
-        monkeypatch.setattr(module, "_can_be_looked_at", lambda _: False)
+    monkeypatch.setattr(analysis.examining.tensor_entries, "on_host", lambda _: False)
     module = sys.modules["torch.optim.rmsprop"]
     monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda: ["cpu"])
 

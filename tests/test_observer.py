@@ -26,7 +26,7 @@ from torchvision.models import resnet18
 
 import analysis.measuring.responses
 from analysis import LayerReading, Observer
-from analysis.measuring import dead_channels
+from analysis.examining import tensor_entries
 from analysis.measuring.dead_channels import dead_fractions
 from analysis.measuring.mean_and_std import LONG, moments_of, row_sums
 from analysis.observing.reading import STATISTICS
@@ -330,7 +330,7 @@ def test_channels_are_dead_where_no_entry_is_above_zero(monkeypatch, shape, dtyp
         living[0] = 1.0  # the first samples tell
         outputs = [laid_out, living, laid_out[:, 1:3]]
         for looks in (True, False):  # the host may read, or not: then as on a GPU
-            monkeypatch.setattr(dead_channels, "_can_be_looked_at", lambda _, looks=looks: looks)
+            monkeypatch.setattr(tensor_entries, "on_host", lambda _, looks=looks: looks)
             found = [share.item() for share in dead_fractions(outputs, {})]
             assert found == pytest.approx([(shape[1] - 2) / shape[1], 0, 1])
 

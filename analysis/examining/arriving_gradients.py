@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from analysis.examining.row_norms import as_it_lies, row_norms
+from analysis.examining.tensor_entries import as_it_lies, row_norms
 
 MANY = 64  # arrivals at one place after which they are summed up, so that memory is bounded
 

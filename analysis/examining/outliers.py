@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from analysis.examining.row_norms import as_it_lies
+from analysis.examining.tensor_entries import as_it_lies
 
 PIECE = 2**18  # entries at work at a time on a CPU: what is made of them stays in its cache
 ROUNDED = 16  # roundings of the mean that a constant's deviations from it may have

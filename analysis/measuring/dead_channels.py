@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from analysis.examining import tensor_entries
 from analysis.measuring.channel_means import means_by_layer
 
 LOOK = 2**13  # entries of an output that are looked at first, at least
@@ -43,7 +44,7 @@ def dead_fractions(outputs: Sequence[Tensor], known: dict[Any, Any]) -> Tensor:
 
     All lie on one device; `known` keeps what stays the same from step to step there.
     """
-    if not _can_be_looked_at(outputs):
+    if not tensor_entries.on_host(outputs):
         key = "one", outputs[0].dtype, outputs[0].device
         if key not in known:
             known[key] = torch.ones(1, dtype=key[1], device=key[2])
@@ -57,11 +58,6 @@ def dead_fractions(outputs: Sequence[Tensor], known: dict[Any, Any]) -> Tensor:
     return torch.stack(
         [none[index] if index in living else _share(x) for index, x in enumerate(outputs)]
     )
-
-
-def _can_be_looked_at(outputs: Sequence[Tensor]) -> bool:
-    """Say whether these are numbers that the host can read without waiting."""
-    return all(x.device.type == "cpu" for x in outputs)
 
 
 def _seen_to_live(outputs: Sequence[Tensor]) -> set[int]:

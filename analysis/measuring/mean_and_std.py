@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from analysis.examining.tensor_entries import as_it_lies
+
 ROWS = 512  # of a layer where they suit: as many for every layer, so all are finished at once
 ON_GPU = 2048  # the same on a GPU, which sums so many at a time: on an H200 in half the time of 512
 LONG = 4096  # entries of a row, at most: they are summed in float32, the rows in float64
@@ -129,11 +131,7 @@ def _finish_of(layers: tuple[Rows, ...], device: torch.device) -> _Finish:
 def _rows_of(x: Tensor) -> Tensor:
     """Give all entries in rows, (rows, entries), a view wherever they lie side by side."""
     row = _row(x.numel(), ON_GPU if x.is_cuda else ROWS)
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x.as_strided((x.numel() // row, row), (row, 1))
-    strides = x.stride()
-    order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)
-    return x.permute(order).reshape(-1, row)
+    return as_it_lies(x).view(x.numel() // row, row)
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from analysis.examining.entry_histograms import count_entries, places_of
-from analysis.examining.row_norms import row_norms
+from analysis.examining.tensor_entries import row_norms
 
 ROW = 256  # entries
 

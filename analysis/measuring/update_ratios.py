@@ -95,7 +95,9 @@ class ParameterReader:
                 if parameter.grad is None:  # an optimizer in the backward pass took it
                     self.gone = self._names[index]
                     return
-                self._seen[index] = parameter.grad.detach().clone(), parameter.detach().clone()
+                gradient = parameter.grad.detach()
+                gradient = gradient if reduced else gradient.clone()
+                self._seen[index] = gradient, parameter.detach().clone()
                 if reduced:
                     self._await_end()
 

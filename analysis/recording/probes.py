@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from analysis.examining.tensor_entries import as_it_lies
 from analysis.measuring.norm_layers import NormActivation, channel_axis, first_of
 from analysis.observing.hooks import Hooks
 from analysis.observing.watched_layers import parameters_of, rows_of, unwrap
@@ -122,9 +123,7 @@ def response_counts(net: nn.Module, inputs: Tensor, buckets: int = BUCKETS) -> d
         raise ValueError(f"buckets must be at least 1, got {buckets}")
 
     def count(module: nn.Module, output: Tensor) -> Tensor:
-        strides = output.stride()
-        order = sorted(range(output.dim()), key=lambda axis: -strides[axis])
-        entries = output.permute(order).flatten().double()  # as they lie in memory
+        entries = as_it_lies(output).double()
         least, largest = entries.aminmax()
         sums = torch.stack([least, largest, entries.sum(), entries.square().sum()])
         width = (largest - least) / buckets

@@ -1,6 +1,8 @@
-"""L2 norms of rows of numbers, right also where float32 cannot hold their squares."""
+"""Entries of tensors: as they lie in memory, whether the host can look, and norms of rows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ def row_norms(rows: Tensor) -> Tensor:
     """
     # complex stays complex
     single, wide = (torch.promote_types(rows.dtype, to) for to in (torch.float32, torch.float64))
-    if not _can_be_looked_at(rows):
+    if not on_host([rows]):
         return torch.linalg.vector_norm(rows, dim=1, dtype=wide)
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=single).double()
     odd = ~((norms > SMALL) & (norms < LARGE))
@@ -26,9 +28,9 @@ def row_norms(rows: Tensor) -> Tensor:
     return norms
 
 
-def _can_be_looked_at(rows: Tensor) -> bool:
+def on_host(tensors: Iterable[Tensor]) -> bool:
     """Say whether these are numbers that the host can read without waiting."""
-    return rows.device.type == "cpu" and rows.dtype != torch.float64
+    return all(x.device.type == "cpu" for x in tensors)
 
 
 def as_it_lies(x: Tensor) -> Tensor:
