@@ -31,7 +31,8 @@ def _primary(judgement: Judgement) -> str | None:
     if not judgement.pair or judgement.primary is None:
         return None
     (first, second), found = judgement.pair, judgement.primary
-    if found.low <= 0 <= found.high or found.p >= _LEVEL:
+    ahead = first if found.mean > 0 else second
+    if found.low <= 0 <= found.high or found.p >= _LEVEL or ahead in judgement.broken:
         return f"**No difference shown between {first} and {second}**: {_told(judgement, found)}."
     word = "better" if found.mean > 0 else "worse"
     return f"**{first} is {word} than {second}**: {_told(judgement, found)}."
