@@ -69,6 +69,20 @@ def test_the_best_static_size_is_the_reference_and_rows_that_grow_are_tested(tmp
     assert "Primary" not in text
 
 
+def test_a_difference_of_losses_says_which_sign_is_better(tmp_path):
+    rows = {
+        name: {
+            seed: finished(tmp_path / name / str(seed), seed, None, validation_loss=loss)
+            for seed, loss in enumerate(losses)
+        }
+        for name, losses in (("small", (0.2, 0.3, 0.41)), ("grown", (0.3, 0.42, 0.5)))
+    }
+    text = judgement_text(judge(rows, ["small"], ("grown", "small"), "flops"))
+    assert "**grown - small** in minus the validation loss: -0.1033," in text
+    text = judgement_text(judge(rows, ["small"], None, "flops"))
+    assert "Against small, in minus the validation loss:" in text
+
+
 def test_the_primary_comparison_is_a_paired_t_interval(tmp_path):
     found = judged(tmp_path, ("grown", "random"))
     test = stats.ttest_rel(GROWN, RANDOM)
