@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from analysis.observing.reading import STATISTICS
 from nets import Action
 from nets.checks import check_choice
 from policies.base import Policy, series, sites
@@ -44,7 +45,8 @@ class LayerStatistic(Policy):
 
     Args:
         statistic: "residual_ratio", "response_std", "gradient_norm", "update_ratio",
-            "dead_fraction" or any other of a LayerReading, the user's own included.
+            "dead_fraction" or any other of a LayerReading, the user's own included. Where no
+            block has it, as the residual ratio in a plain net, nothing grows.
         pick: "highest" or "lowest".
         trend: 0 compares levels; else the change over so many records, or that fraction of the
             budget.
@@ -82,7 +84,7 @@ class LayerStatistic(Policy):
             ready = levelled(history, self.patience)
         if not ready:
             return []
-        values = self._values(history)
+        values = self._values(history) or self._none(history)
         names = [name for name in sites(history, self.cooldown) if name in values]
         highest = self.pick == "highest"
         ranked = sorted(shuffled(history[-1], names), key=values.__getitem__, reverse=highest)
@@ -99,6 +101,14 @@ class LayerStatistic(Policy):
         )
         share = share_of(history, self.share, every)
         return grow_at(history, choices, share, self.widest, others=others)
+
+    def _none(self, history: History) -> dict[str, float]:
+        """Give no values; a ValueError if no layer that was read ever had such a statistic."""
+        layers = [layer for record in history for layer in record.layers.values()]
+        if any(layer.response_std is not None for layer in layers):
+            known = dict.fromkeys((*STATISTICS, *(name for each in layers for name in each.extra)))
+            check_choice("statistic", self.statistic, tuple(known))
+        return {}
 
     def _values(self, history: History) -> dict[str, float]:
         """Give each block's most extreme value, of the layers inside it if they have it."""

@@ -69,6 +69,21 @@ def test_the_best_static_size_is_the_reference_and_rows_that_grow_are_tested(tmp
     assert "Primary" not in text
 
 
+def test_a_row_that_never_grew_is_told(tmp_path):
+    grew = {"growth": [{"step": 5}]}
+    rows = {
+        "small": [{"policy": "Never"}, {"policy": "Never"}],
+        "stuck": [{"policy": "LayerStatistic"}, {"policy": "LayerStatistic"}],
+        "late": [{"policy": "Plateau"}, {"policy": "Plateau", **grew}],
+    }
+    runs = {
+        name: {s: finished(tmp_path / name / str(s), s, 0.5, **each) for s, each in enumerate(own)}
+        for name, own in rows.items()
+    }
+    (note,) = judge(runs, ["small"], None, "flops").notes
+    assert note == "stuck never grew: what is judged is the net that a run began with."
+
+
 def test_a_difference_of_losses_says_which_sign_is_better(tmp_path):
     rows = {
         name: {

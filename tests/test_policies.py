@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -569,6 +570,23 @@ def test_layer_statistic_says_why():
     policy = LayerStatistic(statistic="mine", pick="lowest", **EACH)
     history = [record(1, layers={"a": LayerReading(TWO, "inner", extra={"mine": -0.5})})]
     assert policy.decide(history)[0].reason == "lowest mine, -0.5"
+
+
+@pytest.mark.parametrize(
+    ("statistic", "refused"),
+    [("respons_std", True), ("mine", False), ("update_ratio", False), ("residual_ratio", False)],
+)
+def test_a_statistic_of_which_nobody_knows_is_refused(statistic, refused):
+    layers = {
+        "a": LayerReading(ONE, "inner", response_std=1.0),
+        "b": LayerReading(ONE, "branch", extra={"mine": 2.0}),
+    }
+    policy = LayerStatistic(statistic=statistic, every=1)
+    unread = record(1, layers={"a": LayerReading(ONE, "inner", weight_norm=1.0)})
+    assert policy.decide([unread]) == []
+    words = "statistic must be one of response_mean, .*, mine; got 'respons_std' .did you mean"
+    with pytest.raises(ValueError, match=words) if refused else nullcontext():
+        assert policy.decide([unread, record(2, layers=layers)]) == []
 
 
 @pytest.mark.parametrize(

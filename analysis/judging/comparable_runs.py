@@ -131,7 +131,19 @@ def notes_on(rows: Rows, scores: Scores, static: Collection[str], budget: str) -
         notes.append(
             f"{', '.join(fewer)} {words} the static frontier: other static sizes have more seeds."
         )
-    return [*notes, *_tested(rows), *_spent(rows, budget)]
+    return [*notes, *_still(rows), *_tested(rows), *_spent(rows, budget)]
+
+
+def _still(rows: Rows) -> list[str]:
+    """Say which rows have a policy that grows, and never did."""
+    still = [
+        name
+        for name, row in rows.items()
+        if not any(run.summary["growth"] for run in row.values())
+        and all(run.summary.get("policy", "Never") != "Never" for run in row.values())
+    ]
+    told = f"{', '.join(still)} never grew: what is judged is the net that a run began with."
+    return [told] if still else []
 
 
 def _tested(rows: Rows) -> list[str]:
