@@ -293,6 +293,9 @@ def test_who_spent_more_is_named(tmp_path):
     assert note.startswith("grown spent 10% more training FLOPs")
     (note,) = judge(runs, ["small"], None, "seconds").notes
     assert note.startswith("The budget was in seconds")
+    note, regret = judge(runs, ["small"], None, "epochs").notes
+    assert note.startswith("The budget was in epochs")
+    assert regret == "Anytime regret is over the FLOPs that every run has spent, no further."
 
 
 def test_once_every_run_has_read_the_test_set_it_is_what_counts(tmp_path):

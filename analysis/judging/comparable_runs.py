@@ -174,7 +174,7 @@ def _spent(rows: Rows, budget: str) -> list[str]:
     if budget != "flops":
         notes.append(f"The budget was in {budget}: rows did not spend the same training FLOPs.")
     if budget == "epochs":
-        return notes
+        return [*notes, "Anytime regret is over the FLOPs that every run has spent, no further."]
     key, unit = ("seconds", "seconds") if budget == "seconds" else ("train_flops", "training FLOPs")
     spent = {name: mean(run.summary[key] for run in row.values()) for name, row in rows.items()}
     least = min(spent.values())
