@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from analysis.observing.reading import STATISTICS
 from nets import Action
-from nets.checks import check_choice
+from nets.checks import check_choice, meant
 from policies.base import Policy, series, sites
 from policies.fitting import (
     MOST,
@@ -53,6 +54,9 @@ class LayerStatistic(Policy):
             Plateau says it, over `patience`.
         every, patience: see `when`; fractions of the budget, or numbers of records.
         share, cooldown, streams, widest: as of Periodic.
+
+    Raises:
+        ValueError: by `decide`, if no layer of any record has a statistic of that name.
     """
 
     statistic: str = "residual_ratio"
@@ -75,6 +79,7 @@ class LayerStatistic(Policy):
         check_growth(self)
 
     def decide(self, history: History) -> Sequence[Action]:
+        self._check_statistic(history)
         if self.when == "periodic":
             every, ready = self.every, due(history, self.every)
         else:
@@ -99,6 +104,16 @@ class LayerStatistic(Policy):
         )
         share = share_of(history, self.share, every)
         return grow_at(history, choices, share, self.widest, others=others)
+
+    def _check_statistic(self, history: History) -> None:
+        """Raise a ValueError for a name that nothing has: such a run would never grow."""
+        extras = [layer.extra for record in history for layer in record.layers.values()]
+        if self.statistic in STATISTICS or not extras:
+            return
+        known = list(dict.fromkeys([*STATISTICS, *(name for extra in extras for name in extra)]))
+        if self.statistic not in known:
+            words = f"{', '.join(known)}; got {self.statistic!r}{meant(self.statistic, known)}"
+            raise ValueError(f"statistic must be one that layers have: {words}")
 
     def _values(self, history: History) -> dict[str, float]:
         """Give each block's most extreme value, of the layers inside it if they have it."""
