@@ -52,8 +52,13 @@ class LayerStatistic(Policy):
         edit: of blocks: "widen", "insert", or "both" in turn.
         when: "periodic" grows every `every`, "plateau" when the validation loss has levelled, as
             Plateau says it, over `patience`.
-        every, patience: see `when`; fractions of the budget, or numbers of records.
-        share, cooldown, streams, widest: as of Periodic.
+        every: between growths, if `when` is "periodic": a fraction of the budget, or a number of
+            records.
+        patience: over how long the loss must be level, if `when` is "plateau"; as `every`.
+        share: the FLOPs a growth adds, as a fraction of the limit's; None as of Periodic.
+        cooldown: for how long an edited block is left alone, as `every`, or 0.
+        streams: widen residual streams too; None as of Periodic.
+        widest: a block's inner width at most, as of Periodic; None for no cap.
 
     Raises:
         ValueError: by `decide`, if no layer of any record has a statistic of that name.

@@ -96,7 +96,7 @@ class LayerReading:
         object.__setattr__(self, "extra", ReadOnly(self.extra))
 
     def value(self, statistic: str) -> float | None:
-        """Give a statistic by name, from the fields or from `extra`."""
+        """Give a statistic by name, from the fields or from `extra`; None where it is missing."""
         if statistic in STATISTICS:
             return getattr(self, statistic)
         return self.extra.get(statistic)
