@@ -166,13 +166,14 @@ def _spent(rows: Rows, budget: str) -> list[str]:
     key, unit = ("seconds", "seconds") if budget == "seconds" else ("train_flops", "training FLOPs")
     spent = {name: mean(run.summary[key] for run in row.values()) for name, row in rows.items()}
     least = min(spent.values())
-    much = {name: each / least - 1 for name, each in spent.items() if each > (1 + UNEQUAL) * least}
-    if much:
-        (first, part), *others = much.items()
+    beyond = {name: each / least - 1 for name, each in spent.items()}
+    beyond = {name: each for name, each in beyond.items() if each > UNEQUAL}
+    if beyond:
+        (first, part), *others = beyond.items()
         rest = "".join(f", {name} {each:.0%}" for name, each in others)
         whose = "their" if others else "its"
         notes.append(
-            f"{first} spent {part:.0%}{rest} more {unit} than the row that spent least: {whose} last "
-            "step or probe passed the end of the budget."
+            f"{first} spent {part:.0%}{rest} more {unit} than the row that spent least: {whose} "
+            "last step or probe passed the end of the budget."
         )
     return notes
