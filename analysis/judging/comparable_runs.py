@@ -166,10 +166,10 @@ def _spent(rows: Rows, budget: str) -> list[str]:
     key, unit = ("seconds", "seconds") if budget == "seconds" else ("train_flops", "training FLOPs")
     spent = {name: mean(run.summary[key] for run in row.values()) for name, row in rows.items()}
     least = min(spent.values())
-    beyond = {name: each / least - 1 for name, each in spent.items()}
-    beyond = {name: each for name, each in beyond.items() if each > UNEQUAL}
+    allowed = (1 + UNEQUAL) * least
+    beyond = [(name, each / least - 1) for name, each in spent.items() if each > allowed]
     if beyond:
-        (first, part), *others = beyond.items()
+        (first, part), *others = beyond
         rest = "".join(f", {name} {each:.0%}" for name, each in others)
         whose = "their" if others else "its"
         notes.append(
