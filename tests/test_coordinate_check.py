@@ -48,7 +48,7 @@ def test_the_same_net_for_every_seed_is_refused():
         return build(seed_of(preset("mlp-8", image=(20,), classes=1), width=width / 8))
 
     coordinate_check(make, [8, 4], BATCH, loss_of, steps=0)
-    with pytest.raises(ValueError, match="make must draw by torch's global seed, got one net for 2"):
+    with pytest.raises(ValueError, match="torch's global seed, got one net for 2"):
         coordinate_check(make, [8, 4], BATCH, loss_of, steps=0, seeds=2)
 
 

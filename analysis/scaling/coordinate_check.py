@@ -129,7 +129,7 @@ def coordinate_check(
     for width in ordered:
         several = [_sizes_of(make, width, batch, loss, steps, lr, seed) for seed in range(seeds)]
         if seeds > 1 and several[0] == several[1]:
-            raise ValueError(f"make must draw by torch's global seed, got one net for {seeds} seeds")
+            raise ValueError(f"make must draw by torch's global seed, got one net for {seeds}")
         found.append({layer: _means([one[layer] for one in several]) for layer in several[0]})
     common = [layer for layer in found[0] if all(layer in one for one in found)]
     if not common:
