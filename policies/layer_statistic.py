@@ -8,7 +8,7 @@ from math import isfinite
 
 from analysis.observing.reading import STATISTICS
 from nets import Action
-from nets.checks import check_choice, meant
+from nets.checks import check_choice
 from policies.base import Policy, series, sites
 from policies.fitting import (
     MOST,
@@ -62,7 +62,7 @@ class LayerStatistic(Policy):
         widest: a block's inner width at most, as of Periodic; None for no cap.
 
     Raises:
-        ValueError: by `decide`, if no layer of any record has a statistic of that name.
+        ValueError: by `decide` when it would grow, if no layer has ever had such a statistic.
     """
 
     statistic: str = "residual_ratio"
@@ -85,7 +85,6 @@ class LayerStatistic(Policy):
         check_growth(self)
 
     def decide(self, history: History) -> Sequence[Action]:
-        self._check_statistic(history)
         if self.when == "periodic":
             every, ready = self.every, due(history, self.every)
         else:
@@ -93,7 +92,7 @@ class LayerStatistic(Policy):
             ready = levelled(history, self.patience)
         if not ready:
             return []
-        values = self._values(history)
+        values = self._values(history) or self._none(history)
         names = [name for name in sites(history, self.cooldown) if name in values]
         highest = self.pick == "highest"
         ranked = sorted(shuffled(history[-1], names), key=values.__getitem__, reverse=highest)
@@ -111,15 +110,13 @@ class LayerStatistic(Policy):
         share = share_of(history, self.share, every)
         return grow_at(history, choices, share, self.widest, others=others)
 
-    def _check_statistic(self, history: History) -> None:
-        """Raise a ValueError for a name that nothing has: such a run would never grow."""
-        extras = [layer.extra for record in history for layer in record.layers.values()]
-        if self.statistic in STATISTICS or not extras:
-            return
-        known = list(dict.fromkeys([*STATISTICS, *(name for extra in extras for name in extra)]))
-        if self.statistic not in known:
-            words = f"{', '.join(known)}; got {self.statistic!r}{meant(self.statistic, known)}"
-            raise ValueError(f"statistic must be one that layers have: {words}")
+    def _none(self, history: History) -> dict[str, float]:
+        """Give no values; a ValueError if no layer that was read ever had such a statistic."""
+        layers = [layer for record in history for layer in record.layers.values()]
+        if any(layer.response_std is not None for layer in layers):
+            known = dict.fromkeys((*STATISTICS, *(name for each in layers for name in each.extra)))
+            check_choice("statistic", self.statistic, tuple(known))
+        return {}
 
     def _values(self, history: History) -> dict[str, float]:
         """Give each block's most extreme value, of the layers inside it if they have it."""

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -563,11 +564,21 @@ def test_layer_statistic_picks_the_extreme(settings, rows, expected):
     assert short(found) == ([(WIDE, expected)] if expected else [])
 
 
-def test_layer_statistic_refuses_a_name_that_nothing_has():
-    message = "statistic must be one that layers have: .*; got 'response_sdt' .did you mean"
-    with pytest.raises(ValueError, match=message):
-        LayerStatistic(statistic="response_sdt", every=9).decide(statistics_of((1, 2, 3)))
-    assert LayerStatistic(statistic="mine").decide([record(1)]) == []  # nothing was read yet
+@pytest.mark.parametrize(
+    ("statistic", "refused"),
+    [("respons_std", True), ("mine", False), ("update_ratio", False), ("residual_ratio", False)],
+)
+def test_layer_statistic_refuses_a_name_that_nothing_has(statistic, refused):
+    layers = {
+        "a": LayerReading(ONE, "inner", response_std=1.0),
+        "b": LayerReading(ONE, "branch", extra={"mine": 2.0}),
+    }
+    policy = LayerStatistic(statistic=statistic, every=1)
+    unread = record(1, layers={"a": LayerReading(ONE, "inner", weight_norm=1.0)})
+    assert policy.decide([unread]) == []
+    words = "statistic must be one of response_mean, .*, mine; got 'respons_std' .did you mean"
+    with pytest.raises(ValueError, match=words) if refused else nullcontext():
+        assert policy.decide([unread, record(2, layers=layers)]) == []
 
 
 def test_layer_statistic_says_why():
