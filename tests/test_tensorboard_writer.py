@@ -59,6 +59,7 @@ def record(step, **values) -> Record:
         "train_flops": 2**40,
         "layers": LAYERS,
         "importance": {"stage1.block1": -0.5, "stage2.block1": 2.0},
+        "sensitivity": {"stage1.block1": 0.375},
         "probes": {"gain": {"stage2.block1": 0.25}},
     }
     return record_of(step, FIRST, **{**numbers, **values})
@@ -104,6 +105,7 @@ def test_a_record_gives_every_promised_tag(tmp_path):
         UNCHANGED: 0.03125,
         "stage1.importance/block1": -0.5,
         "stage2.importance/block1": 2.0,
+        "stage1.sensitivity/block1": 0.375,
         "stage2.gain/block1": 0.25,
         "stage1.rank/block1.bn1": 4.0,
     }
@@ -163,7 +165,13 @@ def test_layers_of_many_runs_are_not_mixed_before_they_are_asked_for(tmp_path, m
 def test_what_is_missing_is_left_out(tmp_path):
     board = Board(tmp_path)
     names = ("train_accuracy", "validation_accuracy", "validation_loss", "learning_rate")
-    empty = {**dict.fromkeys(names), "layers": {}, "importance": {}, "probes": {}}
+    empty = {
+        **dict.fromkeys(names),
+        "layers": {},
+        "importance": {},
+        "sensitivity": {},
+        "probes": {},
+    }
     board.record(record(3, **empty, train_loss=math.nan, train_flops=0))
     board.growth(3, [Widen("stage1.block1", 2)], [], None)
     board.growth(3, [], [], 0.5)
@@ -245,7 +253,7 @@ def test_a_group_is_a_statistic_of_a_stage_and_one_pattern_fits_all(path, tag):
 def test_110_layers_make_few_groups(tmp_path):
     layers = dict.fromkeys(preset("resnet110").blocks, LAYERS["stage1.block1.bn1"])
     board = Board(tmp_path)
-    board.record(record(1, layers=layers, importance={}, probes={}))
+    board.record(record(1, layers=layers, importance={}, sensitivity={}, probes={}))
     board.flush()
     groups = {tag.partition("/")[0] for tag in scalars_of(tmp_path)}
     assert len(groups) == 6 + 3 * (len(STATISTICS) + 1)

@@ -97,8 +97,6 @@ def block_statistics(record: Record) -> dict[str, dict[str, float]]:
             if value is not None:
                 found.setdefault(f"{name}, {reading.role}", {}).setdefault(block, []).append(value)
     table = {name: {b: mean(v) for b, v in blocks.items()} for name, blocks in found.items()}
-    if record.importance:
-        table["importance"] = dict(record.importance)
-    table |= {name: dict(found) for name, found in record.probes.items()}
+    table |= {name: dict(found) for name, found in record.of_blocks.items()}
     table["place in the network"] = {b: float(i) for i, b in enumerate(record.architecture.blocks)}
     return table

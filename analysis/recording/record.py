@@ -107,6 +107,12 @@ class Record:
         return cls(architecture=architecture, **given)
 
     @property
+    def of_blocks(self) -> dict[str, Mapping[str, float]]:
+        """What was measured by block, by name: importance, sensitivity and other probes."""
+        own = {"importance": self.importance, "sensitivity": self.sensitivity}
+        return {name: found for name, found in own.items() if found} | dict(self.probes)
+
+    @property
     def cost(self) -> Cost:
         """Cost of the architecture in force."""
         return cost(self.architecture)

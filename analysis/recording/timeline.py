@@ -66,8 +66,7 @@ def layer_values(history: Sequence[Record]) -> Iterator[tuple[int, str, str, flo
                 value = reading.value(name)
                 if value is not None:
                     yield record.step, path, name, value
-        of_blocks = {"importance": record.importance, "sensitivity": record.sensitivity}
-        for name, found in (of_blocks | dict(record.probes)).items():
+        for name, found in record.of_blocks.items():
             for block, value in found.items():
                 yield record.step, block, name, value
 

@@ -114,7 +114,7 @@ class Board:
             "network/flops": record.cost.flops,
             "network/train_flops": record.train_flops,
         }
-        for name, found in {"importance": record.importance, **record.probes}.items():
+        for name, found in record.of_blocks.items():
             scalars.update({tag_of(name, block): value for block, value in found.items()})
         names = statistics_of([record])
         for path, reading in record.layers.items():
