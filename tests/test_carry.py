@@ -320,6 +320,20 @@ def test_a_learning_rate_in_a_tensor_is_not_shared():
     train(grown.network, grown.optimizer, steps=1)
 
 
+@pytest.mark.parametrize("choice", ["momentum", "adam", "adamw"])
+def test_state_lies_as_its_parameter_does(choice):
+    # fused steps go through both as they lie; a net in channels_last in part becomes so as a whole
+    net, (kind, settings) = network(), OPTIMIZERS[choice]
+    net.get_submodule("stage2").to(memory_format=torch.channels_last)  # pyright: ignore
+    optimizer = kind(net.parameters(), **settings, fused=True)
+    train(net, optimizer)
+    grown = grow(net, ACTIONS, optimizer)
+    train(net, optimizer, steps=1)
+    train(grown.network, grown.optimizer, steps=1)
+    old, new = (each.get_parameter("stage1.block2.conv1.weight") for each in (net, grown.network))
+    torch.testing.assert_close(new, old, rtol=0, atol=1e-4)
+
+
 def test_later_groups_start_from_the_first_defaults():
     net = network()
     optimizer = torch.optim.SGD(
