@@ -356,6 +356,18 @@ def test_the_grown_side_shares_no_memory_with_the_old_one():
     assert sum(map(len, sides)) == len(set.union(*sides))
 
 
+def test_what_is_made_in_inference_mode_trains():
+    with torch.inference_mode():
+        net = build(architecture_of("basic"))
+    optimizer = torch.optim.Adam(net.parameters())
+    train(net, optimizer)
+    with torch.inference_mode():
+        grown = grow(net, ACTIONS, optimizer)
+    before = grown.network.head.linear.weight.detach().clone()
+    train(grown.network, grown.optimizer)
+    assert not torch.equal(before, grown.network.head.linear.weight)
+
+
 def test_old_entries_keep_their_place():
     net = trained(architecture_of("bottleneck"))
     grown = grow(net, ACTIONS, probe=batch_for(net.architecture)).network.state_dict()

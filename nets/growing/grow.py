@@ -32,6 +32,7 @@ from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
 
 
+@torch.inference_mode(False)
 def build(
     architecture: Architecture,
     seed: int = 0,
@@ -75,6 +76,7 @@ class Grown:
     sources: Sources = field(default_factory=dict)
 
 
+@torch.inference_mode(False)
 def grow(
     net: nn.Module,
     actions: Action | Iterable[Action],
