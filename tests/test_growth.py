@@ -567,6 +567,18 @@ def test_the_average_follows():
         grow(grown.network, ACTIONS, ema=ema)
 
 
+def test_an_average_of_another_dtype_grows_along():
+    net = trained(architecture_of("basic"))
+    ema = copy.deepcopy(net).double()
+    inputs, _ = batch_for(net.architecture, 5, dtype=torch.float64)
+    grown = grow(net, ACTIONS[:2], ema=ema, probe=inputs.float())
+    assert distance(ema, grown.ema, inputs) <= 1e-12
+    norm = grown.ema.stage1.block1.bn1
+    torch.testing.assert_close(
+        norm.running_mean[3:].float(), grown.network.stage1.block1.bn1.running_mean[3:]
+    )
+
+
 # refusals
 
 

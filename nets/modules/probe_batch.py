@@ -83,13 +83,18 @@ def checked_inputs(net: Any, probe: Any) -> Tensor | None:
     if given[1:] != shape or given[0] < 1:
         want = ", ".join(map(str, shape))
         raise ValueError(f"probe must have shape (N, {want}) with N at least 1, got {given}")
-    first = next(value for value in tensors_of(net).values() if value.is_floating_point())
+    first = _first_of(net)
     if inputs.device.type != first.device.type:
         raise ValueError(f"probe must be on {first.device}, as net is, got {inputs.device}")
     casts = torch.is_autocast_enabled(first.device.type)
     if inputs.dtype != first.dtype and not (casts and inputs.is_floating_point()):
         raise ValueError(f"probe must be of {first.dtype}, as net is, got {inputs.dtype}")
     return inputs
+
+
+def _first_of(net: nn.Module) -> Tensor:
+    """Give a tensor of the dtype and on the device that inputs are to have."""
+    return next(value for value in tensors_of(net).values() if value.is_floating_point())
 
 
 def tap(
@@ -170,12 +175,13 @@ def estimate_statistics(
 
     Args:
         network: that of a growth, without hooks.
-        inputs: (N, *image).
+        inputs: (N, *image); a running average may be of another dtype, and elsewhere.
         unknown: by BatchNorm, which of its channels, (C,) of bool.
 
     Returns:
         What `run_apart` gives in train mode, in which running statistics change no output.
     """
+    inputs = inputs.to(_first_of(network))
     norms = {
         name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)
     }
