@@ -84,7 +84,7 @@ def _check_tensors(
                 raise _odd(name, f"{full} has shape {shapes[0]} instead of {shapes[1]}")
             if type(value) is not plain or type(value.detach()) is not Tensor:
                 raise _odd(name, f"{full} is a {type(value.detach()).__name__}")
-            if seen.setdefault(id(value), full) != full:
+            if seen.setdefault(value.data_ptr() or id(value), full) != full:  # 0 on meta
                 raise _odd(name, f"{full} is shared with {seen[id(value)]}")
             if any(not stays_behind(hook) for hook in tensor_hooks(value)):
                 raise _odd(name, f"{full} has a hook of its own")
