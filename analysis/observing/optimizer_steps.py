@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -40,7 +41,9 @@ class OptimizerSteps:
         self._outer: tuple[Optimizer, FrameType] | None = None  # the step under way
 
     def start(self) -> None:
-        """Listen to all optimizers."""
+        """Listen to all optimizers, of which one's step may be compiled: what is called is not."""
+        calls = self._concerns, self._before, self._look, self._after
+        self._concerns, self._before, self._look, self._after = map(torch.compiler.disable, calls)
         self._discovery = register_optimizer_step_pre_hook(self._meet)
 
     def stop(self) -> None:
