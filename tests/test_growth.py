@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from nets import (
     Insert,
+    Narrow,
     SetSurvival,
     Widen,
     WidenStage,
@@ -433,6 +434,19 @@ def test_the_device_is_kept():
     with torch.device("meta"):
         grown = grow(net, ACTIONS).network
     assert {value.device.type for value in grown.state_dict().values()} == {"cpu"}
+
+
+def test_the_default_device_may_be_another():
+    net = trained(architecture_of("basic"))
+    actions = [
+        Widen("stage1.block1", 2, initializer="net2net"),
+        *(Narrow("stage1.block1", 1, saliency) for saliency in ("magnitude", "activation", "obd")),
+    ]
+    batch, loss = batch_for(net.architecture), functional.cross_entropy
+    expected = grow(net, actions, probe=batch, loss=loss).network
+    with torch.device("meta"):
+        found = grow(net, actions, probe=batch, loss=loss).network
+    assert differences(found.state_dict(), expected.state_dict()) == []
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -469,6 +469,21 @@ def test_nothing_is_read_on_the_host_within_a_step():
                         observer.readings()
 
 
+def test_the_default_device_may_be_another():
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU())
+    inputs, optimizer = torch.randn(5, 4), sgd(net)
+    with torch.no_grad():
+        net[3].bias.fill_(-9)  # dead
+    with torch.device("meta"), Observer(net, optimizer) as observer:
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(inputs).sum().backward()
+            optimizer.step()
+        found = observer.readings()
+    assert found["1"].response_std == pytest.approx(1, abs=0.1)
+    assert (found["1"].dead_fraction, found["3"].dead_fraction) == (0, 1)
+
+
 def test_nothing_is_read_on_the_host_within_a_step_of_any_module():
     with torch.device("meta"):
         net = resnet18(num_classes=CLASSES)
