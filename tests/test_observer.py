@@ -1074,10 +1074,20 @@ def test_the_state_can_be_saved_and_loaded_without_running_code(tmp_path):
         assert resumed.readings() == observer.readings()
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_every_is_checked(every):
-    with pytest.raises(ValueError, match=f"every must be at least 1, got {every}"):
-        Observer(nn.Linear(2, 2), every=every)
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"every": -1}, "every must be at least 1, got -1"),
+        ({"every": 1.5}, "every must be an integer of at least 1, got 1.5"),
+        ({"step": -1}, "step must be at least 0, got -1"),
+        ({"extra": {"own": 3}}, "extra must give a function for each name, got {'own': 3}"),
+        ({"net": "resnet20"}, "net must be a torch.nn.Module, got 'resnet20'"),
+    ],
+)
+def test_what_is_given_is_checked(given, told):
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        Observer(**{"net": nn.Linear(2, 2)} | given)
 
 
 def test_a_batchnorms_response_std_is_that_of_its_entries():

@@ -116,7 +116,7 @@ def tap(
         wish: what needs this, for the error.
 
     Raises:
-        ValueError: there is no pair of inputs and targets, or no loss.
+        ValueError: there is no pair of inputs and targets, or no loss, or it gives no one number.
     """
     inputs, targets, loss = judged(probe, loss, wish)
     seen: dict[End, Tensor] = {}
@@ -135,7 +135,11 @@ def tap(
         with torch.enable_grad():
             # the images too, so that there is a gradient behind a frozen part
             outputs = run_apart(net, inputs.detach().clone().requires_grad_(), training)
-            gradients = torch.autograd.grad(loss(outputs, targets), [seen[end] for end in ends])
+            mean = loss(outputs, targets)
+            if not isinstance(mean, Tensor) or mean.numel() != 1:
+                got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+                raise ValueError(f"loss must give its mean over the batch, a tensor (), got {got}")
+            gradients = torch.autograd.grad(mean, [seen[end] for end in ends])
     finally:
         for handle in handles:
             handle.remove()
