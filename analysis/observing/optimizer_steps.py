@@ -41,9 +41,11 @@ class OptimizerSteps:
         self._outer: tuple[Optimizer, FrameType] | None = None  # the step under way
 
     def start(self) -> None:
-        """Listen to all optimizers, of which one's step may be compiled: what is called is not."""
-        calls = self._concerns, self._before, self._look, self._after
-        self._concerns, self._before, self._look, self._after = map(torch.compiler.disable, calls)
+        """Listen to all optimizers."""
+        # where an optimizer's step is compiled, what it calls here is left as it is
+        keep: Any = torch.compiler.disable
+        self._concerns, self._before = keep(self._concerns), keep(self._before)
+        self._look, self._after = keep(self._look), keep(self._after)
         self._discovery = register_optimizer_step_pre_hook(self._meet)
 
     def stop(self) -> None:

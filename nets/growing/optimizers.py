@@ -42,14 +42,15 @@ def carry_optimizer(
 ) -> torch.optim.Optimizer:
     """Give an optimizer for `new` with all that `optimizer` holds; the old one stays as it is.
 
-    State is carried entry by entry. New entries of a first moment or momentum start at 0; those of
-    a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
-    the first updates several times too large. Wholly new tensors join the group of their siblings,
-    in the order in which the network has them, and start at step 0, with updates of their siblings' size (see optimizer_state). What was
-    frozen leaves its group, where the key "held" names it; thawed, it returns as newborn. What the
-    optimizer does not hold stays out of it, thawed too: the key "unheld" of the first group names
-    what was frozen. (What was frozen before there was the optimizer, or at its birth, joins when it
-    is thawed.) Hooks go along.
+    State is carried entry by entry. New entries of a first moment or momentum start at 0; those
+    of a second moment at the mean of the tensor's old entries, since 0 beside a large step
+    count makes the first updates several times too large. Wholly new tensors join the group of
+    their siblings, in the order in which the network has them, and start at step 0, with
+    updates of their siblings' size (see optimizer_state). What was frozen leaves its group,
+    where the key "held" names it; thawed, it returns as newborn. What the optimizer does not
+    hold stays out of it, thawed too: the key "unheld" of the first group names what was frozen.
+    (What was frozen before there was the optimizer, or at its birth, joins when it is thawed.)
+    Hooks go along.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop.
@@ -172,9 +173,7 @@ def _members(
                 yield prefix + new.name, new.parameter
 
 
-def _place_of(
-    number: int, members: Sequence[tuple[str, Tensor]], order: Mapping[int, int]
-) -> int:
+def _place_of(number: int, members: Sequence[tuple[str, Tensor]], order: Mapping[int, int]) -> int:
     """Give the place of a new parameter in a group: by the order in which the network has them.
 
     So has an optimizer that is made of the network anew, which takes a state dict place by place.
