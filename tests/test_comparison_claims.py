@@ -261,7 +261,10 @@ def test_who_spent_more_is_named(tmp_path):
         "grown": {0: finished(tmp_path / "b", 0, 0.8, train_flops=1100)},
     }
     (note,) = judge(runs, ["small"], None, "flops").notes
-    assert note.startswith("grown spent 10% more training FLOPs")
+    assert note.startswith("grown spent 10% more training FLOPs than the row that spent least: its")
+    more = {0: finished(tmp_path / "c", 0, 0.8, train_flops=1050)}
+    (note,) = judge({**runs, "more": more}, ["small"], None, "flops").notes
+    assert note.startswith("grown spent 10%, more 5% more training FLOPs than the row that spent")
     (note,) = judge(runs, ["small"], None, "seconds").notes
     assert note.startswith("The budget was in seconds")
 

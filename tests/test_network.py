@@ -149,7 +149,7 @@ def test_the_first_weights_are_drawn_as_asked():
 @pytest.mark.parametrize("use", [build, seed_of, cost, layer_specs])
 def test_what_is_no_architecture_is_refused(use):
     with pytest.raises(
-        ValueError, match=r"^architecture must be an Architecture, such as .* got a Net"
+        ValueError, match=r"^architecture must be an Architecture, as preset .* got a Net"
     ):
         use(build(small()))
 

@@ -227,7 +227,9 @@ def test_a_comparison_holds_static_sizes_the_controls_and_every_policy():
 
 
 def test_every_setting_is_explained():
-    for kind in (Common, Train, Compare, Start, Cell):
+    boxed = [kind for kind in Policy.__subclasses__() if kind.__module__.startswith("policies.")]
+    assert len(boxed) == 9
+    for kind in (Common, Train, Compare, Start, Cell, *boxed):
         own = [item.name for item in fields(kind) if item.name in kind.__annotations__]
         for name in own:
             assert f"\n        {name}: " in (kind.__doc__ or ""), f"{kind.__name__}.{name}"

@@ -166,10 +166,14 @@ def _spent(rows: Rows, budget: str) -> list[str]:
     key, unit = ("seconds", "seconds") if budget == "seconds" else ("train_flops", "training FLOPs")
     spent = {name: mean(run.summary[key] for run in row.values()) for name, row in rows.items()}
     least = min(spent.values())
-    for name, much in spent.items():
-        if much > (1 + UNEQUAL) * least:
-            notes.append(
-                f"{name} spent {much / least - 1:.0%} more {unit} than the row that spent "
-                "least: its last step or probe passed the end of the budget."
-            )
+    allowed = (1 + UNEQUAL) * least
+    beyond = [(name, each / least - 1) for name, each in spent.items() if each > allowed]
+    if beyond:
+        (first, part), *others = beyond
+        rest = "".join(f", {name} {each:.0%}" for name, each in others)
+        whose = "their" if others else "its"
+        notes.append(
+            f"{first} spent {part:.0%}{rest} more {unit} than the row that spent least: {whose} "
+            "last step or probe passed the end of the budget."
+        )
     return notes

@@ -50,7 +50,7 @@ def build(
             bias 0.
 
     Raises:
-        ValueError: what is no Architecture, or an unknown name of an initializer.
+        ValueError: no architecture, or an unknown name of an initializer.
     """
     network = skeleton_of(architecture)
     values = fresh_values(architecture, seed, initializer_of(initializer))

@@ -226,9 +226,7 @@ def check_architecture(value: object) -> None:
     """Raise a ValueError unless `value` is an Architecture."""
     if not isinstance(value, Architecture):
         got = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-        raise ValueError(
-            f'architecture must be an Architecture, such as preset("resnet20"), got {got}'
-        )
+        raise ValueError(f"architecture must be an Architecture, as preset gives one, got {got}")
 
 
 _ALWAYS = ("survival", "stem_width", "order", "stem", "block", "stride", "projection", "births")
