@@ -146,6 +146,8 @@ def test_nothing_is_done_until_something_is_born():
     assert not grown.optimizer._optimizer_step_pre_hooks
     with pytest.raises(ValueError, match="grown must come from grow with an optimizer, got none"):
         rates.follow(grow(net, Freeze(BLOCK)))
+    with pytest.raises(ValueError, match="grown must come from grow with an optimizer, got a Netw"):
+        rates.follow(grown.network)  # pyright: ignore[reportArgumentType]
 
 
 def test_where_the_first_cohort_is_gone_the_oldest_is_the_first():

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from nets import (
     Insert,
+    Narrow,
     SetSurvival,
     Widen,
     WidenStage,
@@ -356,6 +357,18 @@ def test_the_grown_side_shares_no_memory_with_the_old_one():
     assert sum(map(len, sides)) == len(set.union(*sides))
 
 
+def test_what_is_made_in_inference_mode_trains():
+    with torch.inference_mode():
+        net = build(architecture_of("basic"))
+    optimizer = torch.optim.Adam(net.parameters())
+    train(net, optimizer)
+    with torch.inference_mode():
+        grown = grow(net, ACTIONS, optimizer)
+    before = grown.network.head.linear.weight.detach().clone()
+    train(grown.network, grown.optimizer)
+    assert not torch.equal(before, grown.network.head.linear.weight)
+
+
 def test_old_entries_keep_their_place():
     net = trained(architecture_of("bottleneck"))
     grown = grow(net, ACTIONS, probe=batch_for(net.architecture)).network.state_dict()
@@ -421,6 +434,19 @@ def test_the_device_is_kept():
     with torch.device("meta"):
         grown = grow(net, ACTIONS).network
     assert {value.device.type for value in grown.state_dict().values()} == {"cpu"}
+
+
+def test_the_default_device_may_be_another():
+    net = trained(architecture_of("basic"))
+    actions = [
+        Widen("stage1.block1", 2, initializer="net2net"),
+        *(Narrow("stage1.block1", 1, saliency) for saliency in ("magnitude", "activation", "obd")),
+    ]
+    batch, loss = batch_for(net.architecture), functional.cross_entropy
+    expected = grow(net, actions, probe=batch, loss=loss).network
+    with torch.device("meta"):
+        found = grow(net, actions, probe=batch, loss=loss).network
+    assert differences(found.state_dict(), expected.state_dict()) == []
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -553,6 +579,18 @@ def test_the_average_follows():
         )
     with pytest.raises(ValueError, match="ema must have the architecture of net"):
         grow(grown.network, ACTIONS, ema=ema)
+
+
+def test_an_average_of_another_dtype_grows_along():
+    net = trained(architecture_of("basic"))
+    ema = copy.deepcopy(net).double()
+    inputs, _ = batch_for(net.architecture, 5, dtype=torch.float64)
+    grown = grow(net, ACTIONS[:2], ema=ema, probe=inputs.float())
+    assert distance(ema, grown.ema, inputs) <= 1e-12
+    norm = grown.ema.stage1.block1.bn1
+    torch.testing.assert_close(
+        norm.running_mean[3:].float(), grown.network.stage1.block1.bn1.running_mean[3:]
+    )
 
 
 # refusals

@@ -20,7 +20,9 @@ from nets import (
     Stage,
     Widen,
     build,
+    cost,
     grow,
+    layer_specs,
     preset,
     seed_of,
 )
@@ -142,6 +144,14 @@ def test_the_first_weights_are_drawn_as_asked():
         assert all(torch.equal(other[key], value) for key, value in normal.items())
     with pytest.raises(ValueError, match="initializer must be one of he, xavier, "):
         build(architecture, initializer="zero")
+
+
+@pytest.mark.parametrize("use", [build, seed_of, cost, layer_specs])
+def test_what_is_no_architecture_is_refused(use):
+    with pytest.raises(
+        ValueError, match=r"^architecture must be an Architecture, as preset .* got a Net"
+    ):
+        use(build(small()))
 
 
 def test_building_obeys_the_default_device():

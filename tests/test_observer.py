@@ -471,6 +471,21 @@ def test_nothing_is_read_on_the_host_within_a_step():
                         observer.readings()
 
 
+def test_the_default_device_may_be_another():
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU())
+    inputs, optimizer = torch.randn(5, 4), sgd(net)
+    with torch.no_grad():
+        net[3].bias.fill_(-9)  # dead
+    with torch.device("meta"), Observer(net, optimizer) as observer:
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(inputs).sum().backward()
+            optimizer.step()
+        found = observer.readings()
+    assert found["1"].response_std == pytest.approx(1, abs=0.1)
+    assert (found["1"].dead_fraction, found["3"].dead_fraction) == (0, 1)
+
+
 def test_nothing_is_read_on_the_host_within_a_step_of_any_module():
     with torch.device("meta"):
         net = resnet18(num_classes=CLASSES)
@@ -1062,10 +1077,19 @@ def test_the_state_can_be_saved_and_loaded_without_running_code(tmp_path):
         assert resumed.readings() == observer.readings()
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_every_is_checked(every):
-    with pytest.raises(ValueError, match=f"every must be at least 1, got {every}"):
-        Observer(nn.Linear(2, 2), every=every)
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"every": -1}, "every must be at least 1, got -1"),
+        ({"every": 1.5}, "every must be an integer of at least 1, got 1.5"),
+        ({"step": -1}, "step must be at least 0, got -1"),
+        ({"extra": {"own": 3}}, "extra must give a function for each name, got {'own': 3}"),
+    ],
+)
+def test_what_is_given_is_checked(given, told):
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        Observer(**{"net": nn.Linear(2, 2)} | given)
 
 
 def test_a_batchnorms_response_std_is_that_of_its_entries():

@@ -547,3 +547,15 @@ def test_a_layer_that_joins_within_a_window_has_the_mean_of_its_own_steps():
         later.load_state_dict(state)
         later.readings()
         assert sum(later.histograms()["gradient_histogram"]["0"].counts) == 9
+
+
+def test_the_std_of_arriving_gradients_is_the_mean_of_each_arrivals():
+    # a critic's: every entry of a batch has the same gradient, of another sign in the other batch
+    critic, batches = nn.Linear(3, 2), torch.randn(2, 4, 3)
+    optimizer = sgd(critic)
+    with Observer(critic, optimizer, also="activation_gradient") as observer:
+        (critic(batches[0]).sum() - 3 * critic(batches[1]).sum()).backward()
+        optimizer.step()
+        extra = observer.readings()[""].extra
+    assert extra["activation_gradient_std"] == pytest.approx(0, abs=1e-6)
+    assert extra["activation_gradient_norm"] == pytest.approx(2 * sqrt(8))

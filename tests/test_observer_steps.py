@@ -260,6 +260,23 @@ def test_optimizers_that_step_in_the_backward_pass():
         observer.readings()
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")
+def test_an_optimizer_whose_step_is_compiled():
+    torch._dynamo.reset()
+    net = network()
+    slow, optimizer = copy.deepcopy(net), sgd(net.parameters())
+    update = torch.compile(optimizer.step, backend="eager")
+    expected = plain_steps(slow, sgd(slow.parameters()), range(1))
+    with Observer(net, optimizer, every=3) as observer:
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            update()
+        assert observer.step == 3
+        expected.agrees_with(observer.readings())
+    torch._dynamo.reset()
+
+
 def test_two_players_in_one_module():
     net = nn.ModuleDict({"maker": nn.Linear(8, 8), "judge": nn.Linear(8, CLASSES)})
     maker, judge = sgd(net["maker"].parameters()), sgd(net["judge"].parameters())

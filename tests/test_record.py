@@ -235,6 +235,8 @@ def test_capture_in_a_loop_of_ones_own(tmp_path):
     assert read_history(write_history(tmp_path, history)) == history
     with pytest.raises(TypeError, match="colour"):
         Record.capture(net, observer, colour=1)
+    with pytest.raises(ValueError, match=r"^net must be a network from nets\.build, got a Linear$"):
+        Record.capture(torch.nn.Linear(2, 2), observer)
 
 
 def test_capture_takes_the_numbers_of_tensors_and_arrays(tmp_path):

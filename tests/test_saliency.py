@@ -133,6 +133,8 @@ def test_what_is_missing_is_said_in_one_line():
     ):
         with pytest.raises(ValueError, match=r"^probe must be \(inputs, targets\) and loss a func"):
             grow(net, [Narrow("stage1.block2", 1, "obd")], **given)
+    with pytest.raises(ValueError, match=r"^loss must give its mean .* got \(\d+, 3\)$"):
+        grow(net, Narrow("stage1.block2", 1, "obd"), probe=(inputs, targets), loss=lambda a, b: a)
     with pytest.raises(ValueError, match="saliency must be one of magnitude, activation, obd"):
         grow(net, [Narrow("stage1.block2", 1, "luck")])
 

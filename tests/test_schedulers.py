@@ -190,6 +190,14 @@ def test_a_scheduler_that_followed_is_saved_and_loaded(kind):
     assert rates(SCHEDULERS[kind], [3], reload=True) == rates(SCHEDULERS[kind])
 
 
+def test_an_optimizer_that_loads_its_state_is_driven_as_before():
+    def back(scheduler, optimizer):
+        scheduler.optimizer = optimizer
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    assert rates(sequential, [0, 2], go_on=back) == rates(sequential)
+
+
 def test_a_scheduler_of_ones_own_that_holds_others_follows():
     class Warm(schedulers.LRScheduler):
         def __init__(self, optimizer, after):

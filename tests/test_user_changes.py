@@ -30,6 +30,10 @@ def tie(net):
     net.stage1.block2.bn1.weight = net.stage1.block2.bn1.bias
 
 
+def tie_data(net):
+    net.stage1.block2.bn1.weight.data = net.stage1.block2.bn1.bias.data
+
+
 def replace(path, module):
     def do(net):
         parent, _, name = path.rpartition(".")
@@ -65,6 +69,7 @@ REFUSED = {
         "stage1.block1.conv1.weight",
     ),
     "tied": (tie, "stage1.block2.bn1.bias is shared with stage1.block2.bn1.weight"),
+    "tied by data": (tie_data, "block2.bn1.bias is shared with stage1.block2.bn1.weight"),
     "affine": (
         replace("stage1.block1.bn1", nn.BatchNorm2d(3, affine=False)),
         "it lacks stage1.block1.bn1.weight",

@@ -16,7 +16,7 @@ class ArrivingGradients:
     """Notes the std and the L2 norm of what arrives, until it is taken at the end of a step."""
 
     def __init__(self) -> None:
-        self._found: dict[int, list[Tensor]] = {}  # by place: (3,) mean, root mean square, norm
+        self._found: dict[int, list[Tensor]] = {}  # by place: (2,) std and norm
         self._counts: dict[int, int] = {}
         self._step = 0
 
@@ -34,10 +34,11 @@ class ArrivingGradients:
             return
         wide = torch.promote_types(gradient.dtype, torch.float32)
         size = gradient.numel()
-        mean = gradient.sum(dtype=wide) / size
+        mean = gradient.sum(dtype=wide).double() / size
         norm = row_norms(as_it_lies(gradient)[None])[0]
+        variance = norm.square() / size - mean.square()
         found = self._found.setdefault(place, [])
-        found.append(torch.stack([mean, norm / size**0.5, norm]).double())
+        found.append(torch.stack([variance.clamp_min_(0).sqrt_(), norm]))
         self._counts[place] = self._counts.get(place, 0) + 1
         if len(found) > MANY:
             self._found[place] = [torch.stack(found).sum(0)]
@@ -57,10 +58,7 @@ class ArrivingGradients:
             return []
         device = next(iter(found.values()))[0].device
         sums = [each[0] if len(each) == 1 else torch.stack(each).sum(0) for each in found.values()]
-        rows = [sum_.to(device) / counts[place] for place, sum_ in zip(found, sums)]
-        mean, root, norm = torch.stack(rows, 1)  # (3, places)
-        std = (root.square() - mean.square()).clamp_min(0).sqrt()
-        numbers = torch.stack([std, norm], 1).flatten()
+        numbers = torch.cat([sum_.to(device) / counts[place] for place, sum_ in zip(found, sums)])
         if scale is not None:
             numbers = numbers / scale.to(device).double()
         return [(tuple(slot for place in found for slot in (place, place + 1)), numbers)]

@@ -61,8 +61,9 @@ def batchnorm_moments(norms: Sequence[Told], known: dict[Any, Any]) -> Tensor:
     key = "eps", *every_eps, *widths, device
     if key not in known:
         eps = [eps for eps, width in zip(every_eps, widths) for _ in range(width)]
-        constants = [torch.ones(len(eps) + 1), -torch.tensor([*eps, 0.0], dtype=torch.float64)]
-        known[key] = torch.stack(constants).to(device), torch.zeros(1, device=device)
+        constants = [[1.0] * (len(eps) + 1), [*(-one for one in eps), 0.0]]
+        both = torch.tensor(constants, dtype=torch.float64, device=device)
+        known[key] = both, torch.zeros(1, device=device)
     (ones, minus_eps), zero = known[key]
     weights, biases, inverses = ([part.to(device) for part in kind] for kind in parts)
     # of the channels of all norms, and of one more that is 0

@@ -52,7 +52,7 @@ def dead_fractions(outputs: Sequence[Tensor], known: dict[Any, Any]) -> Tensor:
         dead = torch.cat([*tops, known[key]]) <= 0
         return means_by_layer(dead, [x.shape[1] for x in outputs], known)
     living = _seen_to_live(outputs)
-    none = torch.zeros(len(outputs), dtype=torch.float64)
+    none = torch.zeros(len(outputs), dtype=torch.float64, device="cpu")
     if len(living) == len(outputs):
         return none
     return torch.stack(

@@ -120,9 +120,9 @@ class Observer(StepReader):
             DistributedDataParallel.
 
     Raises:
-        ValueError: `net` is no module, `every` below 1, a name in `extra` that is taken, `layers`
-            or `also` that are not known, `to_step` not above `from_step`, or a net compiled in
-            place (`net.compile()`) without an optimizer.
+        ValueError: `net` is no module, `every` below 1 or `step` below 0, a name in `extra` that is
+            taken or has no function, `layers` or `also` that are not known, `to_step` not above
+            `from_step`, or a net compiled in place (`net.compile()`) without an optimizer.
     """
 
     def __init__(
@@ -140,14 +140,14 @@ class Observer(StepReader):
         to_step: int | None = None,
         all_ranks: bool | None = None,
     ) -> None:
-        if not isinstance(net, nn.Module):
-            raise ValueError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        check_count("every", every)
+        check_count("step", step, 0)
         check_count("from_step", from_step, 0)
         if to_step is not None:
             check_count("to_step", to_step, from_step + 1)
         also = checked(also)
+        if any(not callable(function) for function in dict(extra or {}).values()):
+            raise ValueError(f"extra must give a function for each name, got {extra!r}")
         names = (*STATISTICS, *statistics_asked(also))
         taken = set(extra or {}).intersection(names)
         if taken:

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -41,6 +42,10 @@ class OptimizerSteps:
 
     def start(self) -> None:
         """Listen to all optimizers."""
+        # where an optimizer's step is compiled, what it calls here is left as it is
+        keep: Any = torch.compiler.disable
+        self._concerns, self._before = keep(self._concerns), keep(self._before)
+        self._look, self._after = keep(self._look), keep(self._after)
         self._discovery = register_optimizer_step_pre_hook(self._meet)
 
     def stop(self) -> None:

@@ -42,6 +42,8 @@ class Layer:
 
 def unwrap(net: nn.Module) -> nn.Module:
     """Give the module inside torch.compile's and DistributedDataParallel's wrappers."""
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"net must be a torch.nn.Module, got {type(net).__name__}")
     children = dict(net.named_children())
     if "_orig_mod" in children:  # to name torch.compile's class is to import all of its compiler
         return unwrap(children["_orig_mod"])

@@ -98,8 +98,13 @@ class Record:
             **numbers: any field of Record, numbers also as tensors or numpy's, (); `step` is the
                 observer's, `spent`, `epoch` and `seed` are 0 and `limit` is without bound unless
                 given.
+
+        Raises:
+            ValueError: `net` is another module, or inside a wrapper.
         """
-        architecture: Any = net.architecture
+        architecture: Any = getattr(net, "architecture", None)
+        if architecture is None:
+            raise ValueError(f"net must be a network from nets.build, got a {type(net).__name__}")
         given: dict[str, Any] = {"step": observer.step, "epoch": 0.0, "spent": 0.0, "seed": 0}
         given |= {"limit": UNBOUNDED, "layers": observer.readings()}
         for name, value in numbers.items():

@@ -33,7 +33,8 @@ def kept_channels(
     kept = {}
     for axis, score in _scores(net, values, action, probe, loss).items():
         order = torch.argsort(score[frozen:].cpu(), stable=True) + frozen
-        kept[axis] = torch.cat([torch.arange(frozen), order[action.by :].sort().values])
+        first = torch.arange(frozen, device="cpu")
+        kept[axis] = torch.cat([first, order[action.by :].sort().values])
     return kept
 
 

@@ -58,8 +58,9 @@ class CohortRates:
         Raises:
             ValueError: it was grown without an optimizer.
         """
-        if grown.optimizer is None:
-            raise ValueError("grown must come from grow with an optimizer, got none")
+        if not isinstance(grown, Grown) or grown.optimizer is None:
+            got = "none" if isinstance(grown, Grown) else f"a {type(grown).__name__}"
+            raise ValueError(f"grown must come from grow with an optimizer, got {got}")
         known = self._births
         number = 1 + max((int(born.max()) for axes in known.values() for born in axes), default=0)
         self._births = {}

@@ -32,6 +32,7 @@ from nets.plan.actions import Action
 from nets.plan.architecture import Architecture
 
 
+@torch.inference_mode(False)
 def build(
     architecture: Architecture,
     seed: int = 0,
@@ -51,10 +52,6 @@ def build(
     Raises:
         ValueError: no architecture, or an unknown name of an initializer.
     """
-    if not isinstance(architecture, Architecture):
-        raise ValueError(
-            f"architecture must be an Architecture, as preset gives one, got {architecture!r}"
-        )
     network = skeleton_of(architecture)
     values = fresh_values(architecture, seed, initializer_of(initializer))
     values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)
@@ -79,6 +76,7 @@ class Grown:
     sources: Sources = field(default_factory=dict)
 
 
+@torch.inference_mode(False)
 def grow(
     net: nn.Module,
     actions: Action | Iterable[Action],

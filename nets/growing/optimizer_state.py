@@ -74,7 +74,7 @@ def _carry_entry(
     if source is None and [part.place for part in parts] == [part.place for part, _ in known]:
         pairs = zip(parts, (state for _, state in known))
         return {
-            part.parameter: {key: own_copy(value) for key, value in state.items()}
+            part.parameter: {key: _copy_for(part.parameter, value) for key, value in state.items()}
             for part, state in pairs
         }
     # read on the host only where there may be several
@@ -243,6 +243,15 @@ def sibling_of(name: str, names: Iterable[str]) -> str | None:
     siblings = [key for key in names if key.count(".") >= 2 and key.split(".", 2)[2] == leaf]
     near = [key for key in siblings if key.startswith(f"{stage}.")]
     return (near or siblings or [None])[-1]
+
+
+def _copy_for(parameter: Tensor, value: Any) -> Any:
+    """Copy what is known of a parameter; what is of its shape comes to lie as it does.
+
+    Fused steps go through both as they lie, and its layout may have changed.
+    """
+    fits = isinstance(value, Tensor) and value.shape == parameter.shape
+    return _like(parameter, value) if fits else own_copy(value)
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

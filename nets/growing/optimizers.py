@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from inspect import signature
 from typing import Any
@@ -42,14 +42,15 @@ def carry_optimizer(
 ) -> torch.optim.Optimizer:
     """Give an optimizer for `new` with all that `optimizer` holds; the old one stays as it is.
 
-    State is carried entry by entry. New entries of a first moment or momentum start at 0; those of
-    a second moment at the mean of the tensor's old entries, since 0 beside a large step count makes
-    the first updates several times too large. Wholly new tensors join the group of their siblings
-    and start at step 0, with updates of their siblings' size (see optimizer_state). What was
-    frozen leaves its group, where the key "held" names it; thawed, it returns as newborn. What the
-    optimizer does not hold stays out of it, thawed too: the key "unheld" of the first group names
-    what was frozen. (What was frozen before there was the optimizer, or at its birth, joins when it
-    is thawed.) Hooks go along.
+    State is carried entry by entry. New entries of a first moment or momentum start at 0; those
+    of a second moment at the mean of the tensor's old entries, since 0 beside a large step
+    count makes the first updates several times too large. Wholly new tensors join the group of
+    their siblings, in the order in which the network has them, and start at step 0, with
+    updates of their siblings' size (see optimizer_state). What was frozen leaves its group,
+    where the key "held" names it; thawed, it returns as newborn. What the optimizer does not
+    hold stays out of it, thawed too: the key "unheld" of the first group names what was frozen.
+    (What was frozen before there was the optimizer, or at its birth, joins when it is thawed.)
+    Hooks go along.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop.
@@ -123,12 +124,15 @@ def _groups(
     joins = now.keys() - before.keys() - unheld
     joining = {e: home.get(e, _home_of(e, home)) for e in now if e in joins}
     left = sorted(unheld & shapes.keys() - now.keys())
+    parameters = [part.parameter for parts in now.values() for part in parts]
+    order = {id(parameter): number for number, parameter in enumerate(parameters)}
     groups = []
     for index, group in enumerate(optimizer.param_groups):
         made = {key: own_copy(value) for key, value in group.items() if key not in _MADE_ANEW}
         members = list(_members(index, group, home, entries, now))
         for entry in (entry for entry, place in joining.items() if place == index):
-            members += [(part.name, part.parameter) for part in now[entry]]
+            at = _place_of(order[id(now[entry][0].parameter)], members, order)
+            members[at:at] = [(part.name, part.parameter) for part in now[entry]]
         made["params"] = [parameter for _, parameter in members]
         if "param_names" in group:
             made["param_names"] = [name for name, _ in members]
@@ -167,6 +171,16 @@ def _members(
             prefix = label.removesuffix(part.name)
             for new in now.get(part.entry, []):
                 yield prefix + new.name, new.parameter
+
+
+def _place_of(number: int, members: Sequence[tuple[str, Tensor]], order: Mapping[int, int]) -> int:
+    """Give the place of a new parameter in a group: by the order in which the network has them.
+
+    So has an optimizer that is made of the network anew, which takes a state dict place by place.
+    """
+    known = [(at, order[id(p)]) for at, (_, p) in enumerate(members) if id(p) in order]
+    later = next((at for at, other in known if other > number), None)
+    return later if later is not None else known[-1][0] + 1 if known else len(members)
 
 
 def _home_of(name: str, home: Mapping[str, int]) -> int:

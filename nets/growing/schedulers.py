@@ -60,10 +60,18 @@ def _schedulers(
 
 
 def follow_groups(optimizer: torch.optim.Optimizer, old: torch.optim.Optimizer) -> None:
-    """Let each group of an optimizer follow the one that it was grown from."""
-    optimizer.param_groups = [
-        FollowingGroup(group, old, index) for index, group in enumerate(optimizer.param_groups)
-    ]
+    """Let each group of an optimizer follow the one that it was grown from, also groups loaded."""
+    known = ref(old)
+
+    def follow_now(grown: torch.optim.Optimizer) -> None:
+        if (above := known()) is not None:
+            grown.param_groups = [
+                FollowingGroup(group, above, at) for at, group in enumerate(grown.param_groups)
+            ]
+
+    follow_now.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
+    follow_now(optimizer)
+    optimizer.register_load_state_dict_post_hook(follow_now)
 
 
 class FollowingGroup(dict[str, Any]):

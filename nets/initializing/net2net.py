@@ -58,7 +58,8 @@ def _originals(edit: Edit, axis: GrownAxis) -> Tensor | None:
     if held >= axis.start:
         return None
     generator = edit.generator("net2net", axis.name, axis.start)
-    return torch.randint(held, axis.start, (axis.size - axis.start,), generator=generator)
+    size = (axis.size - axis.start,)
+    return torch.randint(held, axis.start, size, generator=generator, device="cpu")
 
 
 def _share_column(value: Tensor, copy: int, original: int, bands: Bands) -> None:

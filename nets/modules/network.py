@@ -103,12 +103,12 @@ class Network(nn.Module):
         make: Callable[[LayerSpec], nn.Module] = layer_of,
     ) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.rank = rank
-        self.post = architecture.order == "post"
         layers: dict[str, dict[str, nn.Module]] = {"stem": {}}
         for spec in layer_specs(architecture):
             layers.setdefault(spec.home, {})[spec.leaf] = make(spec)
+        self.architecture = architecture
+        self.rank = rank
+        self.post = architecture.order == "post"
         flattens = architecture.stem in ("none", "dense")
         stem = {"flatten": nn.Flatten(), **layers["stem"]} if flattens else layers["stem"]
         self.stem = nn.Sequential(OrderedDict(stem))

@@ -83,13 +83,18 @@ def checked_inputs(net: Any, probe: Any) -> Tensor | None:
     if given[1:] != shape or given[0] < 1:
         want = ", ".join(map(str, shape))
         raise ValueError(f"probe must have shape (N, {want}) with N at least 1, got {given}")
-    first = next(value for value in tensors_of(net).values() if value.is_floating_point())
+    first = _first_of(net)
     if inputs.device.type != first.device.type:
         raise ValueError(f"probe must be on {first.device}, as net is, got {inputs.device}")
     casts = torch.is_autocast_enabled(first.device.type)
     if inputs.dtype != first.dtype and not (casts and inputs.is_floating_point()):
         raise ValueError(f"probe must be of {first.dtype}, as net is, got {inputs.dtype}")
     return inputs
+
+
+def _first_of(net: nn.Module) -> Tensor:
+    """Give a tensor of the dtype and on the device that inputs are to have."""
+    return next(value for value in tensors_of(net).values() if value.is_floating_point())
 
 
 def tap(
@@ -111,7 +116,7 @@ def tap(
         wish: what needs this, for the error.
 
     Raises:
-        ValueError: there is no pair of inputs and targets, or no loss.
+        ValueError: there is no pair of inputs and targets, or no loss, or it gives no one number.
     """
     inputs, targets, loss = judged(probe, loss, wish)
     seen: dict[End, Tensor] = {}
@@ -130,7 +135,11 @@ def tap(
         with torch.enable_grad():
             # the images too, so that there is a gradient behind a frozen part
             outputs = run_apart(net, inputs.detach().clone().requires_grad_(), training)
-            gradients = torch.autograd.grad(loss(outputs, targets), [seen[end] for end in ends])
+            mean = loss(outputs, targets)
+            if not isinstance(mean, Tensor) or mean.numel() != 1:
+                got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+                raise ValueError(f"loss must give its mean over the batch, a tensor (), got {got}")
+            gradients = torch.autograd.grad(mean, [seen[end] for end in ends])
     finally:
         for handle in handles:
             handle.remove()
@@ -170,12 +179,13 @@ def estimate_statistics(
 
     Args:
         network: that of a growth, without hooks.
-        inputs: (N, *image).
+        inputs: (N, *image); a running average may be of another dtype, and elsewhere.
         unknown: by BatchNorm, which of its channels, (C,) of bool.
 
     Returns:
         What `run_apart` gives in train mode, in which running statistics change no output.
     """
+    inputs = inputs.to(_first_of(network))
     norms = {
         name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)
     }

@@ -84,8 +84,9 @@ def _check_tensors(
                 raise _odd(name, f"{full} has shape {shapes[0]} instead of {shapes[1]}")
             if type(value) is not plain or type(value.detach()) is not Tensor:
                 raise _odd(name, f"{full} is a {type(value.detach()).__name__}")
-            if seen.setdefault(id(value), full) != full:
-                raise _odd(name, f"{full} is shared with {seen[id(value)]}")
+            other = seen.setdefault(value.data_ptr() or id(value), full)  # 0 on meta
+            if other != full:
+                raise _odd(name, f"{full} is shared with {other}")
             if any(not stays_behind(hook) for hook in tensor_hooks(value)):
                 raise _odd(name, f"{full} has a hook of its own")
             for key, own in vars(value).items():

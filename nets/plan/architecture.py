@@ -222,6 +222,13 @@ class Architecture:
             raise ValueError(f"architecture cannot be read: {error!r}") from None
 
 
+def check_architecture(value: object) -> None:
+    """Raise a ValueError unless `value` is an Architecture."""
+    if not isinstance(value, Architecture):
+        got = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+        raise ValueError(f"architecture must be an Architecture, as preset gives one, got {got}")
+
+
 _ALWAYS = ("survival", "stem_width", "order", "stem", "block", "stride", "projection", "births")
 
 

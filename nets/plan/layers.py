@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from nets.plan.architecture import Architecture
+from nets.plan.architecture import Architecture, check_architecture
 from nets.plan.blocks import KERNELS, NOTHING, Bands, Block, Frozen
 
 _STEMS = {"cifar": ("conv", 3, 1), "imagenet": ("conv", 7, 2), "dense": ("linear", 0, 1)}
@@ -94,6 +94,7 @@ class LayerSpec:
 
 def layer_specs(architecture: Architecture) -> tuple[LayerSpec, ...]:
     """List the layers in the order of the forward pass, a shortcut after the block's branch."""
+    check_architecture(architecture)
     kept = vars(architecture)  # beside its cached properties
     if "layer_specs" not in kept:
         kept["layer_specs"] = tuple(_layers(architecture))

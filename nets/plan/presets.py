@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from nets.checks import check_count, check_fraction, meant
-from nets.plan.architecture import Architecture
+from nets.plan.architecture import Architecture, check_architecture
 from nets.plan.blocks import Block, Stage
 
 _CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -155,6 +155,7 @@ def seed_of(
         ValueError: a setting is out of its range, or a net without streams should have thinner
             ones.
     """
+    check_architecture(architecture)
     check_fraction("width", width)
     check_fraction("stream", stream)
     if blocks is not None:
