@@ -15,7 +15,7 @@ MANY = 64  # arrivals at one place after which they are summed up, so that memor
 
 
 class _Arrived(NamedTuple):
-    """Of a gradient the sum of its entries, (), their L2 norm, () float64, and how many there are."""
+    """Of a gradient the sum of its entries, (), their L2 norm, () float64, and their number."""
 
     total: Tensor
     norm: Tensor

@@ -18,7 +18,7 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
     would widen a copy of it.
     """
     wide = torch.promote_types(tensors[0].dtype, torch.float64)  # complex stays complex
-    return torch.stack(torch._foreach_norm(tensors, 2, wide))
+    return torch.stack(torch._foreach_norm(list(tensors), 2, wide))
 
 
 @torch.no_grad()

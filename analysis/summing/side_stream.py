@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ class SideStream:
 
     def __init__(self) -> None:
         self._allowed = False
-        self._stream: Any = None
         self._kept: list[object] = []
 
     @contextmanager
@@ -43,13 +43,25 @@ class SideStream:
             yield
             return
         self._kept.extend(kept)
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        main = torch.cuda.current_stream()
+        side = _stream_beside(main)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
             yield
 
     def join(self) -> None:
         """Let what follows wait for the work."""
         if self._kept:
-            torch.cuda.current_stream().wait_stream(self._stream)
+            main = torch.cuda.current_stream()
+            main.wait_stream(_stream_beside(main))
             self._kept.clear()
+
+
+@cache
+def _stream_beside(main: Any) -> Any:
+    """Give the second stream of a first: the same one for every network that is trained there.
+
+    What the allocator has for one stream it gives to no other, in the pool of graphs too, which
+    outlives a network that has grown.
+    """
+    return torch.cuda.Stream(main.device)
