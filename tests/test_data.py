@@ -245,6 +245,7 @@ def test_cifar100_is_read_through_torchvision(tmp_path: Path, monkeypatch: pytes
     assert inputs.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # to torchvision
 def test_an_archive_in_the_data_folder_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from torchvision.datasets import CIFAR100
 
