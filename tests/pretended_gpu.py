@@ -66,7 +66,7 @@ class PretendedGpu(TorchDispatchMode):
         self.busy = False  # whether nothing may wait for the host, or get anything from there
         self.capturing = False
         self.stream = Stream()
-        self.beside: set[str] = set()  # operations of other streams
+        self.beside: Counter[Stream] = Counter()  # operations of other streams than the first
         self._marked: dict[int, StorageWeakRef] = {}  # holds addresses, so that none is used again
         self._memory: dict[int, Memory] = {}  # of a capture under way
 
@@ -150,7 +150,7 @@ class PretendedGpu(TorchDispatchMode):
         self._note([] if func.is_view else given, written=False)
         self._note(_tensors(changed), written=True)
         if now is not self.main:
-            self.beside.add(str(func))
+            self.beside[now] += 1
 
     def _note(self, values: list[Any], written: bool) -> None:
         for x in values:

@@ -53,7 +53,8 @@ def test_a_run_waits_in_no_captured_step_and_mixes_no_memory(
     train(run, until=7 if grows else 9)
     assert [bool(record.applied) for record in run.history] == ([True] if grows else [False] * 2)
     assert {x.device.type for x in [*run.net.parameters(), *run.net.buffers()]} == {"cuda"}
-    assert len(gpu.beside) > 5
+    (beside,) = gpu.beside.values()  # one stream, also after growth
+    assert beside > 20
     assert not gpu.faults
 
 

@@ -19,6 +19,7 @@ class SideStream:
 
     def __init__(self) -> None:
         self._allowed = False
+        self._stream: Any = None
         self._kept: list[object] = []
 
     @contextmanager
@@ -44,16 +45,15 @@ class SideStream:
             return
         self._kept.extend(kept)
         main = torch.cuda.current_stream()
-        side = _stream_beside(main)
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
+        self._stream = _stream_beside(main)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
             yield
 
     def join(self) -> None:
         """Let what follows wait for the work."""
         if self._kept:
-            main = torch.cuda.current_stream()
-            main.wait_stream(_stream_beside(main))
+            torch.cuda.current_stream().wait_stream(self._stream)
             self._kept.clear()
 
 
