@@ -34,6 +34,7 @@ from training.commandline.process_memory import keep_memory
 from training.commandline.user_modules import hidden, import_from, unloaded
 from training.deciding.user_errors import PolicyFailed, told
 from training.keeping.nonfinite import NonFinite
+from training.settings.checks import named_initializers
 from training.settings.compare_settings import Compare
 from training.settings.config_yaml import seeds_in
 from training.settings.train_settings import Train
@@ -86,8 +87,11 @@ def _chosen(parser: Parser, words: Sequence[str] | None) -> Namespace:
             module = type(made).__module__
             if not module.startswith(("policies.", "nets.")) and (why := hidden(module)):
                 raise ValueError(f"{what} {module}.{type(made).__name__}: {why}")
-            if isinstance(made, str) and (why := unloaded(made, Initializer)):
-                raise ValueError(f"initializer {made} cannot be loaded: {why}")
+            texts = named_initializers(made) if what == "policy" else {what: made}
+            for name, text in texts.items():
+                if isinstance(text, str) and (why := unloaded(text, Initializer)):
+                    place = name if what == name else f"{what}.{name}"
+                    raise ValueError(f"{place} {text} cannot be loaded: {why}")
     return chosen
 
 

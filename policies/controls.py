@@ -54,8 +54,12 @@ class RandomSite(Policy):
     that grows at other times stands Yoked.
 
     Args:
-        every, share, cooldown, streams, widest: as of Periodic.
+        every: between growths: a fraction of the budget, or a number of records.
+        share: the FLOPs a growth adds, as a fraction of the limit's; None as of Periodic.
+        cooldown: for how long an edited block is left alone, as `every`, or 0.
         edit: "widen", "insert" or "both": what is drawn from, for blocks.
+        streams: widen residual streams too; None as of Periodic.
+        widest: a block's inner width at most, as of Periodic; None for no cap.
     """
 
     every: Time = 0.05

@@ -28,7 +28,11 @@ class GrowAndPrune(Policy):
     one up to as many at equal FLOPs, by whatever saliency (docs/thesis.md, chapter 3).
 
     Args:
-        statistic, pick, every, share, cooldown: of the growth, as of LayerStatistic.
+        statistic: of the layers, that chooses where to grow, as of LayerStatistic.
+        pick: "highest" or "lowest".
+        every: between growths: a fraction of the budget, or a number of records.
+        share: the FLOPs a growth adds, as a fraction of the limit's; None as of Periodic.
+        cooldown: for how long an edited block is left alone, as `every`, or 0.
         parameters: what the net ends with at most, as a fraction of the limit's parameters.
         prune_from: fraction of the budget at which growth ends and shedding begins.
         prune_until: fraction of the budget at which nothing is above `parameters` any more.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from analysis.observing.reading import STATISTICS
 from nets import Action
-from nets.checks import check_choice
+from nets.checks import check_choice, meant
 from policies.base import Policy, series, sites
 from policies.fitting import (
     MOST,
@@ -44,15 +45,24 @@ class LayerStatistic(Policy):
 
     Args:
         statistic: "residual_ratio", "response_std", "gradient_norm", "update_ratio",
-            "dead_fraction" or any other of a LayerReading, the user's own included.
+            "dead_fraction" or any other of a LayerReading, the user's own included. Where no
+            block has it, as the residual ratio in a plain net, nothing grows.
         pick: "highest" or "lowest".
         trend: 0 compares levels; else the change over so many records, or that fraction of the
             budget.
         edit: of blocks: "widen", "insert", or "both" in turn.
         when: "periodic" grows every `every`, "plateau" when the validation loss has levelled, as
             Plateau says it, over `patience`.
-        every, patience: see `when`; fractions of the budget, or numbers of records.
-        share, cooldown, streams, widest: as of Periodic.
+        every: between growths, if `when` is "periodic": a fraction of the budget, or a number of
+            records.
+        patience: over how long the loss must be level, if `when` is "plateau"; as `every`.
+        share: the FLOPs a growth adds, as a fraction of the limit's; None as of Periodic.
+        cooldown: for how long an edited block is left alone, as `every`, or 0.
+        streams: widen residual streams too; None as of Periodic.
+        widest: a block's inner width at most, as of Periodic; None for no cap.
+
+    Raises:
+        ValueError: by `decide`, if no layer of any record has a statistic of that name.
     """
 
     statistic: str = "residual_ratio"
@@ -75,6 +85,7 @@ class LayerStatistic(Policy):
         check_growth(self)
 
     def decide(self, history: History) -> Sequence[Action]:
+        self._check_statistic(history)
         if self.when == "periodic":
             every, ready = self.every, due(history, self.every)
         else:
@@ -99,6 +110,16 @@ class LayerStatistic(Policy):
         )
         share = share_of(history, self.share, every)
         return grow_at(history, choices, share, self.widest, others=others)
+
+    def _check_statistic(self, history: History) -> None:
+        """Raise a ValueError for a name that nothing has: such a run would never grow."""
+        extras = [layer.extra for record in history for layer in record.layers.values()]
+        if self.statistic in STATISTICS or not extras:
+            return
+        known = list(dict.fromkeys([*STATISTICS, *(name for extra in extras for name in extra)]))
+        if self.statistic not in known:
+            words = f"{', '.join(known)}; got {self.statistic!r}{meant(self.statistic, known)}"
+            raise ValueError(f"statistic must be one that layers have: {words}")
 
     def _values(self, history: History) -> dict[str, float]:
         """Give each block's most extreme value, of the layers inside it if they have it."""

@@ -29,7 +29,8 @@ class StochasticDepth(Policy):
         newborn: survival of a block at birth, above 0 and at most 1.
         ramp: over which a newborn rises to its place: a fraction of the budget, or a number of
             records.
-        every, share: of insertions, as of Periodic.
+        every: between insertions: a fraction of the budget, or a number of records.
+        share: the FLOPs an insertion adds, as a fraction of the limit's; None as of Periodic.
         cooldown: for how long nothing is inserted next to a newborn, as of Periodic.
     """
 

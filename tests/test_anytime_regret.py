@@ -37,6 +37,12 @@ def test_a_curve_is_read_with_averaged_weights_where_there_are_some(tmp_path):
     assert (found.score.tolist(), found.weights.tolist()) == ([0.625, 0.5], [0.5, 0.5])
     path.write_text("train_flops,seconds,validation_loss,validation_accuracy\n10,1,2.5,\n")
     assert read_curve(tmp_path).score.tolist() == [-2.5]
+    path.write_text(
+        "train_flops,seconds,validation_loss,validation_accuracy,ema_validation_loss\n"
+        "10,1,2.5,,2.25\n20,2,1.5,,\n"
+    )
+    found = read_curve(tmp_path)
+    assert (found.score.tolist(), found.weights.tolist()) == ([-2.25, -1.5], [-2.5, -1.5])
 
 
 def test_a_record_without_a_score_is_left_out_of_the_curve(tmp_path):

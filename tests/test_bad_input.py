@@ -118,6 +118,7 @@ CASES = [
     ("branch file", "file, line 1: "),
     ("branch file --at x", "at must be an integer, got 'x'"),
     # options
+    (TRAIN + "--policy ./mine.py", POLICIES + "'./mine.py'"),
     (TRAIN + "--polcy Plateau", "unrecognized arguments: --polcy Plateau"),
     (TRAIN + "--Epochs 3", "unrecognized arguments: --Epochs 3"),
     (TRAIN + "--epochs", "argument --epochs: expected one argument"),

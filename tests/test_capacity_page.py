@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import run
 from analysis.capacity.missing_capacity import channel_flops, rank
-from analysis.showing.capacity_page import capacity_picture, capacity_text
+from analysis.showing.capacity_page import capacity_picture, capacity_text, log_ticks
 from analysis.showing.history_pictures import draw
 from analysis.showing.tensorboard_writer import FIRST_LOOK, Board
 from nets import preset, seed_of
@@ -54,6 +54,18 @@ def test_the_picture_has_a_dark_bar_where_capacity_is_missing():
 
     assert orange(3.0) > 50
     assert orange(1.1) == 0
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (0.69, 1.45, [0.8, 1, 1.2]),
+        (0.4, 1.5, [0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.5]),
+        (0.15, 3, [0.2, 0.5, 1, 2]),
+    ],
+)
+def test_the_picture_has_ticks_on_both_sides_of_1(least, most, expected):
+    assert log_ticks(least, most) == pytest.approx(expected)
 
 
 def test_it_is_among_a_historys_pictures_where_there_is_something_to_rank():

@@ -69,6 +69,35 @@ def test_the_best_static_size_is_the_reference_and_rows_that_grow_are_tested(tmp
     assert "Primary" not in text
 
 
+def test_a_row_that_never_grew_is_told(tmp_path):
+    grew = {"growth": [{"step": 5}]}
+    rows = {
+        "small": [{"policy": "Never"}, {"policy": "Never"}],
+        "stuck": [{"policy": "LayerStatistic"}, {"policy": "LayerStatistic"}],
+        "late": [{"policy": "Plateau"}, {"policy": "Plateau", **grew}],
+    }
+    runs = {
+        name: {s: finished(tmp_path / name / str(s), s, 0.5, **each) for s, each in enumerate(own)}
+        for name, own in rows.items()
+    }
+    (note,) = judge(runs, ["small"], None, "flops").notes
+    assert note == "stuck never grew: what is judged is the net that a run began with."
+
+
+def test_a_difference_of_losses_says_which_sign_is_better(tmp_path):
+    rows = {
+        name: {
+            seed: finished(tmp_path / name / str(seed), seed, None, validation_loss=loss)
+            for seed, loss in enumerate(losses)
+        }
+        for name, losses in (("small", (0.2, 0.3, 0.41)), ("grown", (0.3, 0.42, 0.5)))
+    }
+    text = judgement_text(judge(rows, ["small"], ("grown", "small"), "flops"))
+    assert "**grown - small** in minus the validation loss: -0.1033," in text
+    text = judgement_text(judge(rows, ["small"], None, "flops"))
+    assert "Against small, in minus the validation loss:" in text
+
+
 def test_the_primary_comparison_is_a_paired_t_interval(tmp_path):
     found = judged(tmp_path, ("grown", "random"))
     test = stats.ttest_rel(GROWN, RANDOM)
@@ -261,9 +290,15 @@ def test_who_spent_more_is_named(tmp_path):
         "grown": {0: finished(tmp_path / "b", 0, 0.8, train_flops=1100)},
     }
     (note,) = judge(runs, ["small"], None, "flops").notes
-    assert note.startswith("grown spent 10% more training FLOPs")
+    assert note.startswith("grown spent 10% more training FLOPs than the row that spent least: its")
+    more = {0: finished(tmp_path / "c", 0, 0.8, train_flops=1050)}
+    (note,) = judge({**runs, "more": more}, ["small"], None, "flops").notes
+    assert note.startswith("grown spent 10%, more 5% more training FLOPs than the row that spent")
     (note,) = judge(runs, ["small"], None, "seconds").notes
     assert note.startswith("The budget was in seconds")
+    note, regret = judge(runs, ["small"], None, "epochs").notes
+    assert note.startswith("The budget was in epochs")
+    assert regret == "Anytime regret is over the FLOPs that every run has spent, no further."
 
 
 def test_once_every_run_has_read_the_test_set_it_is_what_counts(tmp_path):

@@ -43,6 +43,15 @@ def test_slopes_are_those_of_the_sums_of_independent_terms(power):
     assert slopes["1"] == pytest.approx(0.5 - power, abs=0.05)
 
 
+def test_the_same_net_for_every_seed_is_refused():
+    def make(width: float) -> nn.Module:
+        return build(seed_of(preset("mlp-8", image=(20,), classes=1), width=width / 8))
+
+    coordinate_check(make, [8, 4], BATCH, loss_of, steps=0)
+    with pytest.raises(ValueError, match="torch's global seed, got one net for 2"):
+        coordinate_check(make, [8, 4], BATCH, loss_of, steps=0, seeds=2)
+
+
 def test_sizes_are_the_stds_before_and_after_each_step():
     made = []
 

@@ -1079,3 +1079,23 @@ def test_a_batchnorms_response_std_is_that_of_its_entries():
     assert observer.readings()["stage1.block1.bn1"].response_std == pytest.approx(
         expected, rel=1e-4
     )
+
+
+def test_readings_of_an_observer_that_was_never_entered_warn_once():
+    net = nn.Linear(3, 2)
+    optimizer = sgd(net)
+    observer = Observer(net, optimizer)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"nothing is read outside of its block: `with Observer"):
+        assert observer.readings()[""].response_std is None
+    assert observer.readings()[""].gradient_norm is None  # and no second warning
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(ValueError, match=r"net must be a torch.nn.Module, got str"):
+        Observer("resnet20")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ValueError, match=r"architecture must be an Architecture, .* got 'resnet20'"
+    ):
+        build("resnet20")  # pyright: ignore[reportArgumentType]

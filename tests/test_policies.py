@@ -563,6 +563,13 @@ def test_layer_statistic_picks_the_extreme(settings, rows, expected):
     assert short(found) == ([(WIDE, expected)] if expected else [])
 
 
+def test_layer_statistic_refuses_a_name_that_nothing_has():
+    message = "statistic must be one that layers have: .*; got 'response_sdt' .did you mean"
+    with pytest.raises(ValueError, match=message):
+        LayerStatistic(statistic="response_sdt", every=9).decide(statistics_of((1, 2, 3)))
+    assert LayerStatistic(statistic="mine").decide([record(1)]) == []  # nothing was read yet
+
+
 def test_layer_statistic_says_why():
     (action,) = LayerStatistic(**EACH).decide(statistics_of((1, 3.14159, 2)))
     assert action.reason == "highest residual_ratio, 3.14"

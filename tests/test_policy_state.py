@@ -71,6 +71,7 @@ class Kind(enum.Enum):
 @dataclass(frozen=True)
 class Inner:
     share: float = 0.5
+    made: int = field(default=3, init=False)
 
 
 @dataclass(frozen=True)

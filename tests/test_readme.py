@@ -15,8 +15,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
 from analysis import read_history
@@ -73,6 +75,21 @@ def test_the_first_table_has_the_rows_of_make_cifar100():
     table = README[README.index("| run ") :].partition("\n\n")[0].splitlines()[2:]
     config = yaml.safe_load((ROOT / "experiments" / "cifar100.yaml").read_text())
     assert [line.split("|")[1].strip() for line in table] == list(config["cells"])
+
+
+def test_the_lines_of_the_readme_watch_a_network_that_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (code,) = [code for code in CODE if "observer.log" in code]
+    exec(code, {})
+    events = EventAccumulator(str(tmp_path / "runs" / "own"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {
+        f"{layer}/{name}" for layer in "02" for name in ("response_std", "update_ratio")
+    } <= tags
+    assert "0/dead_fraction" in tags
+    assert [each.step for each in events.Scalars("0/gradient_norm")] == [100, 200, 300, 400, 500]
 
 
 def test_the_readme_prints_its_policy():

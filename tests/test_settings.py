@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from functools import reduce
 from math import inf, nan
 from pathlib import Path
 
 import pytest
 import yaml
 
-from nets import Insert, cost, preset, seed_of
+from nets import Architecture, Freeze, Insert, Remove, cost, preset, seed_of
 from policies import Never, Periodic, Plateau, Policy, StochasticDepth
 from training.settings.compare_settings import Cell, Compare, standard_cells
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
@@ -227,7 +228,9 @@ def test_a_comparison_holds_static_sizes_the_controls_and_every_policy():
 
 
 def test_every_setting_is_explained():
-    for kind in (Common, Train, Compare, Start, Cell):
+    boxed = [kind for kind in Policy.__subclasses__() if kind.__module__.startswith("policies.")]
+    assert len(boxed) == 9
+    for kind in (Common, Train, Compare, Start, Cell, *boxed):
         own = [item.name for item in fields(kind) if item.name in kind.__annotations__]
         for name in own:
             assert f"\n        {name}: " in (kind.__doc__ or ""), f"{kind.__name__}.{name}"
@@ -236,6 +239,15 @@ def test_every_setting_is_explained():
 def test_reading_settings_imports_no_torch():
     code = "import sys, run, training.settings; run.make_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=1200).returncode == 0
+
+
+def test_fresh_weights_all_train_whatever_the_recorded_run_held_or_was_fading(tmp_path):
+    whole = preset("resnet14", image=(1, 8, 8))
+    edits = (Freeze("stem"), Freeze("stage1.block1"), Freeze("stage2.block1", 4))
+    edits += (Freeze("head"), Remove("stage3.block2", 30))
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(reduce(Architecture.apply, edits, whole).to_dict()))
+    assert Start(architecture=str(path)).within(whole) == whole
 
 
 def test_a_run_may_start_from_a_recorded_architecture(tmp_path):

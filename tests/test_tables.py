@@ -38,6 +38,18 @@ def test_a_table_with_bars_is_as_narrow_as_asked():
     assert r"a\|b\|c" in table
 
 
+def test_a_word_that_is_too_long_is_parted_where_it_stays_readable():
+    done = "Widen(block='stage1.block1', by=8)"
+    lines = fitted(["run", "done"], [["runs/row/seed0", done], ["x" * 30, "-"]], 38).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]] == [
+        ["runs/row/seed0", "Widen(block="],
+        ["", "'stage1.block1',"],
+        ["", "by=8)"],
+        ["x" * 15, "-"],
+        ["x" * 15, ""],
+    ]
+
+
 def test_markdown_lines_up():
     text = markdown(["name", "n"], [["a", "1,000"], ["a longer name", "2"]])
     assert text.splitlines() == [

@@ -58,13 +58,19 @@ def test_tidy_rows_have_every_number_and_only_numbers():
     layers = {"a": reading(response_std=1.0, dead_fraction=0.0, extra={"rank": 7.0})}
     history = [
         record_of(3, layers=layers),
-        record_of(5, importance={"stage1.block1": -0.5}, probes={"gain": {"stage1.block1": 1.5}}),
+        record_of(
+            5,
+            importance={"stage1.block1": -0.5},
+            sensitivity={"stage1.block1": 0.25},
+            probes={"gain": {"stage1.block1": 1.5}},
+        ),
     ]
     assert list(layer_values(history)) == [
         (3, "a", "response_std", 1.0),
         (3, "a", "dead_fraction", 0.0),
         (3, "a", "rank", 7.0),
         (5, "stage1.block1", "importance", -0.5),
+        (5, "stage1.block1", "sensitivity", 0.25),
         (5, "stage1.block1", "gain", 1.5),
     ]
 

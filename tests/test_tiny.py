@@ -156,3 +156,28 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(FOLDER))
     assert message in refusal(["train", *f"--initializer {given} --out x".split()])
+
+
+PICKY = """from dataclasses import dataclass
+from nets import Initializer
+from policies import Policy
+
+@dataclass(frozen=True)
+class Picky(Policy):
+    new: Initializer | str = ""
+
+    def decide(self, history):
+        return []
+"""
+
+
+def test_a_policys_own_initializer_is_refused_at_once(refusal, tmp_path, monkeypatch):
+    (tmp_path / "picky.py").write_text(PICKY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["train", "--policy", "picky.Picky", "--out", "x", "--policy.new"]
+    assert "policy.new tiny.Tin cannot be loaded: tiny has no Tin" in refusal([*words, "tiny.Tin"])
+    told = refusal([*words, "hee"])
+    assert "policy.new must be one of he, " in told
+    assert "got 'hee' (did you mean 'he'?)" in told

@@ -51,6 +51,11 @@ BETTER, OPEN = difference(0.012, 0.002, 0.022), difference(0.004, -0.01, 0.018, 
             "**No difference shown between grown and small**: +0.40 points of validation accuracy "
             "(95 % interval -1.00 to +1.80).",
         ),
+        (  # some of its runs have no score: the row is never called better
+            {"pair": PAIR, "primary": BETTER, "broken": {"grown": [3]}},
+            "**No difference shown between grown and small**: +1.20 points of validation accuracy "
+            "(95 % interval +0.20 to +2.20).",
+        ),
         (
             {"others": {"grown": BETTER, "other": OPEN}, "adjusted": {"grown": 0.02, "other": 0.4}},
             "**1 of 2 growing rows is better than small**, the best static size: grown is at +1.20 "

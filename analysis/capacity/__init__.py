@@ -1,4 +1,4 @@
-"""Where a network lacks channels: how much the loss hangs on those it has, and stages ranked by it.
+"""Where a network lacks channels: how much the loss depends on those it has; its stages ranked.
 
 A number a block at every record; the ranking is a pure function of records.
 """

@@ -1,4 +1,4 @@
-"""Where a network lacks capacity: its stages ranked by what the loss hangs on for a FLOP."""
+"""Where a network lacks capacity: stages ranked by how much the loss depends on them per FLOP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Place:
 
     Args:
         name: its name.
-        score: what an image's loss hangs on one of its channels, over the FLOPs of one channel
+        score: how much an image's loss depends on one of its channels, over the FLOPs of one
             more; the mean of the logarithms over the records, with 1 for the (geometric) mean of
             all stages.
         low, high: one standard error below it and above, as of `Ranking.error`.
@@ -73,7 +73,7 @@ class Ranking:
 
 
 def rank(history: Sequence[Record]) -> Ranking:
-    """Rank the stages by how much the loss hangs on a channel for the FLOPs that it costs.
+    """Rank the stages by how much the loss depends on a channel for the FLOPs that it costs.
 
     A stage whose channels each carry more of the loss than those of the others, FLOP for FLOP, has
     too few of them. Compared are the last records since the network last changed, without the first
@@ -172,12 +172,12 @@ def _words(places: Sequence[Place], gap: float, error: float, named: bool) -> st
     times = f"{exp(gap):.1f} times as much ({low:.1f} to {high:.1f}) as on those of {second.name}"
     if named:
         return (
-            f"Capacity is missing in {first.name}: for a FLOP, the loss hangs on its channels "
+            f"Capacity is missing in {first.name}: per FLOP, the loss depends on its channels "
             f"{times}, the next."
         )
     return (
-        f"Nothing tells: for a FLOP, the loss hangs on the channels of {first.name} {times}, which "
-        "two standard errors do not tell from equal."
+        f"Nothing tells: per FLOP, the loss depends on the channels of {first.name} {times}, which "
+        "is within two standard errors of equal."
     )
 
 

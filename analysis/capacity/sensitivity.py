@@ -1,4 +1,4 @@
-"""How much the loss hangs on a block's channels, measured on a fixed batch at every record."""
+"""How much the loss depends on a block's channels, measured on a fixed batch at every record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def block_sensitivity(
     net: Network, inputs: Tensor, targets: Tensor, loss: Loss
 ) -> dict[str, float]:
-    """Give, by block, how much an image's loss hangs on one of its inner channels, to first order.
+    """Give, by block, how much an image's loss depends on an inner channel, to first order.
 
     The mean over images and channels of |dL/dz|, where z = 1 scales what the channel hands to the
     block's last layer: Molchanov et al.'s criterion (2017, arXiv 1611.06440, equation 8: the

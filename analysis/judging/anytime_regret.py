@@ -21,9 +21,9 @@ class Curve:
 
     Args:
         flops, seconds: spent by then, (records,).
-        score: validation accuracy of the averaged weights (EMA) where the run has them, else of the
-            weights themselves, or minus a regression's loss. It can be read at any moment, under a
-            constant learning rate too: anytime regret is of it.
+        score: validation accuracy, or minus a regression's loss, of the averaged weights (EMA)
+            where the run has them, else of the weights themselves. It can be read at any moment,
+            under a constant learning rate too: anytime regret is of it.
         weights: the same of the weights themselves, by which the end of the run is judged.
     """
 
@@ -70,11 +70,9 @@ def read_curve(folder: Path) -> Curve:
 def _scores(line: Mapping[str, str]) -> tuple[float, float]:
     """Give the score of the averaged weights, or else the weights', and that of the weights."""
     accuracy, loss = line.get("validation_accuracy"), line.get("validation_loss")
-    if accuracy or loss is None:
-        weights = float(line["validation_accuracy"])
-    else:
-        weights = -float(loss or "nan")
-    return float(line.get("ema_validation_accuracy") or weights), weights
+    kind, sign = ("accuracy", 1) if accuracy or loss is None else ("loss", -1)
+    weights = line[f"validation_{kind}"] or "nan"
+    return sign * float(line.get(f"ema_validation_{kind}") or weights), sign * float(weights)
 
 
 def grid_of(curves: Sequence[Curve], axis: str = "flops") -> Numbers:

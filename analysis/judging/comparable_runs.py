@@ -131,7 +131,19 @@ def notes_on(rows: Rows, scores: Scores, static: Collection[str], budget: str) -
         notes.append(
             f"{', '.join(fewer)} {words} the static frontier: other static sizes have more seeds."
         )
-    return [*notes, *_tested(rows), *_spent(rows, budget)]
+    return [*notes, *_still(rows), *_tested(rows), *_spent(rows, budget)]
+
+
+def _still(rows: Rows) -> list[str]:
+    """Say which rows have a policy that grows, and never did."""
+    still = [
+        name
+        for name, row in rows.items()
+        if not any(run.summary["growth"] for run in row.values())
+        and all(run.summary.get("policy", "Never") != "Never" for run in row.values())
+    ]
+    told = f"{', '.join(still)} never grew: what is judged is the net that a run began with."
+    return [told] if still else []
 
 
 def _tested(rows: Rows) -> list[str]:
@@ -162,14 +174,18 @@ def _spent(rows: Rows, budget: str) -> list[str]:
     if budget != "flops":
         notes.append(f"The budget was in {budget}: rows did not spend the same training FLOPs.")
     if budget == "epochs":
-        return notes
+        return [*notes, "Anytime regret is over the FLOPs that every run has spent, no further."]
     key, unit = ("seconds", "seconds") if budget == "seconds" else ("train_flops", "training FLOPs")
     spent = {name: mean(run.summary[key] for run in row.values()) for name, row in rows.items()}
     least = min(spent.values())
-    for name, much in spent.items():
-        if much > (1 + UNEQUAL) * least:
-            notes.append(
-                f"{name} spent {much / least - 1:.0%} more {unit} than the row that spent "
-                "least: its last step or probe passed the end of the budget."
-            )
+    allowed = (1 + UNEQUAL) * least
+    beyond = [(name, each / least - 1) for name, each in spent.items() if each > allowed]
+    if beyond:
+        (first, part), *others = beyond
+        rest = "".join(f", {name} {each:.0%}" for name, each in others)
+        whose = "their" if others else "its"
+        notes.append(
+            f"{first} spent {part:.0%}{rest} more {unit} than the row that spent least: {whose} "
+            "last step or probe passed the end of the budget."
+        )
     return notes

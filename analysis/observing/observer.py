@@ -38,6 +38,14 @@ _EVALUATING = (
     "no forward but in eval mode in the steps of the optimizer that were to be read, so nothing "
     "was read; call the network's train() before them (modules inside it may stay in eval mode)"
 )
+_OUTSIDE = (
+    "nothing is read outside of its block: `with Observer(...) as observer:` around the steps"
+)
+
+
+def _changes(net: nn.Module) -> int:
+    """Give how often parameters were written to, which training does."""
+    return sum(each._version for each in net.parameters() if not each.is_inference())
 
 
 class Observer(StepReader):
@@ -112,9 +120,9 @@ class Observer(StepReader):
             DistributedDataParallel.
 
     Raises:
-        ValueError: `every` below 1, a name in `extra` that is taken, `layers` or `also` that are
-            not known, `to_step` not above `from_step`, or a net compiled in place
-            (`net.compile()`) without an optimizer.
+        ValueError: `net` is no module, `every` below 1, a name in `extra` that is taken, `layers`
+            or `also` that are not known, `to_step` not above `from_step`, or a net compiled in
+            place (`net.compile()`) without an optimizer.
     """
 
     def __init__(
@@ -132,6 +140,8 @@ class Observer(StepReader):
         to_step: int | None = None,
         all_ranks: bool | None = None,
     ) -> None:
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"net must be a torch.nn.Module, got {type(net).__name__}")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         check_count("from_step", from_step, 0)
@@ -149,6 +159,7 @@ class Observer(StepReader):
         self.edited = dict(edited or {})
         wrapped = isinstance(net, DistributedDataParallel)
         self.all_ranks = wrapped if all_ranks is None else all_ranks
+        self._unentered: int | None = _changes(inner)  # until the block begins
         self._last: dict[str, LayerReading] = {}
         self._logged: dict[str, LayerReading] | None = None  # those that `log` wrote last
         self._last_norms: tuple[float | None, float | None] = None, None
@@ -161,6 +172,7 @@ class Observer(StepReader):
         return self._watched.layers
 
     def __enter__(self) -> Observer:
+        self._unentered = None
         self._attach()
         return self
 
@@ -188,6 +200,8 @@ class Observer(StepReader):
             before, now = old.architecture.widths, new.architecture.widths
             self.edited.update({n: self.step for n, w in now.items() if before.get(n) != w})
         self._aim(grown, optimizer)
+        if self._unentered is not None:
+            self._unentered = _changes(new)
         self._last, self._last_norms, self._last_histograms = {}, (None, None), {}
         if attached:
             self._attach()
@@ -198,6 +212,8 @@ class Observer(StepReader):
         If nothing was read since then, give the same readings again. What could not be read is
         None, and a UserWarning says why, once. With `all_ranks` every process must call it.
         """
+        if self._unentered not in (None, _changes(self._watched.net)) and not self._last:
+            self._doubt("outside", _OUTSIDE)
         self._end_step_without_optimizer()
         self._close()
         if self.all_ranks and together():

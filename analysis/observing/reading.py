@@ -51,7 +51,8 @@ class LayerReading:
     Args:
         block: the block that holds the layer, None outside of blocks.
         role: "inner" (between the layers of a block: what Widen adds to), "branch" (the end of a
-            block's branch), "stream" (a block's output, or its shortcut), "stem" or "head".
+            block's branch), "stream" (a block's output, or its shortcut), "stem" or "head"; in a
+            network that is not ours always "inner".
         response_mean: mean of the output, over batch, channels and positions; in its units.
         response_std: standard deviation of the output over all of them, in its units (He et al.
             2015, arXiv 1512.03385, figure 7: after BatchNorm, before the non-linearity; a block's
@@ -96,7 +97,7 @@ class LayerReading:
         object.__setattr__(self, "extra", ReadOnly(self.extra))
 
     def value(self, statistic: str) -> float | None:
-        """Give a statistic by name, from the fields or from `extra`."""
+        """Give a statistic by name, from the fields or from `extra`; None where it is missing."""
         if statistic in STATISTICS:
             return getattr(self, statistic)
         return self.extra.get(statistic)

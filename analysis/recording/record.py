@@ -53,7 +53,7 @@ class Record:
             without it, and in a loop of one's own that does not say, the default of `train`.
         probes: by name, what other probes of the policy have measured by block. What they measure
             by layer is in the readings' `extra`; `policies.probed` finds both.
-        sensitivity: by block, how much an image's loss hangs on one of its inner channels
+        sensitivity: by block, how much an image's loss depends on one of its inner channels
             (`analysis.block_sensitivity`), measured at every record of `train`, as the readings
             are; `analysis.capacity.missing_capacity.rank` compares them.
         decided, applied, refused: what the policy asked for, what was done, and what was not and

@@ -66,9 +66,8 @@ def layer_values(history: Sequence[Record]) -> Iterator[tuple[int, str, str, flo
                 value = reading.value(name)
                 if value is not None:
                     yield record.step, path, name, value
-        for block, value in record.importance.items():
-            yield record.step, block, "importance", value
-        for name, found in record.probes.items():
+        of_blocks = {"importance": record.importance, "sensitivity": record.sensitivity}
+        for name, found in (of_blocks | dict(record.probes)).items():
             for block, value in found.items():
                 yield record.step, block, name, value
 

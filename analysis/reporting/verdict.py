@@ -8,7 +8,7 @@ from statistics import mean
 from analysis.judging.comparable_runs import scores_of
 from analysis.judging.comparison_claims import Judgement
 from analysis.judging.significance import Difference
-from analysis.showing.comparison_tables import EXPLORATORY, scale_of
+from analysis.showing.comparison_tables import EXPLORATORY, scale_of, words_of
 
 _LEVEL = 0.05
 
@@ -31,7 +31,8 @@ def _primary(judgement: Judgement) -> str | None:
     if not judgement.pair or judgement.primary is None:
         return None
     (first, second), found = judgement.pair, judgement.primary
-    if found.low <= 0 <= found.high or found.p >= _LEVEL:
+    ahead = first if found.mean > 0 else second
+    if found.low <= 0 <= found.high or found.p >= _LEVEL or ahead in judgement.broken:
         return f"**No difference shown between {first} and {second}**: {_told(judgement, found)}."
     word = "better" if found.mean > 0 else "worse"
     return f"**{first} is {word} than {second}**: {_told(judgement, found)}."
@@ -56,9 +57,8 @@ def _others(judgement: Judgement) -> str | None:
 
 
 def _told(judgement: Judgement, found: Difference) -> str:
-    value, loss = scale_of(judgement), judgement.measure == "validation_loss"
-    unit = "" if loss else " points"
-    of = "minus the validation loss" if loss else judgement.measure.replace("_", " ")
+    value, of = scale_of(judgement), words_of(judgement)
+    unit = "" if judgement.measure == "validation_loss" else " points"
     if found.sides == 2 and found.has_spread:
         sure = f"95 % interval {value(found.low)} to {value(found.high)}"
     else:
@@ -76,7 +76,7 @@ def _best(judgement: Judgement) -> str:
     if judgement.measure == "validation_loss":
         told = f"validation loss {-score:.4g}"
     else:
-        told = f"{judgement.measure.replace('_', ' ')} {100 * score:.2f} %"
+        told = f"{words_of(judgement)} {100 * score:.2f} %"
     if len(means) == 1:
         return f"**{best}** is the only row: {told}."
     return f"**{best}** has the best mean of {len(means)} rows, which no test compares: {told}."

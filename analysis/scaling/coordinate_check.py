@@ -98,7 +98,8 @@ def coordinate_check(
     """Train nets of several widths on one batch, and give the size of every layer's responses.
 
         def make(width):
-            return build(seed_of(preset("resnet20"), width=width, blocks=1))
+            net = seed_of(preset("resnet20"), width=width, blocks=1)
+            return build(net, seed=torch.initial_seed())
 
         found = coordinate_check(make, [0.25, 0.5, 1, 2], (images, labels))
         print(found.table())
@@ -116,7 +117,8 @@ def coordinate_check(
         seeds: how many nets of each width, whose sizes are averaged.
 
     Raises:
-        ValueError: a number out of its range, or nets that have no layer in common.
+        ValueError: a number out of its range, nets that have no layer in common, or the same net
+            for two seeds.
     """
     check_count("steps", steps, 0)
     check_count("seeds", seeds)
@@ -126,6 +128,8 @@ def coordinate_check(
     found: list[dict[str, list[float]]] = []  # by width: by layer, by step
     for width in ordered:
         several = [_sizes_of(make, width, batch, loss, steps, lr, seed) for seed in range(seeds)]
+        if seeds > 1 and several[0] == several[1]:
+            raise ValueError(f"make must draw by torch's global seed, got one net for {seeds}")
         found.append({layer: _means([one[layer] for one in several]) for layer in several[0]})
     common = [layer for layer in found[0] if all(layer in one for one in found)]
     if not common:

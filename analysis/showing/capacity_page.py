@@ -12,13 +12,13 @@ from analysis.showing.tables import markdown
 _ROWS = 24
 """So many blocks are drawn: the first ones."""
 _AXIS = (
-    "what the loss hangs on a channel, for its FLOPs\n(1: mean of all; bars: one standard error)"
+    "sensitivity of the loss to one channel, per FLOP\n(1: mean of all; bars: one standard error)"
 )
 _NOTE = (
-    "The number is what an image's loss hangs on one inner channel (to first order), for the FLOPs "
-    "that one more would cost, with 1 for the mean of all stages. In brackets one standard error, "
-    "of which most is what other seeds would show. docs/capacity.md has how often this finds a "
-    "stage that was starved on purpose, and what does not."
+    "Sensitivity is how much an image's loss depends on one inner channel (to first order), over "
+    "the FLOPs that one more would cost; 1 is the mean of all stages. In brackets one standard "
+    "error, of which most is what other seeds would show. docs/capacity.md has how often this "
+    "finds a stage that was starved on purpose, and what does not."
 )
 
 
@@ -41,7 +41,7 @@ def capacity_table(found: Ranking) -> str:
         ]
         for place in found.places
     ]
-    return markdown(["where", "loss for a FLOP", "inner channels", "share of FLOPs"], rows)
+    return markdown(["where", "sensitivity", "inner channels", "share of FLOPs"], rows)
 
 
 @own_settings()
@@ -50,7 +50,7 @@ def capacity_picture(found: Ranking) -> bytes:
 
     The stage in which capacity is missing is named in the title; its blocks are vermilion.
     """
-    title = f"in {found.first}" if found.first else "nothing tells"
+    title = f"in {found.first}" if found.first else "no stage stands out"
     shown = found.blocks[:_ROWS]
     size = 15 if len(shown) <= 12 else 8  # a page of cards shows it at half its size
     axes = axes_of(f"where capacity is missing: {title}", left=0.26, right=0.96, size=size)
@@ -63,12 +63,23 @@ def capacity_picture(found: Ranking) -> bytes:
     axes.axvline(1.0, color="lightgrey", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=size - 3)
+    axes.set_xticks(log_ticks(*axes.get_xlim()))
+    axes.minorticks_off()
     axes.set_yticks(range(len(shown)), [place.name for place in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel(_AXIS, fontsize=size - 2)
     return png_of(axes)
+
+
+def log_ticks(least: float, most: float) -> list[float]:
+    """Give round numbers for a logarithmic axis: those in the box leave a short one nearly bare."""
+    digits = (1, 1.2, 1.5, 2, 3, 4, 5, 6, 8) if most < 4 * least else (1, 2, 5)
+    return [
+        d * 10.0**power
+        for power in range(-9, 10)
+        for d in digits
+        if least <= d * 10.0**power <= most
+    ]
 
 
 def _within(place: Place, found: Ranking) -> bool:

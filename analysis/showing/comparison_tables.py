@@ -27,7 +27,7 @@ def judgement_text(judgement: Judgement) -> str:
 
 
 def _claims(judgement: Judgement) -> list[str]:
-    parts, what = [], judgement.measure.replace("_", " ")
+    parts, what = [], words_of(judgement)
     reference = judgement.reference
     if reference:
         parts.append(f"Reference, the best static size on validation: **{reference}**.")
@@ -121,6 +121,13 @@ def figures_table(judgement: Judgement) -> str:
         "those of the table, and the reference's, its mean at the last record. "
         "Loss after growth: training loss of the next 100 steps above its trend."
     )
+
+
+def words_of(judgement: Judgement) -> str:
+    """Give what is compared in words; higher is better."""
+    if judgement.measure == "validation_loss":
+        return "minus the validation loss"
+    return judgement.measure.replace("_", " ")
 
 
 def scale_of(judgement: Judgement) -> Callable[[float], str]:

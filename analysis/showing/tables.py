@@ -55,9 +55,21 @@ def fitted(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | No
         widths[widths.index(max(widths))] -= 1
     folded: list[list[str]] = []
     for line in lines:
-        cells = [wrap(cell, size) or [""] for cell, size in zip(line, widths)]
+        cells = [_folded(cell, size) for cell, size in zip(line, widths)]
         folded += [list(row) for row in zip_longest(*cells, fillvalue="")]
     return _table(folded)
+
+
+def _folded(cell: str, size: int) -> list[str]:
+    """Part a text at blanks; a word that is too long behind a bracket, a / or =, else anywhere."""
+    parts = []
+    for word in cell.split():
+        while len(word) > size:
+            cut = 1 + max(word.rfind(mark, 0, size) for mark in "(/=") or size
+            parts.append(word[:cut])
+            word = word[cut:]
+        parts.append(word)
+    return wrap(" ".join(parts), size) or [""]
 
 
 def layer_table(record: Record) -> str:

@@ -49,8 +49,12 @@ def build(
             bias 0.
 
     Raises:
-        ValueError: an unknown name of an initializer.
+        ValueError: no architecture, or an unknown name of an initializer.
     """
+    if not isinstance(architecture, Architecture):
+        raise ValueError(
+            f"architecture must be an Architecture, as preset gives one, got {architecture!r}"
+        )
     network = skeleton_of(architecture)
     values = fresh_values(architecture, seed, initializer_of(initializer))
     values["draw"] = torch.tensor([seed, 0], dtype=torch.int64)

@@ -55,7 +55,14 @@ class Addition(Reasoned):
 
 @dataclass(frozen=True, repr=False)
 class Widen(Addition):
-    """Add `by` inner channels to a block; the outputs of the network stay the same."""
+    """Add `by` inner channels to a block; the outputs of the network stay the same.
+
+    Args:
+        block: its name, "stage1.block2", say.
+        by: at least 1; a bottleneck gains so many at both places.
+        initializer, reason: of the edit alone; edits that differ in nothing else are equal. None
+            is the initializer given to `grow`.
+    """
 
     block: str
     by: int
@@ -73,6 +80,11 @@ class WidenStage(Addition):
 
     One atomic edit through all that gives to the stream and takes from it. Stages that hand the
     stream on without a projection, and a stem that does, share it and widen with it.
+
+    Args:
+        stage: its name, "stage2", say.
+        by: at least 1.
+        initializer, reason: as of Widen.
     """
 
     stage: str
@@ -105,6 +117,12 @@ class Insert(Addition):
 
     In a plain net the new layer starts as the identity, so it must be at least as wide as the layer
     before it.
+
+    Args:
+        after: the name of the block before it.
+        width: inner channels, at least 1.
+        survival: chance in (0, 1] to keep its branch in training; 1 drops it never.
+        initializer, reason: as of Widen.
     """
 
     after: str

@@ -24,6 +24,7 @@ def one_line(message: str) -> str:
     if module and "dot import path" not in line:
         return f"{name} {module[1]} cannot be loaded: {_or_hidden(module[1], module[2])}"
     path = re.search(r"Expected a dot import path string: (\S*)", line)
+    path = path or re.search(r"Unexpected import path format: (\S*)", line)
     path = path or re.search(
         r"Not a valid subclass of Policy\. Got value: (.*) Subclass types", line
     )

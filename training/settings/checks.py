@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,20 @@ def check_common(settings: Any) -> None:
     _check_net(settings.net)
 
 
-def _check_initializer(value: object) -> None:
+def named_initializers(policy: object) -> dict[str, str]:
+    """Give the texts that a policy's settings hold where an Initializer may stand, by setting."""
+    given = fields(policy) if is_dataclass(policy) else ()
+    names = [field.name for field in given if re.search(r"\bInitializer\b", str(field.type))]
+    values = {name: getattr(policy, name) for name in names}
+    return {name: value for name, value in values.items() if value and isinstance(value, str)}
+
+
+def _check_initializer(value: object, name: str = "initializer") -> None:
     """Raise a ValueError unless it is an initializer, or the name of one."""
     if isinstance(value, Initializer) or value in INITIALIZERS:
         return
     words = f"{', '.join(INITIALIZERS)}, or an import path such as mine.Tiny; got {value!r}"
-    raise ValueError(f"initializer must be one of {words}{meant(value, INITIALIZERS)}")
+    raise ValueError(f"{name} must be one of {words}{meant(value, INITIALIZERS)}")
 
 
 def check_train(settings: Any) -> None:
@@ -111,6 +120,8 @@ def check_compare(settings: Any) -> None:
 def check_policy_and_start(settings: Any) -> None:
     """Raise a ValueError unless a run or row has a policy, and a start or none."""
     check_made("policy", settings.policy, Policy)
+    for name, value in named_initializers(settings.policy).items():
+        _check_initializer(value, f"policy.{name}")
     if settings.start is not None:
         check_made("start", settings.start, Start)
 

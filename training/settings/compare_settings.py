@@ -116,7 +116,8 @@ class Compare(Common):
         workers: runs at a time, without ray; by default per_gpu on every GPU, or on CPUs as many as
             there are cores for their threads. 1 runs them in this process.
         per_gpu: runs at a time on each GPU; by default 1, since processes take turns on a GPU, and
-            where NVIDIA's MPS runs, so that they need not, 4 of nets as small as resnet56.
+            where NVIDIA's MPS runs, so that they need not, 8 of nets as small as resnet20 and 4
+            of those as small as resnet56.
         address: of a Ray cluster to join, such as auto or HOST:6379; by default Ray runs here.
         dry_run: print the matrix and what it will take, and run nothing.
     """

@@ -20,8 +20,8 @@ def settings_to_yaml(settings: Any) -> str:
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:
-    """Give the settings as plain data, as a config file has them."""
-    return {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+    """Give the settings as plain data, as a config file has them: what an object is made of."""
+    return {i.name: _plain(getattr(settings, i.name)) for i in fields(settings) if i.init}
 
 
 def seeds_in(paths: Iterable[Any]) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def _by_path(what: str, value: Any, ours: str) -> dict[str, Any]:
     path = f"{module}.{kind.__qualname__}"
     if not is_dataclass(value):
         raise ValueError(f"{what} must be a dataclass, whose fields are its settings, got {path}")
-    made = {item.name: _plain(getattr(value, item.name)) for item in fields(value) if item.init}
+    made = settings_to_dict(value)
     for name, setting in made.items():
         if not _storable(setting):
             words = "fields of numbers, text, lists and mappings"

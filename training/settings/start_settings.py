@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.recording.atomic_files import path_of
 from nets import Architecture, cost, seed_of
@@ -19,7 +19,7 @@ class Start:
         blocks: blocks of each stage; null keeps all.
         stream: fraction of the limit's residual streams, above 0 and at most 1.
         architecture: a run's architecture.json to start from instead, at any width and depth; the
-            others are left out then.
+            others are left out then. All of it trains, whatever that run held or was fading.
     """
 
     width: float = 0.25
@@ -57,11 +57,17 @@ class Start:
 
 
 def _read_architecture(path: str) -> Architecture:
+    """Read an architecture to train from fresh weights, of which nothing is held and none fade."""
     file = path_of("start.architecture", path)
     try:
-        return Architecture.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        found = Architecture.from_dict(json.loads(file.read_text(encoding="utf-8"))).thawed()
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(
             f"start.architecture must be an architecture.json, got {path!r}: {why}"
         ) from None
+    stages = (
+        replace(stage, blocks=tuple(replace(block, fade=0) for block in stage.blocks))
+        for stage in found.stages
+    )
+    return replace(found, stages=tuple(stages))

@@ -28,8 +28,8 @@ class Common:
         augment: of training images: none, crop (from an image padded with black), flip (one of two
             is mirrored: not for what has a left and a right), crop-flip, or auto: the data set's
             standard recipe, which for folder: and npz: is none.
-        net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50 or mlp-W. No network of
-            the run may cost more.
+        net: the limit: resnet8/14/20/32/44/56/110, wrn-D-K, resnet18/34/50/101/152,
+            wide_resnet50_2 or mlp-W. No network of the run may cost more.
         order: post or pre activation; by default as the net was published.
         stem: cifar (a 3x3 convolution) or imagenet (7x7 of stride 2, then pooling: too coarse for
             images of 32 pixels a side); by default as the net was published.
