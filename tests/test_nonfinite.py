@@ -7,6 +7,7 @@ import math
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +23,14 @@ import training.running.take_record
 import training.running.write_down
 import training.stepping.step
 from analysis import LayerReading, read_history
-from nets import Widen
+from nets import Widen, build, preset
 from policies import Never, Policy
 from training.computing.evaluation import LOSSES
 from training.computing.optimizer import Precision, make_optimizer
-from training.keeping.nonfinite import NonFinite, finite_readings, first_nonfinite
+from training.keeping.nonfinite import NonFinite, check_state, finite_readings, first_nonfinite
 from training.keeping.result_files import append_record, write_json
 from training.running.loop import train
+from training.settings.train_settings import Train
 from training.stepping.step import train_step
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -380,9 +382,10 @@ def test_all_tensors_of_a_kind_are_one_question():
             return func(*args, **(kwargs or {}))
 
     counts = []
-    for number in (3, 50):
-        tensors = {str(n): torch.ones(4) for n in range(number)}
+    for name in ("resnet8", "resnet20"):
+        net = build(preset(name))
+        run: Any = SimpleNamespace(net=net, ema=net, optimizer=make_optimizer(net, Train()))
         with Counted() as counted:
-            first_nonfinite(tensors)
+            check_state(run)
         counts.append(counted.calls)
     assert counts[0] == counts[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from analysis.examining.arriving_gradients import ArrivingGradients
-from analysis.examining.outliers import kurtosis, max_abs
+from analysis.examining.outliers import Powers, extremes, kurtosis, max_abs, powers
 from analysis.examining.requests import ALSO
 
 _Values = list[tuple[tuple[int, ...], Tensor]]
@@ -25,16 +25,16 @@ class AskedResponses:
     def __init__(self, also: Sequence[str], statistics: Sequence[str]) -> None:
         self._places = {one: statistics.index(ALSO[one][0]) for one in also if ALSO[one]}
         self._arriving = ArrivingGradients()
-        self._largest: dict[int, list[Tensor]] = {}
-        self._read: _Values = []
+        self._extremes: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._powers: list[tuple[int, Powers]] = []
 
     def read(self, first: int, output: Tensor) -> None:
         """Read an output of a layer whose statistics begin at a place."""
         place = {one: first + at for one, at in self._places.items()}
         if "max_abs" in place and output.numel():
-            self._largest.setdefault(place["max_abs"], []).append(max_abs(output))
+            self._extremes.setdefault(place["max_abs"], []).append(extremes(output))
         if "kurtosis" in place and output.numel():
-            self._read.append(((place["kurtosis"],), kurtosis(output)))
+            self._powers.append((place["kurtosis"], powers(output)))
         if "activation_gradient" in place:
             self._arriving.listen(output, place["activation_gradient"])
 
@@ -45,8 +45,15 @@ class AskedResponses:
             ended: the step is over, and with it what arrives; it is given then.
             scale: by which the step's loss was multiplied, (1,); None for 1.
         """
-        found, self._read = self._read, []
-        largest, self._largest = self._largest, {}
-        for place, sizes in largest.items():
-            found.append(((place,), torch.cat(sizes).amax(0, keepdim=True)))
+        found: _Values = []
+        if self._powers:
+            places, several = zip(*self._powers)
+            found.append((places, kurtosis(several)))
+        if self._extremes:
+            counts = list(map(len, self._extremes.values()))
+            sizes = max_abs([one for own in self._extremes.values() for one in own])
+            if len(sizes) > len(counts):
+                sizes = torch.stack([own.amax() for own in sizes.split(counts)])
+            found.append((tuple(self._extremes), sizes))
+        self._powers, self._extremes = [], {}
         return [*found, *(self._arriving.take(scale) if ended else [])]

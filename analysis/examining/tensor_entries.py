@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,16 +11,24 @@ SMALL, LARGE = 1e-15, 1e15  # norms whose squares float32 holds
 
 
 @torch.no_grad()
-def row_norms(rows: Tensor) -> Tensor:
-    """Give the norms of rows, (rows, entries) -> (rows,) float64.
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Give the norms of tensors where they lie, (tensors,) float64, with squares of float64.
 
-    Squares are of float64 where float32 would lose them: of gradients that vanish or explode. On a
-    CPU, where that takes several times as long, only of rows whose norms say so.
+    On a GPU a few kernels for all of them, which widen what they read; a norm of each, or of rows,
+    would widen a copy of it.
     """
-    # complex stays complex
+    wide = torch.promote_types(tensors[0].dtype, torch.float64)  # complex stays complex
+    return torch.stack(torch._foreach_norm(list(tensors), 2, wide))
+
+
+@torch.no_grad()
+def row_norms(rows: Tensor) -> Tensor:
+    """Give the norms of rows of numbers on a CPU, (rows, entries) -> (rows,) float64.
+
+    Squares are of float64, which takes several times as long, where float32 would lose them: in
+    rows whose norms say so, of gradients that vanish or explode.
+    """
     single, wide = (torch.promote_types(rows.dtype, to) for to in (torch.float32, torch.float64))
-    if not on_host([rows]):
-        return torch.linalg.vector_norm(rows, dim=1, dtype=wide)
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=single).double()
     odd = ~((norms > SMALL) & (norms < LARGE))
     if odd.any():

@@ -45,13 +45,17 @@ def row_sums(x: Tensor, small_mean: bool = False) -> RowSums:
     Args:
         x: of any shape and memory format, detached.
         small_mean: the mean is known to be within some 30 standard deviations of 0. Then squares
-            are summed as they are (error 1e-5 at 30, 1e-7 at 3), and bfloat16 without widening:
-            every row's float32 sum is rounded to 8 bits, which evens out over rows to 1e-4.
+            are summed as they are (error 1e-5 at 30, 1e-7 at 3), and on a CPU bfloat16 without
+            widening: every row's float32 sum is rounded to 8 bits, which evens out over rows to
+            1e-4.
     """
     rows = _rows_of(x)
     count, length = rows.shape
-    if small_mean and x.dtype != torch.float16:
-        sums, norms = [rows.sum(1)], [torch.linalg.vector_norm(rows, dim=1)]
+    if small_mean and (x.is_cuda or x.dtype != torch.float16):
+        # a CPU would widen a copy of all rows, a GPU widens what it reads
+        dtype = torch.promote_types(x.dtype, torch.float32) if x.is_cuda else None
+        sums = [rows.sum(1, dtype=dtype)]
+        norms = [torch.linalg.vector_norm(rows, dim=1, dtype=dtype)]
         return RowSums(Rows(count, length, False), sums, norms)
     half = x.dtype in (torch.bfloat16, torch.float16)
     sums, norms = [], []

@@ -8,8 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from analysis.examining import tensor_entries
 from analysis.examining.entry_histograms import count_entries, places_of
-from analysis.examining.tensor_entries import row_norms
 
 ROW = 256  # entries
 
@@ -26,16 +26,13 @@ class ParameterCopies:
         self._sizes = [parameter.numel() for parameter in parameters]
         rows, device = [-(-size // ROW) for size in self._sizes], parameters[0].device
         dtype = reduce(torch.promote_types, [p.dtype for p in parameters], torch.float32)
-        self._wide = torch.promote_types(dtype, torch.float64)  # complex stays complex
         self.entries = torch.zeros(sum(rows) * ROW, dtype=dtype, device=device)
         self._rooms = self.entries.split([count * ROW for count in rows])
         self._views = {
             member: room.as_strided(like.shape, torch.empty_like(like).stride())
             for member, room, like in zip(members, self._rooms, parameters)
         }
-        # of every row, whose it is among the members
-        owners = [place for place, count in enumerate(rows) for _ in range(count)]
-        self._owners = torch.tensor(owners, dtype=torch.long, device=device)
+        self._owners: Tensor | None = None  # of every row, whose it is among the members
         self._places: Tensor | None = None
 
     def keep(self, indices: Sequence[int], tensors: list[Tensor]) -> None:
@@ -48,10 +45,10 @@ class ParameterCopies:
         By way of a copy to here; where they lie if they can all be read so, unless the copy is to
         be `kept`.
         """
-        if self.entries.is_cuda and tuple(indices) == self.members and not kept:
-            like = self.entries.dtype, self.entries.device
-            if all((tensor.dtype, tensor.device) == like for tensor in tensors):
-                return torch.stack(torch._foreach_norm(tensors, 2, self._wide))
+        beside = tensor_entries.on_host([self.entries]) or kept or tuple(indices) != self.members
+        like = self.entries.dtype, self.entries.device
+        if not beside and all((tensor.dtype, tensor.device) == like for tensor in tensors):
+            return tensor_entries.norms_of(tensors)
         self.keep(indices, tensors)
         return self.norms()
 
@@ -72,8 +69,11 @@ class ParameterCopies:
 
     def norms(self) -> Tensor:
         """Give the L2 norms of what is here of each parameter, (members,) float64."""
-        if self.entries.is_cuda:
-            return torch.stack(torch._foreach_norm(list(self._views.values()), 2, self._wide))
-        rows = row_norms(self.entries.view(len(self._owners), ROW))
+        if not tensor_entries.on_host([self.entries]):
+            return tensor_entries.norms_of(list(self._views.values()))
+        if self._owners is None:
+            owners = [k for k, room in enumerate(self._rooms) for _ in range(len(room) // ROW)]
+            self._owners = torch.tensor(owners, dtype=torch.long, device=self.entries.device)
+        rows = tensor_entries.row_norms(self.entries.view(-1, ROW))
         squares = rows.new_zeros(len(self.members))
         return squares.index_add_(0, self._owners, rows.square_()).sqrt_()

@@ -177,7 +177,7 @@ class NormsByLayer:
             torch.tensor(layers, dtype=torch.long, device=device),
             _unless_all(seen, none, device),
             _places_made(made, last, device),
-            torch.arange(2.0, device=device),
+            torch.arange(2.0, dtype=torch.float64, device=device),
         )
         return plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,8 +44,9 @@ class SideStream:
             yield
             return
         self._kept.extend(kept)
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
+        main = torch.cuda.current_stream()
+        self._stream = _stream_beside(main)
+        self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
             yield
 
@@ -53,3 +55,13 @@ class SideStream:
         if self._kept:
             torch.cuda.current_stream().wait_stream(self._stream)
             self._kept.clear()
+
+
+@cache
+def _stream_beside(main: Any) -> Any:
+    """Give the second stream of a first: the same one for every network that is trained there.
+
+    What the allocator has for one stream it gives to no other, in the pool of graphs too, which
+    outlives a network that has grown.
+    """
+    return torch.cuda.Stream(main.device)

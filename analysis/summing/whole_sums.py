@@ -30,7 +30,7 @@ def norms_of_step(
         left_out: whether the update was left out, (1,): the step counts for nothing then.
         bits: 0 and 1, on the device of the others.
     """
-    zero, one = bits.double().split(1)
+    zero, one = bits.split(1)
     after = [seen.sqrt().view(1), one] if updated else [zero, zero]
     made = made if updated else seen
     before = [zero, zero] if made is None else [made.sqrt().view(1), one]

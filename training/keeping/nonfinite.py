@@ -56,9 +56,11 @@ def check_growth(run: Run, difference: float | None) -> None:
 
 def check_state(run: Run) -> None:
     """Raise NonFinite if the weights, their average or the optimizer's state are not finite."""
-    tensors = dict(run.net.state_dict())
+    from nets.modules.frozen_parts import tensors_of
+
+    tensors = tensors_of(run.net)  # a state dict would detach each
     if run.ema is not None:
-        tensors |= {f"average of {name}": value for name, value in run.ema.state_dict().items()}
+        tensors |= {f"average of {name}": value for name, value in tensors_of(run.ema).items()}
     for name, parameter in run.net.named_parameters():
         values = run.optimizer.state.get(parameter, {})
         tensors |= {f"{key} of {name}": value for key, value in values.items()}
@@ -80,10 +82,11 @@ def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
             kinds.setdefault((value.device, value.dtype), {})[name] = value
     if not kinds:
         return None
-    largest = [
-        torch.stack(torch._foreach_norm(list(alike.values()), inf)).isfinite()
-        for alike in kinds.values()  # of one kind: many in one kernel
-    ]
+    with torch.no_grad():
+        largest = [
+            torch.stack(torch._foreach_norm(list(alike.values()), inf)).isfinite()
+            for alike in kinds.values()  # of one kind: many in one kernel
+        ]
     names = [name for alike in kinds.values() for name in alike]
     sound = torch.cat([part.to(largest[0].device) for part in largest]).tolist()
     broken = {name for name, good in zip(names, sound, strict=True) if not good}
