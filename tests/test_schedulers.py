@@ -198,6 +198,33 @@ def test_an_optimizer_that_loads_its_state_is_driven_as_before():
     assert rates(sequential, [0, 2], go_on=back) == rates(sequential)
 
 
+def test_a_state_is_loaded_where_the_optimizer_between_is_gone_and_a_group_was_added():
+    net, optimizer, scheduler = started(sequential)
+    optimizer.step()
+    for _ in range(2):
+        grown = grow(net, ACTIONS, optimizer)
+        net, optimizer = grown.network, grown.optimizer
+        scheduler.optimizer = optimizer
+    del grown
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.5})
+    optimizer.load_state_dict(optimizer.state_dict())
+    scheduler.step()
+    rates_now = [group["lr"] for group in optimizer.param_groups]
+    assert rates_now == pytest.approx([0.0325, 0.00975, 0.5])
+
+
+def test_an_optimizer_with_a_life_of_its_own_drives_no_other_that_loads_a_state():
+    net, old, _ = started(sequential)
+    net(IMAGES).square().mean().backward()
+    grown = grow(net, ACTIONS, old).optimizer
+    before = [group["lr"] for group in grown.param_groups]
+    old.step()
+    old.param_groups[0]["lr"] = 7.0
+    grown.load_state_dict(grown.state_dict())
+    old.param_groups[0]["lr"] = 8.0
+    assert [group["lr"] for group in grown.param_groups] == before
+
+
 def test_a_scheduler_of_ones_own_that_holds_others_follows():
     class Warm(schedulers.LRScheduler):
         def __init__(self, optimizer, after):

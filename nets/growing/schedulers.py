@@ -61,17 +61,24 @@ def _schedulers(
 
 def follow_groups(optimizer: torch.optim.Optimizer, old: torch.optim.Optimizer) -> None:
     """Let each group of an optimizer follow the one that it was grown from, also groups loaded."""
-    known = ref(old)
+    known = [_sources_of(old, at) for at in range(len(optimizer.param_groups))]
 
     def follow_now(grown: torch.optim.Optimizer) -> None:
-        if (above := known()) is not None:
-            grown.param_groups = [
-                FollowingGroup(group, above, at) for at, group in enumerate(grown.param_groups)
-            ]
+        groups, count = grown.param_groups, len(known)  # a user may have added more since
+        following = [FollowingGroup(*pair) for pair in zip(groups, known)]
+        grown.param_groups = [*following, *groups[count:]]
 
     follow_now.stays_behind = True  # pyright: ignore[reportFunctionMemberAccess]
     follow_now(optimizer)
     optimizer.register_load_state_dict_post_hook(follow_now)
+
+
+def _sources_of(old: torch.optim.Optimizer, index: int) -> list[_Source]:
+    """Give what a group grown from one of `old` follows: that one, and those that it follows."""
+    above = old.param_groups[index]
+    earlier = above._sources if isinstance(above, FollowingGroup) else []
+    optimizers = [source.optimizer() for source in earlier] + [old]
+    return [_Source(each, index) for each in optimizers if each is not None]
 
 
 class FollowingGroup(dict[str, Any]):
@@ -83,12 +90,12 @@ class FollowingGroup(dict[str, Any]):
     and `state_dict` are plain.
     """
 
-    def __init__(self, group: Mapping[str, Any], old: torch.optim.Optimizer, index: int) -> None:
+    def __init__(self, group: Mapping[str, Any], sources: list[_Source]) -> None:
         super().__init__(group)
-        above = old.param_groups[index]
-        earlier = above._sources if isinstance(above, FollowingGroup) else []
-        sources = [source.optimizer() for source in earlier] + [old]
-        self._sources = [_Source(each, index) for each in sources if each is not None]
+        self._sources = sources
+        for source in sources:
+            for key in _DRIVEN:
+                source.has_new(key)  # what was set before does not count
 
     def __getitem__(self, key: str) -> Any:
         self._take(key)
