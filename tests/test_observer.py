@@ -1116,6 +1116,21 @@ def test_readings_of_an_observer_that_was_never_entered_warn_once():
     assert observer.readings()[""].gradient_norm is None  # and no second warning
 
 
+def test_what_was_loaded_is_no_training_outside_of_the_block():
+    net = nn.Linear(3, 2)
+    observer = Observer(net, sgd(net))
+    net.load_state_dict(net.state_dict())
+    observer.load_state_dict(observer.state_dict())
+    assert observer.readings()[""].response_std is None
+
+
+def test_lazy_layers_are_read_once_they_are_made():
+    net = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 2))
+    with Observer(net) as observer:
+        net(torch.randn(4, 3)).sum().backward()
+    assert observer.readings()["0"].response_std
+
+
 def test_what_is_no_network_is_refused():
     with pytest.raises(ValueError, match=r"net must be a torch.nn.Module, got str"):
         Observer("resnet20")  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from analysis.examining.entry_histograms import EntryHistogram
 from analysis.examining.layer_choice import LayerChoice, check_choice_of_layers
@@ -45,7 +46,8 @@ _OUTSIDE = (
 
 def _changes(net: nn.Module) -> int:
     """Give how often parameters were written to, which training does."""
-    return sum(each._version for each in net.parameters() if not each.is_inference())
+    made = [each for each in net.parameters() if not is_lazy(each)]
+    return sum(each._version for each in made if not each.is_inference())
 
 
 class Observer(StepReader):
@@ -340,6 +342,8 @@ class Observer(StepReader):
         self._window_start, self.edited = window["start"], dict(state["edited"])
         self._last = {path: LayerReading(**values) for path, values in state["last"].items()}
         self._last_norms, self._last_histograms = state.get("norms", (None, None)), {}
+        if self._unentered is not None:
+            self._unentered = _changes(self._watched.net)  # weights were loaded too
         self._begin_step()
         self.step = state["step"]
         self._prepare()
