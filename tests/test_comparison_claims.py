@@ -81,7 +81,7 @@ def test_a_row_that_never_grew_is_told(tmp_path):
         for name, own in rows.items()
     }
     (note,) = judge(runs, ["small"], None, "flops").notes
-    assert note == "stuck never grew: what is judged is the net that a run began with."
+    assert note == "stuck never grew: nothing was added to the net that a run began with."
 
 
 def test_a_difference_of_losses_says_which_sign_is_better(tmp_path):

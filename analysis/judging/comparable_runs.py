@@ -135,14 +135,14 @@ def notes_on(rows: Rows, scores: Scores, static: Collection[str], budget: str) -
 
 
 def _still(rows: Rows) -> list[str]:
-    """Say which rows have a policy that grows, and never did."""
+    """Say which rows have a policy, and never grew; they may have shed or frozen."""
     still = [
         name
         for name, row in rows.items()
         if not any(run.summary["growth"] for run in row.values())
         and all(run.summary.get("policy", "Never") != "Never" for run in row.values())
     ]
-    told = f"{', '.join(still)} never grew: what is judged is the net that a run began with."
+    told = f"{', '.join(still)} never grew: nothing was added to the net that a run began with."
     return [told] if still else []
 
 
