@@ -17,7 +17,7 @@ from training.data.identity import NAME as DATA
 from training.data.identity import settle
 from training.keeping.result_files import write_json
 from training.settings.compare_settings import pair_of
-from training.settings.named_runs import seen_from_out
+from training.settings.named_runs import seen_from_out, settle_runs
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
@@ -55,6 +55,7 @@ def claim(
         check_same_settings(folder, settings)
         if data is not None:
             settle(folder, data)
+        settle_runs(folder, settings)
         before = read_config(folder)
         if any(before.get(name) != settings.get(name) for name in ("data", "start", "policy")):
             # what they name has moved
@@ -66,6 +67,7 @@ def claim(
             (folder / DATA).unlink(missing_ok=True)
         if data is not None:
             settle(folder, data)
+        settle_runs(folder, settings)
         write_json(folder / "environment.json", environment())
         write_whole(folder / "config.yaml", text)  # last: it makes the folder a run's
     except OSError as error:
