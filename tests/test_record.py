@@ -266,4 +266,4 @@ def test_capture_refuses_another_network_than_the_one_that_was_read():
             Record.capture(net, observer)
         assert Record.capture(grown, observer).architecture == grown.architecture
     around = Observer(torch.nn.Sequential(torch.nn.Identity(), torch.compile(grown)))
-    assert Record.capture(grown, around).layers == {}
+    assert Record.capture(grown, around).architecture == grown.architecture
