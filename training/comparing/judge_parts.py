@@ -203,7 +203,7 @@ def _told(parts: Sequence[Part], matrix: Matrix) -> dict[tuple[str, str], list[s
         for part in parts:
             said = told_of(part.asked, rows, matrix.seeds)
             notes += [f"{part.folder}: {line}" for line in said]
-        if not all(whole):
+        if len(parts) > 1 and not all(whole):
             asked = "; ".join(f"{part.folder} ({_plan(part.asked.plan)})" for part in parts)
             notes.append(
                 f"The parts were asked for apart: {asked}. Whether results of one were seen before "
