@@ -207,9 +207,7 @@ def _run_missing(
     return tuple(failures[job.name] for job in missing if job.name in failures)
 
 
-def _overtaken(
-    jobs: Sequence[Job], runs: dict[tuple[str, int], Finished]
-) -> tuple[str, ...]:
+def _overtaken(jobs: Sequence[Job], runs: dict[tuple[str, int], Finished]) -> tuple[str, ...]:
     """Take out the runs that were made after others than are there now; give a line for each."""
     told = list[str]()
     for job in jobs:

@@ -82,8 +82,8 @@ def workers_of(settings: Compare) -> int:
     if settings.workers is not None:
         return settings.workers
     cells = len(settings.cells) * len(settings.seeds)
-    slots = len(gpus_of(settings)) * runs_a_gpu(settings) or cores() // (told_threads(settings) or 1)
-    return max(1, min(cells, slots))
+    slots = len(gpus_of(settings)) * runs_a_gpu(settings)
+    return max(1, min(cells, slots or cores() // (told_threads(settings) or 1)))
 
 
 def gpus_of(settings: Compare) -> list[str]:
