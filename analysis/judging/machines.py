@@ -60,7 +60,8 @@ def resumed_of(known: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _machine(known: Mapping[str, Any], cpu: bool) -> Machine:
-    found = {name: told for name, told in known.items() if isinstance(told, str | int)}
+    items = known.items()
+    found: dict[str, Any] = {name: told for name, told in items if isinstance(told, str | int)}
     gpu = None if cpu else found.get("gpu")
     cores, threads = found.get("cores"), found.get("threads")
     return Machine(found.get("processor"), gpu, cores, threads, None)
