@@ -265,5 +265,7 @@ def test_capture_refuses_another_network_than_the_one_that_was_read():
         with pytest.raises(ValueError, match=r"^net must be the network that observer reads"):
             Record.capture(net, observer)
         assert Record.capture(grown, observer).architecture == grown.architecture
-    around = Observer(torch.nn.Sequential(torch.nn.Identity(), torch.compile(grown)))
-    assert Record.capture(grown, around).architecture == grown.architecture
+    compiled = torch.compile(grown)
+    for reader in (Observer(torch.nn.Sequential(torch.nn.Identity(), compiled)), Observer(grown)):
+        for net in (grown, compiled):
+            assert Record.capture(net, reader).architecture == grown.architecture

@@ -106,7 +106,8 @@ class Record:
         architecture: Any = getattr(net, "architecture", None)
         if architecture is None:
             raise ValueError(f"net must be a network from nets.build, got a {type(net).__name__}")
-        if all(module is not net for module in observer.net.modules()):
+        inner = getattr(net, "_orig_mod", net)  # torch.compile's wrapper passes for it
+        if all(module is not inner for module in observer.net.modules()):
             raise ValueError(
                 "net must be the network that observer reads, got another; after a growth both go "
                 "on with the grown one (observer.follow)"
