@@ -63,8 +63,8 @@ def check_same_runs(folder: Path, settings: Mapping[str, Any]) -> None:
     for place, now in _contents(folder, settings).items():
         if now and before.get(place, now) != now:
             raise ValueError(
-                f"{folder} must be made after the run that {place} is now, got one after another; "
-                "remove the folder to run it again"
+                f"{folder} must be made after the run that {os.path.normpath(folder / place)} is "
+                "now, got one made after another; remove the folder to run it again"
             )
 
 
