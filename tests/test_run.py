@@ -314,13 +314,15 @@ def test_inspect_gives_every_number_as_one_tidy_table(tiny, tmp_path, capsys):
     header, *rows = csv.reader(capsys.readouterr().out.splitlines())
     assert header == ["step", "layer", "statistic", "value"]
     history = read_history(tiny)
-    expected = [
-        (record.step, path, name, reading.value(name))
-        for record in history
-        for path, reading in record.layers.items()
-        for name in STATISTICS
-        if reading.value(name) is not None
-    ]
+    expected = []
+    for record in history:
+        numbers = [
+            (path, name, reading.value(name))
+            for path, reading in record.layers.items()
+            for name in STATISTICS
+        ]
+        numbers += [(block, "sensitivity", value) for block, value in record.sensitivity.items()]
+        expected += [(record.step, *each) for each in numbers if each[-1] is not None]
     assert [(int(a), b, c, float(d)) for a, b, c, d in rows] == expected
     assert bytes_of(tmp_path) == before
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from functools import reduce
+from inspect import getdoc
 from math import inf, nan
 from pathlib import Path
 
@@ -233,7 +234,7 @@ def test_every_setting_is_explained():
     for kind in (Common, Train, Compare, Start, Cell, *boxed):
         own = [item.name for item in fields(kind) if item.name in kind.__annotations__]
         for name in own:
-            assert f"\n        {name}: " in (kind.__doc__ or ""), f"{kind.__name__}.{name}"
+            assert f"\n    {name}: " in (getdoc(kind) or ""), f"{kind.__name__}.{name}"
 
 
 def test_reading_settings_imports_no_torch():

@@ -21,10 +21,12 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: self.Stream("side", self))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: self.Stream("side", self))
         monkeypatch.setattr(torch.cuda, "stream", self.on)
 
     class Stream:
+        device = torch.device("cuda", 0)
+
         def __init__(self, name, cuda):
             self.name, self.cuda = name, cuda
 
