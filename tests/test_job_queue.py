@@ -265,6 +265,7 @@ def test_what_waits_for_a_failure_fails_too_and_a_finished_one_is_not_waited_for
 
 
 def test_threads_are_the_cores_over_the_workers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("training.comparing.jobs.cores", lambda: 8)
     cells = {name: Cell(Never()) for name in "abc"}
     given: dict[str, Any] = {"cells": cells, "seeds": [0, 1], "device": "cpu"}

@@ -98,6 +98,8 @@ def test_parts_of_other_rows_and_seeds_and_from_another_machine_say_so(whole, tm
         f"The parts were asked for apart: {first} (2 rows, seeds 0, 1); {second} (2 rows, seeds 2)"
     )
     assert f"{told}. Whether results of one were seen" in text
+    compare(small(second, cells=more, seeds=[2, 3], only=["static"]), quiet)
+    assert "asked for apart" not in judge_parts([str(second)], str(tmp_path / "one"))
     rows = [(row["run"], row["seed"]) for row in csv_rows(tmp_path / "out" / "comparison.csv")]
     assert rows == [
         *(("static", seed) for seed in "012"),

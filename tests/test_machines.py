@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import quiet, short_run
 
 from analysis.judging.comparable_runs import Finished
 from analysis.judging.machines import machine_notes, seconds_mark
 from analysis.showing.comparison_tables import comparison_rows, comparison_table
+from training.running.loop import train
 
 HOST = {"processor": "EPYC", "cores": 2, "threads": 1, "gpu": None}
 
@@ -38,6 +40,13 @@ def run(folder: Path, at_a_time: int | None = 1, device: str = "auto", **changes
             "time.",
             "",
         ),
+        (
+            {"resumed": [HOST, {**HOST, "processor": "Xeon", "threads": 4}, 3]},
+            "Machine: EPYC, 2 cores; 1 thread(s) a run, 1 run at a time, resumed on Xeon, 2 cores; "
+            "4 thread(s) a run.",
+            "mixed",
+        ),
+        ({"resumed": 3}, "Machine: EPYC, 2 cores; 1 thread(s) a run, 1 run at a time.", ""),
         (
             {"gpu": "H100", "device": "cpu"},
             "Machine: EPYC, 2 cores; 1 thread(s) a run, 1 run at a time.",
@@ -80,3 +89,27 @@ def test_the_table_marks_seconds():
     )
     assert "| 2.5 (2 at a time) |" in table
     assert "|               2.5 |" in table
+
+
+def test_a_run_that_goes_on_elsewhere_says_where(tmp_path):
+    path = tmp_path / "environment.json"
+
+    def elsewhere() -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "processor": "Abacus"}))
+
+    train(short_run(tmp_path, epochs=0.05, records=4), quiet)
+    elsewhere()
+    begun = path.read_bytes()
+    train(short_run(tmp_path, epochs=0.05, records=4, resume=True, final=True), quiet)
+    assert path.read_bytes() == begun  # only the test set was read there
+    (tmp_path / "summary.json").unlink()
+    for _ in range(2):  # the second time it goes on where it was
+        train(short_run(tmp_path, epochs=0.05, records=4, resume=True), quiet)
+        (tmp_path / "summary.json").unlink()
+        (told,) = machine_notes({"a": {0: Finished(tmp_path, {}, 1)}}, "flops")
+        assert told.startswith("Machine: Abacus, ")
+        assert told.count("resumed on") == 1
+    (tmp_path / "checkpoint.pt").unlink()  # it begins anew
+    elsewhere()
+    train(short_run(tmp_path, epochs=0.05, records=4, resume=True), quiet)
+    assert "Abacus" not in path.read_text()

@@ -113,3 +113,26 @@ def test_beside_a_recorded_architecture_all_else_of_a_start_says_nothing(tmp_pat
     check_same_settings(tmp_path, {**given, "start": {**start, "width": 0.25}})
     with pytest.raises(ValueError, match=r"^start must be"):
         check_same_settings(tmp_path, {**given, "start": {**start, "architecture": "b.json"}})
+
+
+def test_what_was_made_after_another_run_than_lies_there_is_taken_out(second):
+    """The row that they wait for was changed, its folder removed, and it ran again."""
+    shutil.rmtree("second/growing")
+    cells = {**CELLS, "growing": Cell(Periodic(0.4, share=0.05, cooldown=1))}
+    Path("second/yoked/seed1/summary.json").unlink()  # cut off: nor does it go on
+    for again in (False, True):
+        failures = compare(waiting("second", cells=cells), quiet).failures
+        assert [told.split()[0] for told in failures] == ["yoked", "scratch", "scratch", "yoked"]
+        assert all("must be made after the run that" in told for told in failures), again
+    assert "| scratch " not in Path("second/comparison.md").read_text()
+    with pytest.raises(ValueError, match=r"second/scratch/seed0 must be made after the run that"):
+        judge_parts(["second"], "judged")
+    for row in ("scratch", "yoked"):
+        shutil.rmtree(Path("second", row))
+    assert not compare(waiting("second", cells=cells), quiet).failures
+    judge_parts(["second"], "judged")
+
+
+def test_the_same_run_made_again_is_still_the_one_they_were_made_after(second, kept):
+    shutil.rmtree("second/growing/seed0")
+    assert not compare(waiting("second"), quiet).failures

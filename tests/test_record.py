@@ -15,7 +15,7 @@ from makers import take_step
 from analysis import LayerReading, Observer, Record, read_history
 from analysis.observing.reading import STATISTICS
 from analysis.recording.record import UNBOUNDED
-from nets import Cost, Insert, SetSurvival, Widen, build, cost, preset, seed_of
+from nets import Cost, Insert, SetSurvival, Widen, build, cost, grow, preset, seed_of
 
 LIMIT = preset("resnet8", image=(1, 8, 8))
 FIRST = seed_of(LIMIT)
@@ -251,3 +251,21 @@ def test_capture_takes_the_numbers_of_tensors_and_arrays(tmp_path):
 def test_cost_is_that_of_the_architecture_in_force():
     assert FULL.cost == cost(FULL.architecture) != cost(FIRST)
     assert isinstance(FULL.cost, Cost)
+
+
+def test_capture_refuses_another_network_than_the_one_that_was_read():
+    """A notebook's loop that forgets one of the two after a growth would get the old readings."""
+    net = build(seed_of(preset("resnet8", image=(1, 8, 8)), blocks=1))
+    with Observer(net) as observer:
+        net(torch.randn(2, 1, 8, 8)).sum().backward()
+        grown = grow(net, Widen("stage1.block1", 1)).network
+        with pytest.raises(ValueError, match=r"^net must be the network that observer reads"):
+            Record.capture(grown, observer)
+        observer.follow(grown)
+        with pytest.raises(ValueError, match=r"^net must be the network that observer reads"):
+            Record.capture(net, observer)
+        assert Record.capture(grown, observer).architecture == grown.architecture
+    compiled = torch.compile(grown)
+    for reader in (Observer(torch.nn.Sequential(torch.nn.Identity(), compiled)), Observer(grown)):
+        for net in (grown, compiled):
+            assert Record.capture(net, reader).architecture == grown.architecture

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from runs import short_comparison, short_run
 
 from nets import cost, preset
 from training.comparing.comparison import spared
-from training.comparing.jobs import jobs_of
+from training.comparing.jobs import jobs_of, workers_of
 from training.computing.torch_settings import SMALL, is_small, own_process, spare_threads
 from training.running.loop import train
 from training.settings.train_settings import Train
@@ -73,3 +75,14 @@ def test_the_runs_of_a_comparison_have_one_too(tmp_path, monkeypatch):
         jobs = spared(settings, jobs_of(settings), {("digits", "resnet8"): flops})
         assert {job.settings.threads for job in jobs} == {threads}
         assert [job.name for job in jobs] == [job.name for job in jobs_of(settings)]
+
+
+def test_who_set_the_variable_said_how_many_of_a_comparison_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.comparing.jobs.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    settings = short_comparison(tmp_path, threads=None, workers=1)
+    assert {job.settings.threads for job in jobs_of(settings)} == {2}
+    assert workers_of(replace(settings, workers=None)) == 4
+    for given, told in (("", 8), ("0", 8), ("x", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert {job.settings.threads for job in jobs_of(settings)} == {told}

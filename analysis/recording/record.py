@@ -100,11 +100,18 @@ class Record:
                 given.
 
         Raises:
-            ValueError: `net` is another module, or inside a wrapper.
+            ValueError: `net` is no network from `nets.build`, inside a wrapper, or not the one that
+                the observer reads, as after a growth that it did not follow.
         """
         architecture: Any = getattr(net, "architecture", None)
         if architecture is None:
             raise ValueError(f"net must be a network from nets.build, got a {type(net).__name__}")
+        inner = getattr(net, "_orig_mod", net)  # torch.compile's wrapper passes for it
+        if all(module is not inner for module in observer.net.modules()):
+            raise ValueError(
+                "net must be the network that observer reads, got another; after a growth both go "
+                "on with the grown one (observer.follow)"
+            )
         given: dict[str, Any] = {"step": observer.step, "epoch": 0.0, "spent": 0.0, "seed": 0}
         given |= {"limit": UNBOUNDED, "layers": observer.readings()}
         for name, value in numbers.items():

@@ -40,6 +40,7 @@ from training.running.prepare import prepare
 from training.settings.checks import of_row
 from training.settings.compare_settings import Compare
 from training.settings.config_yaml import settings_to_dict, settings_to_yaml
+from training.settings.named_runs import check_same_runs
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def compare(
             for line in slow_settings(settings, Precision.of(settings)):
                 say(line)
         failures = _run_missing(settings, runs, missing, engine, say, progress)
+        failures += _overtaken(jobs, runs)
         return Outcome(_judged(settings, matrix, runs, asked), failures)
 
 
@@ -203,6 +205,19 @@ def _run_missing(
         with suppress(Unwritten):  # the other cells go on; at the end it is written anew
             write_csv(settings.folder, Matrix.of(settings), runs)
     return tuple(failures[job.name] for job in missing if job.name in failures)
+
+
+def _overtaken(jobs: Sequence[Job], runs: dict[tuple[str, int], Finished]) -> tuple[str, ...]:
+    """Take out the runs that were made after others than are there now; give a line for each."""
+    told = list[str]()
+    for job in jobs:
+        if job.after and job.cell in runs:
+            try:
+                check_same_runs(job.settings.folder, settings_to_dict(job.settings))
+            except ValueError as error:
+                del runs[job.cell]
+                told.append(f"{job.name}  failed: {error}")
+    return tuple(told)
 
 
 def _engine(settings: Compare, cells: int, progress: Progress) -> Engine:

@@ -48,7 +48,7 @@ def jobs_of(settings: Compare) -> list[Job]:
 def job_of(settings: Compare, name: str, seed: int) -> Job:
     """Give one cell: its folder is OUT/ROW/seedN, its threads are the cores over the workers."""
     cell, common = settings.cells[name], settings.common(name)
-    common["threads"] = settings.threads or max(1, cores() // workers_of(settings))
+    common["threads"] = told_threads(settings) or max(1, cores() // workers_of(settings))
     policy, start, after = cell.policy, cell.start, None
     if cell.source:
         after = settings.folder / cell.source / f"seed{seed}"
@@ -67,6 +67,12 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def told_threads(settings: Compare) -> int | None:
+    """Give the threads that a run is to have if someone said so, by OMP_NUM_THREADS too."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return settings.threads or (int(told) if told.isdecimal() else None) or None
+
+
 def workers_of(settings: Compare) -> int:
     """Give how many runs go on at a time on this machine.
 
@@ -76,8 +82,8 @@ def workers_of(settings: Compare) -> int:
     if settings.workers is not None:
         return settings.workers
     cells = len(settings.cells) * len(settings.seeds)
-    slots = len(gpus_of(settings)) * runs_a_gpu(settings) or cores() // (settings.threads or 1)
-    return max(1, min(cells, slots))
+    slots = len(gpus_of(settings)) * runs_a_gpu(settings)
+    return max(1, min(cells, slots or cores() // (told_threads(settings) or 1)))
 
 
 def gpus_of(settings: Compare) -> list[str]:

@@ -18,6 +18,7 @@ from training.keeping.result_files import read_summary
 from training.keeping.run_folder import binding, read_config
 from training.settings.checks import folder_of
 from training.settings.compare_settings import pair_of
+from training.settings.named_runs import check_same_runs
 
 _APART = ("seeds", "cells", "primary")
 """Settings in which parts may differ; where two name a row, or a claim, it must be the same."""
@@ -136,6 +137,7 @@ def _runs(parts: Sequence[Part], matrix: Matrix) -> dict[tuple[str, int], Finish
     for part in parts:
         for name, seed, folder in _folders(part):
             _check_data(folder, data, matrix.grounds[name])
+            check_same_runs(folder, read_config(folder))
             summary = {**read_summary(folder), "data": matrix.grounds[name][0]}
             run = Finished(folder, summary, part.asked.beside(folder))
             other = found.get((name, seed))
@@ -201,7 +203,7 @@ def _told(parts: Sequence[Part], matrix: Matrix) -> dict[tuple[str, str], list[s
         for part in parts:
             said = told_of(part.asked, rows, matrix.seeds)
             notes += [f"{part.folder}: {line}" for line in said]
-        if not all(whole):
+        if len(parts) > 1 and not all(whole):
             asked = "; ".join(f"{part.folder} ({_plan(part.asked.plan)})" for part in parts)
             notes.append(
                 f"The parts were asked for apart: {asked}. Whether results of one were seen before "

@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from analysis.judging.machines import environment_of, resumed_of
 from analysis.recording.atomic_files import write_whole
 from training.data.identity import NAME as DATA
 from training.data.identity import settle
 from training.keeping.result_files import write_json
 from training.settings.compare_settings import pair_of
-from training.settings.named_runs import seen_from_out
+from training.settings.named_runs import seen_from_out, settle_runs
 
 _TRACES = ("config.yaml", "history.jsonl", "checkpoint.pt", "summary.json", "comparison.csv")
 _FREE = ("out", "resume", "final", "device", "threads", "data_dir", "nonfinite")
@@ -26,6 +27,8 @@ _FREE += ("only", "engine", "workers", "per_gpu", "address", "dry_run")
 """Settings that a resumed run or comparison may change."""
 _PLACES = ("folder:", "npz:")
 """Data that may move: what is in them is told by data.json."""
+_MACHINE = ("processor", "cores", "threads", "gpu", "torch")
+"""What makes another machine of it."""
 _WORDED = ("start", "policy", "primary")
 """Settings that may say one thing in several ways."""
 
@@ -55,6 +58,8 @@ def claim(
         check_same_settings(folder, settings)
         if data is not None:
             settle(folder, data)
+        settle_runs(folder, settings)
+        _note_machine(folder)
         before = read_config(folder)
         if any(before.get(name) != settings.get(name) for name in ("data", "start", "policy")):
             # what they name has moved
@@ -66,6 +71,7 @@ def claim(
             (folder / DATA).unlink(missing_ok=True)
         if data is not None:
             settle(folder, data)
+        settle_runs(folder, settings)
         write_json(folder / "environment.json", environment())
         write_whole(folder / "config.yaml", text)  # last: it makes the folder a run's
     except OSError as error:
@@ -153,6 +159,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"out: {path} cannot be read")
     return completed(config)
+
+
+def _note_machine(folder: Path) -> None:
+    """Write down where a run goes on, unless that is where it was last or it is finished."""
+    now, before = environment(), environment_of(folder)
+    later = resumed_of(before)
+    last = later[-1] if later else before
+    if not (folder / "checkpoint.pt").exists():
+        write_json(folder / "environment.json", now)
+    elif not (folder / "summary.json").exists() and any(now[k] != last.get(k) for k in _MACHINE):
+        write_json(folder / "environment.json", {**before, "resumed": [*later, now]})
 
 
 def environment() -> dict[str, Any]:
