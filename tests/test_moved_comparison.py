@@ -20,6 +20,7 @@ from training.comparing.judge_parts import judge_parts
 from training.keeping.picture_files import reference_of
 from training.keeping.run_folder import check_same_settings, read_config
 from training.settings.compare_settings import Cell, Compare
+from training.settings.named_runs import check_same_runs
 from training.settings.start_settings import Start
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
@@ -136,3 +137,10 @@ def test_what_was_made_after_another_run_than_lies_there_is_taken_out(second):
 def test_the_same_run_made_again_is_still_the_one_they_were_made_after(second, kept):
     shutil.rmtree("second/growing/seed0")
     assert not compare(waiting("second"), quiet).failures
+
+
+@pytest.mark.parametrize("text", ["{", "5", '["a"]'])
+def test_a_damaged_note_of_the_run_before_is_named(tmp_path, text):
+    (tmp_path / "named_runs.json").write_text(text)
+    with pytest.raises(ValueError, match=r"^out: .*named_runs.json cannot be read$"):
+        check_same_runs(tmp_path, {})

@@ -42,7 +42,8 @@ class OptimizerSteps:
 
     def start(self) -> None:
         """Listen to all optimizers."""
-        # where an optimizer's step is compiled, what it calls here is left as it is
+        # where an optimizer's step is compiled, what it calls here is left as it is; not before
+        # now, for it loads torch's compiler, as the first optimizer has done
         keep: Any = torch.compiler.disable
         self._concerns, self._before = keep(self._concerns), keep(self._before)
         self._look, self._after = keep(self._look), keep(self._after)

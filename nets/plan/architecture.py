@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
@@ -181,13 +181,15 @@ class Architecture:
         blocks = tuple(block if old.name == block.name else old for old in stage.blocks)
         return self.with_stage(replace(stage, blocks=blocks))
 
+    def with_each_block(self, change: Callable[[Block], Block]) -> Architecture:
+        """Give this architecture with every block as `change` gives it, by the same name."""
+        stages = (replace(stage, blocks=tuple(map(change, stage.blocks))) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
+
     def thawed(self) -> Architecture:
         """Give this architecture with nothing held fixed."""
-        stages = tuple(
-            replace(stage, blocks=tuple(replace(block, held=None) for block in stage.blocks))
-            for stage in self.stages
-        )
-        return replace(self, stages=stages, frozen_stem=0, frozen_head=0)
+        free = self.with_each_block(lambda block: replace(block, held=None))
+        return replace(free, frozen_stem=0, frozen_head=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain dicts, lists, numbers and strings, ready for JSON.

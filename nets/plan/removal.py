@@ -105,8 +105,5 @@ def _with_layer(architecture: Architecture, narrower: Block) -> Architecture:
         blocks[after] = _with_width(blocks[after], 0, width)
     if names[-1] == narrower.name:
         head = min(head, width)
-    stages = tuple(
-        replace(stage, blocks=tuple(blocks[block.name] for block in stage.blocks))
-        for stage in architecture.stages
-    )
-    return replace(architecture, stages=stages, frozen_head=head)
+    narrowed = architecture.with_each_block(lambda block: blocks[block.name])
+    return replace(narrowed, frozen_head=head)

@@ -57,8 +57,8 @@ def check_same_runs(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise ValueError(f"out: {path} cannot be read") from None
     for place, now in _contents(folder, settings).items():
         if now and before.get(place, now) != now:

@@ -60,14 +60,10 @@ def _read_architecture(path: str) -> Architecture:
     """Read an architecture to train from fresh weights, of which nothing is held and none fade."""
     file = path_of("start.architecture", path)
     try:
-        found = Architecture.from_dict(json.loads(file.read_text(encoding="utf-8"))).thawed()
+        found = Architecture.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(
             f"start.architecture must be an architecture.json, got {path!r}: {why}"
         ) from None
-    stages = (
-        replace(stage, blocks=tuple(replace(block, fade=0) for block in stage.blocks))
-        for stage in found.stages
-    )
-    return replace(found, stages=tuple(stages))
+    return found.thawed().with_each_block(lambda block: replace(block, fade=0))
